@@ -1,0 +1,2 @@
+//! branchctl
+fn main() {}

@@ -1,0 +1,227 @@
+//! Every body that travels over the HTTP API. JSON field names are the Rust names.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A moment in a branch's history. Exactly one form is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// A point in time, RFC 3339.
+    #[schema(value_type = String, format = DateTime)]
+    Time(Timestamp),
+    /// A write-ahead log location as Postgres prints it, such as `0/16B3748`.
+    Lsn(String),
+    /// A position of the page store.
+    Position(u64),
+}
+
+/// Body of `POST /v1/branches` and, with the name in the path winning, of `PUT /v1/branches/{name}`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBranch {
+    /// Name of the new branch: a letter or digit, then up to 62 of letters, digits, `.`, `_`, `/` and `-`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Branch to start from; the default branch if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Moment of the parent to start from; its head if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Moment>,
+}
+
+/// Body of `PATCH /v1/branches/{name}`: fields left out stay as they are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateBranch {
+    /// New name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A protected branch refuses reset and delete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected: Option<bool>,
+}
+
+/// Body of `POST /v1/branches/{name}/reset` (optional).
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResetBranch {
+    /// Moment of the parent to reset to; its head if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Moment>,
+}
+
+/// Body of `POST /v1/branches/{name}/restore`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreBranch {
+    /// Moment of the branch's own past to go back to.
+    pub at: Moment,
+}
+
+/// What the Postgres of a branch is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeState {
+    /// No process; the next connection wakes it.
+    Suspended,
+    /// Postgres is starting or recovering.
+    Starting,
+    /// Postgres accepts connections.
+    Running,
+    /// Postgres is shutting down.
+    Stopping,
+    /// The last start failed or Postgres died; the next connection tries again.
+    Failed,
+}
+
+/// A branch as the API shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Branch {
+    /// Name, unique in the server.
+    pub name: String,
+    /// First label of the host name that routes to this branch by TLS SNI.
+    pub host: String,
+    /// Branch that this one was made from, under its present name; absent for a root or when the parent is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Identifier of the history that the name points at; changes with a reset.
+    pub timeline: String,
+    /// Position of the parent that this branch starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork_position: Option<u64>,
+    /// When the branch was created.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When the data was last taken from the parent: creation or the last reset.
+    #[schema(value_type = String, format = DateTime)]
+    pub forked_at: Timestamp,
+    /// Whether this is the branch for connections that name none.
+    pub default: bool,
+    /// Whether reset and delete are refused.
+    pub protected: bool,
+    /// What its Postgres is doing.
+    pub state: ComputeState,
+    /// Why the state is `failed`: Postgres's last log lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// Client connections through the proxy now.
+    pub connections: u64,
+    /// Size of the data directory as Postgres sees it, in bytes; absent until it was first opened since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_bytes: Option<u64>,
+    /// Bytes on disk that this branch's own timeline holds.
+    pub own_bytes: u64,
+}
+
+/// Answer of `GET /v1/branches`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BranchList {
+    /// All branches, by name.
+    pub branches: Vec<Branch>,
+}
+
+/// Answer of `GET /v1/branches/{name}/connection`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Connection {
+    /// `postgresql://` URL through the proxy.
+    pub url: String,
+}
+
+/// How an import copies its source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportMode {
+    /// A physical copy of the whole cluster (the protocol of `pg_basebackup`).
+    #[default]
+    Physical,
+}
+
+/// Body of `POST /v1/imports`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateImport {
+    /// Name of the new root branch.
+    pub name: String,
+    /// `postgresql://` URL of the running server; the role needs `REPLICATION`.
+    pub source: String,
+    /// How to copy.
+    #[serde(default)]
+    pub mode: ImportMode,
+}
+
+/// How far an import is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportState {
+    /// Copying.
+    Running,
+    /// The branch exists.
+    Done,
+    /// Stopped with an error; nothing is left behind.
+    Failed,
+}
+
+/// Answer of `POST /v1/imports` and `GET /v1/imports/{id}`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Import {
+    /// Identifier for polling; forgotten at a restart of the server.
+    pub id: String,
+    /// Name of the branch to be.
+    pub name: String,
+    /// How far it is.
+    pub state: ImportState,
+    /// What it does now, in words.
+    pub step: String,
+    /// Bytes received so far.
+    pub bytes_done: u64,
+    /// Bytes the source estimated, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Answer of `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the server.
+    pub version: String,
+    /// Version of Postgres that runs the branches.
+    pub postgres_version: String,
+    /// Branch for connections that name none.
+    pub default_branch: String,
+    /// Number of branches.
+    pub branches: u64,
+    /// Number of branches whose Postgres runs.
+    pub running: u64,
+    /// Client connections through the proxy now.
+    pub connections: u64,
+    /// Bytes the store takes on disk.
+    pub store_bytes: u64,
+    /// Bytes free on the store's file system.
+    pub free_bytes: u64,
+    /// Address of the proxy, `host:port`.
+    pub proxy_address: String,
+    /// Seconds since the server started.
+    pub uptime_s: u64,
+}
+
+/// An error, as `application/problem+json` (RFC 9457).
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`; `code` tells errors apart.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// The HTTP status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// Stable identifier of the error, such as `branch_not_found`.
+    pub code: String,
+    /// What went wrong and what to do.
+    pub detail: String,
+}

@@ -1,0 +1,2 @@
+//! pageserver
+fn main() {}
