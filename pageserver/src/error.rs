@@ -42,7 +42,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of `kind` with a stable `code`.
     pub fn new(kind: Kind, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { kind, code, detail: detail.into() }
+        Self {
+            kind,
+            code,
+            detail: detail.into(),
+        }
     }
 
     /// The request is wrong.
@@ -76,7 +80,11 @@ impl Error {
             error.kind(),
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
         );
-        let (kind, code) = if full { (Kind::Full, "disk_full") } else { (Kind::Io, "io") };
+        let (kind, code) = if full {
+            (Kind::Full, "disk_full")
+        } else {
+            (Kind::Io, "io")
+        };
         Self::new(kind, code, format!("cannot {doing}: {error}"))
     }
 }

@@ -107,6 +107,9 @@ pub struct Branch {
     /// Why the state is `failed`: Postgres's last log lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// Unix socket of its Postgres, on the server's machine, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
     /// Client connections through the proxy now.
     pub connections: u64,
     /// Size of the data directory as Postgres sees it, in bytes; absent until it was first opened since the start.

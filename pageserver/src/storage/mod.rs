@@ -1,0 +1,3 @@
+//! The page store.
+
+pub mod page;
