@@ -42,11 +42,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of `kind` with a stable `code`.
     pub fn new(kind: Kind, code: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            kind,
-            code,
-            detail: detail.into(),
-        }
+        Self { kind, code, detail: detail.into() }
     }
 
     /// The request is wrong.
@@ -76,15 +72,9 @@ impl Error {
 
     /// The operating system refused to `doing` (verb and object, such as "open log 7").
     pub fn io(doing: impl fmt::Display, error: &std::io::Error) -> Self {
-        let full = matches!(
-            error.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-        );
-        let (kind, code) = if full {
-            (Kind::Full, "disk_full")
-        } else {
-            (Kind::Io, "io")
-        };
+        let full =
+            matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        let (kind, code) = if full { (Kind::Full, "disk_full") } else { (Kind::Io, "io") };
         Self::new(kind, code, format!("cannot {doing}: {error}"))
     }
 }

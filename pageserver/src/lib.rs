@@ -3,4 +3,5 @@
 //! Read it in dependency order: [`error`], [`storage`], then the file system, computes, branches and API.
 
 pub mod error;
+pub mod fs;
 pub mod storage;

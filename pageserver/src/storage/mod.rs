@@ -1,3 +1,19 @@
-//! The page store.
+//! The page store: keeps histories of data directories in layered copy-on-write logs.
+//!
+//! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
+//! [`sim_disk`]), [`format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
+//! [`check`].
 
+pub mod catalog;
+pub mod disk;
+pub mod format;
+pub mod index;
+pub mod lane_files;
+pub mod locks;
+pub mod log;
 pub mod page;
+pub mod recovery;
+pub mod sim_disk;
+pub mod store;
+pub mod syncer;
+pub mod timeline;

@@ -1,0 +1,9 @@
+//! The file system: a directory for each timeline under one FUSE mount.
+//!
+//! [`tree`] gives a timeline the operations of a file system, [`nodes`] numbers what the kernel knows of, [`fuse`]
+//! translates, [`mount`] mounts.
+
+pub mod fuse;
+pub mod mount;
+pub mod nodes;
+pub mod tree;

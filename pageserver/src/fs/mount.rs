@@ -1,0 +1,168 @@
+//! The one mount of a store, and the directories of timelines in it.
+//!
+//! A timeline is reachable as `MOUNT/TIMELINE` while it is attached. A timeline that had to be opened anew after a
+//! failed write gets a new directory name, because the kernel may hold pages of the old one that never reached the
+//! disk. Never call these functions from a thread that serves the mount.
+
+use crate::error::{Error, Result};
+use crate::fs::fuse::{Adapter, Roots, set_root};
+use crate::fs::tree::Tree;
+use crate::storage::locks::{lock, read};
+use crate::storage::page::TimelineId;
+use crate::storage::store::Store;
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+/// Threads that serve the kernel's requests.
+const THREADS: usize = 4;
+
+/// The mounted store.
+pub struct Mount {
+    store: Arc<Store>,
+    mountpoint: PathBuf,
+    roots: Roots,
+    session: Mutex<Option<BackgroundSession>>,
+    attached: Mutex<HashMap<TimelineId, Attached>>,
+    /// Owner of new data directories.
+    owner: (u32, u32),
+}
+
+#[derive(Default)]
+struct Attached {
+    name: Option<String>,
+    /// How often the timeline had to be opened anew.
+    renewals: u32,
+}
+
+impl Mount {
+    /// Mounts the store at `mountpoint`. New data directories will belong to `owner`; if that is somebody else than
+    /// the user of this process, everybody may enter the mount and the kernel checks permissions.
+    pub fn new(store: Arc<Store>, mountpoint: &Path, owner: (u32, u32)) -> Result<Self> {
+        clear_stale(mountpoint)?;
+        let failed = |e| Error::io(format!("make the directory of the mount, {}", mountpoint.display()), &e);
+        fs::create_dir_all(mountpoint).map_err(failed)?;
+        let mountpoint = mountpoint.canonicalize().map_err(failed)?;
+        let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let roots = Roots::default();
+        let adapter = Adapter::new(Arc::clone(&store), Arc::clone(&roots), mountpoint.clone(), me);
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName("coppice".into()),
+            MountOption::Subtype("coppice".into()),
+            MountOption::DefaultPermissions,
+            MountOption::NoAtime,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+        ];
+        config.acl = if owner == me { SessionACL::Owner } else { SessionACL::All };
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let session = Session::new(adapter, &mountpoint, &config).and_then(Session::spawn);
+        let session = session.map_err(|error| cannot_mount(&mountpoint, &error))?;
+        let (session, attached) = (Mutex::new(Some(session)), Mutex::default());
+        Ok(Self { store, mountpoint, roots, session, attached, owner })
+    }
+
+    /// Makes a timeline reachable; returns its directory. One that was latched is opened anew.
+    pub fn attach(&self, id: TimelineId) -> Result<PathBuf> {
+        let mut attached = lock(&self.attached);
+        let entry = attached.entry(id).or_default();
+        let healthy = |name: &String| {
+            read(&self.roots).get(name).is_some_and(|tree| tree.timeline().latched().is_none())
+        };
+        if let Some(name) = entry.name.as_ref().filter(|name| healthy(name)) {
+            return Ok(self.mountpoint.join(name));
+        }
+        if let Some(name) = entry.name.take() {
+            entry.renewals += 1;
+            self.hide(&name);
+        }
+        self.store.reopen_if_latched(id)?;
+        let tree = Tree::new(self.store.timeline(id)?);
+        tree.remove_nameless().map_err(into_error)?;
+        let name = if entry.renewals == 0 { id.to_string() } else { format!("{id}-{}", entry.renewals) };
+        set_root(&self.roots, &name, Some(Arc::new(tree)));
+        entry.name = Some(name.clone());
+        Ok(self.mountpoint.join(name))
+    }
+
+    /// Gives a new root timeline its directory, and makes it reachable.
+    pub fn attach_new(&self, id: TimelineId) -> Result<PathBuf> {
+        let tree = Tree::new(self.store.timeline(id)?);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        tree.make_root(self.owner, now_ns).map_err(into_error)?;
+        self.attach(id)
+    }
+
+    /// Makes a timeline unreachable and lets the kernel forget it.
+    pub fn detach(&self, id: TimelineId) {
+        let entry = lock(&self.attached).remove(&id);
+        if let Some(name) = entry.and_then(|entry| entry.name) {
+            self.hide(&name);
+        }
+    }
+
+    fn hide(&self, name: &str) {
+        set_root(&self.roots, name, None);
+        let notifier = lock(&self.session).as_ref().map(BackgroundSession::notifier);
+        // The kernel answers ENOENT when it never looked the name up.
+        let _ = notifier.map(|notifier| notifier.inval_entry(INodeNo::ROOT, OsStr::new(name)));
+    }
+
+    /// Unmounts. No process may use the mount any more.
+    pub fn unmount(&self) -> Result<()> {
+        let Some(session) = lock(&self.session).take() else { return Ok(()) };
+        let failed = |e| Error::io(format!("unmount {}", self.mountpoint.display()), &e);
+        session.umount_and_join().map_err(failed)
+    }
+}
+
+fn into_error(error: crate::fs::tree::TreeError) -> Error {
+    match error {
+        crate::fs::tree::TreeError::Store(error) => error,
+        crate::fs::tree::TreeError::Errno(errno) => Error::io("prepare a data directory", &errno.into()),
+    }
+}
+
+fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
+    let remedy = if !Path::new("/dev/fuse").exists() {
+        "this machine has no /dev/fuse: load the kernel module with `modprobe fuse`, or give the container the device"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "this user may not use FUSE: open /dev/fuse to it (mode 0666) or start the server as root"
+    } else if error.kind() == io::ErrorKind::NotFound {
+        "fusermount3 is missing: install the package fuse3"
+    } else {
+        "check that fuse3 is installed and the directory is not in use"
+    };
+    Error::unavailable("no_fuse", format!("cannot mount at {}: {error}; {remedy}", mountpoint.display()))
+}
+
+/// Removes the mount that a killed server left behind, whose every use fails with "not connected".
+fn clear_stale(mountpoint: &Path) -> Result<()> {
+    let stale = |error: &io::Error| error.raw_os_error() == Some(nix::libc::ENOTCONN);
+    match fs::metadata(mountpoint) {
+        Err(error) if stale(&error) => {}
+        _ => return Ok(()),
+    }
+    tracing::info!(mount = %mountpoint.display(), "removing the mount of a killed server");
+    let flags = nix::mount::MntFlags::MNT_DETACH;
+    if nix::mount::umount2(mountpoint, flags).is_ok() {
+        return Ok(());
+    }
+    let status = Command::new("fusermount3").arg("-uz").arg(mountpoint).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(Error::unavailable(
+            "stale_mount",
+            format!("a dead mount is at {0}: remove it with `fusermount3 -uz {0}`", mountpoint.display()),
+        )),
+    }
+}

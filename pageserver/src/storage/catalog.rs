@@ -1,0 +1,505 @@
+//! The catalog: which branches and timelines exist. Every branch operation is published by one transaction here.
+//!
+//! It is a `redb` database in the store's file `catalog`; the values are JSON objects, described in
+//! `docs/format.md`. All of it is also held in memory, one small record for each branch and timeline, and memory
+//! changes only after the transaction is durable.
+
+use crate::error::{Error, Kind, Result};
+use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::locks::{lock, read, write};
+use crate::storage::page::{Position, TimelineId};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, RwLock};
+
+const CATALOG_FILE: &str = "catalog";
+/// Version of the values, kept under `format`.
+const CATALOG_FORMAT: u64 = 1;
+/// The pages are few and the operating system caches them.
+const CACHE_BYTES: usize = 4 << 20;
+
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const TIMELINES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("timelines");
+const BRANCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("branches");
+
+/// Where a timeline comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AncestorRecord {
+    /// The timeline it was forked from.
+    pub timeline: u64,
+    /// What it sees of the ancestor's data lane and write-ahead lane.
+    pub at: [Position; 2],
+    /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not open.
+    pub synced: [Position; 2],
+}
+
+/// A timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineRecord {
+    /// None for a root.
+    pub ancestor: Option<AncestorRecord>,
+}
+
+/// A branch: a name and its settings, pointing at a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchRecord {
+    /// Stays the same when the branch is renamed or reset.
+    pub id: u64,
+    /// Where its data is.
+    pub timeline: u64,
+    /// Branch it was made from; none for a root.
+    pub parent: Option<u64>,
+    /// When it was made, nanoseconds since 1970.
+    pub created_ns: i64,
+    /// When its data was last taken from the parent.
+    pub forked_ns: i64,
+    /// Refuses reset and delete.
+    pub protected: bool,
+    /// Password of role `postgres` if the server set it.
+    pub password: Option<String>,
+}
+
+/// Changes that become durable and visible together.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// Timelines to add.
+    pub add_timelines: Vec<(TimelineId, TimelineRecord)>,
+    /// Names to remove; before names are put.
+    pub remove_branches: Vec<String>,
+    /// Names to add or replace.
+    pub put_branches: Vec<(String, BranchRecord)>,
+    /// Nameless timelines that were held for an import and are no longer.
+    pub release: Vec<TimelineId>,
+}
+
+#[derive(Default)]
+struct State {
+    branches: BTreeMap<String, BranchRecord>,
+    timelines: HashMap<u64, TimelineRecord>,
+    children: HashMap<u64, BTreeSet<u64>>,
+    /// How many names point at each timeline.
+    names: HashMap<u64, u32>,
+    next: BTreeMap<&'static str, u64>,
+}
+
+/// The open catalog.
+pub struct Catalog {
+    database: Database,
+    state: RwLock<State>,
+    writer: Mutex<()>,
+    store: u64,
+    run: u64,
+}
+
+fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
+    match error.into() {
+        redb::Error::Io(error) => Error::io(format!("{doing} the catalog"), &error),
+        redb::Error::Corrupted(what) => {
+            Error::corrupt(format!("the catalog is damaged: {what}; restore it from a backup"))
+        }
+        other => Error::new(Kind::Io, "catalog", format!("cannot {doing} the catalog: {other}")),
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
+}
+
+fn decode<'a, T: Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::corrupt(format!("the catalog's value of {key} is damaged: {error}")))
+}
+
+impl Catalog {
+    /// Opens or makes the catalog and begins a new run of the server. `new_store` numbers a new store.
+    pub fn open(disk: &Arc<dyn Disk>, new_store: u64) -> Result<Self> {
+        let file = match disk.open(CATALOG_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = disk.create(CATALOG_FILE).map_err(|e| Error::io("create the catalog", &e))?;
+                disk.sync_directory("").map_err(|e| Error::io("create the catalog", &e))?;
+                made
+            }
+            opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
+        };
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder.create_with_backend(Backend(file)).map_err(|e| failed("open", e))?;
+        let (store, run) = begin_run(&database, new_store)?;
+        let state = load(&database)?;
+        Ok(Self { database, state: RwLock::new(state), writer: Mutex::new(()), store, run })
+    }
+
+    /// The store's own random number.
+    pub fn store(&self) -> u64 {
+        self.store
+    }
+
+    /// How many times the store was opened, this time included.
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// A number for a new timeline. It is used up when a timeline with it or a later one is published.
+    pub fn new_timeline(&self) -> TimelineId {
+        TimelineId(self.number("timeline"))
+    }
+
+    /// A number for a new branch.
+    pub fn new_branch(&self) -> u64 {
+        self.number("branch")
+    }
+
+    fn number(&self, of: &'static str) -> u64 {
+        let mut state = write(&self.state);
+        let next = state.next.entry(of).or_insert(1);
+        *next += 1;
+        *next - 1
+    }
+
+    /// A branch by name.
+    pub fn branch(&self, name: &str) -> Option<BranchRecord> {
+        read(&self.state).branches.get(name).cloned()
+    }
+
+    /// All branches by name.
+    pub fn branches(&self) -> BTreeMap<String, BranchRecord> {
+        read(&self.state).branches.clone()
+    }
+
+    /// Runs `look` on all branches without copying them.
+    pub fn with_branches<T>(&self, look: impl FnOnce(&BTreeMap<String, BranchRecord>) -> T) -> T {
+        look(&read(&self.state).branches)
+    }
+
+    /// A timeline.
+    pub fn timeline(&self, id: TimelineId) -> Option<TimelineRecord> {
+        read(&self.state).timelines.get(&id.0).cloned()
+    }
+
+    /// All timelines.
+    pub fn timelines(&self) -> Vec<TimelineId> {
+        read(&self.state).timelines.keys().map(|id| TimelineId(*id)).collect()
+    }
+
+    /// Where the children of a timeline were forked from it.
+    pub fn forks(&self, id: TimelineId) -> Vec<AncestorRecord> {
+        let state = read(&self.state);
+        let children = state.children.get(&id.0).into_iter().flatten();
+        children.filter_map(|child| state.timelines.get(child)?.ancestor.clone()).collect()
+    }
+
+    /// Publishes `update`, removes timelines that no name and no child needs any more, and returns those.
+    pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
+        let _one_at_a_time = lock(&self.writer);
+        let (freed, next) = {
+            let state = read(&self.state);
+            (state.freed_by(&update), state.next.clone())
+        };
+        self.write(&update, &freed, &next)?;
+        write(&self.state).apply(update, &freed);
+        Ok(freed)
+    }
+
+    /// Removes timelines without a name or child, such as that of an import that a crash cut off.
+    pub fn remove_unneeded(&self) -> Result<Vec<TimelineId>> {
+        let release = self.timelines();
+        self.publish(Update { release, ..Update::default() })
+    }
+
+    fn write(&self, update: &Update, freed: &[TimelineId], next: &BTreeMap<&'static str, u64>) -> Result<()> {
+        let transaction = self.database.begin_write().map_err(|e| failed("begin a change of", e))?;
+        {
+            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
+            for (key, value) in next {
+                numbers.insert(*key, value).map_err(|e| failed("change", e))?;
+            }
+            let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
+            for (id, record) in &update.add_timelines {
+                timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
+            }
+            for id in freed {
+                timelines.remove(id.0).map_err(|e| failed("change", e))?;
+            }
+            let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
+            for name in &update.remove_branches {
+                branches.remove(&**name).map_err(|e| failed("change", e))?;
+            }
+            for (name, record) in &update.put_branches {
+                branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
+            }
+        }
+        transaction.commit().map_err(|e| failed("commit a change of", e))
+    }
+}
+
+impl State {
+    fn apply(&mut self, update: Update, freed: &[TimelineId]) {
+        for (id, record) in update.add_timelines {
+            if let Some(ancestor) = &record.ancestor {
+                self.children.entry(ancestor.timeline).or_default().insert(id.0);
+            }
+            self.timelines.insert(id.0, record);
+        }
+        let removed =
+            update.remove_branches.iter().filter_map(|name| self.branches.remove(name)).collect::<Vec<_>>();
+        for (name, record) in update.put_branches {
+            *self.names.entry(record.timeline).or_default() += 1;
+            let replaced = self.branches.insert(name, record);
+            replaced.into_iter().for_each(|old| self.unname(old.timeline));
+        }
+        removed.into_iter().for_each(|old| self.unname(old.timeline));
+        for id in freed {
+            let record = self.timelines.remove(&id.0);
+            if let Some(AncestorRecord { timeline, .. }) = record.and_then(|record| record.ancestor)
+                && let Some(children) = self.children.get_mut(&timeline)
+            {
+                children.remove(&id.0);
+            }
+            self.children.remove(&id.0);
+        }
+    }
+
+    fn unname(&mut self, timeline: u64) {
+        let Some(names) = self.names.get_mut(&timeline) else { panic!("timeline {timeline:x} had no name") };
+        *names -= 1;
+        if *names == 0 {
+            self.names.remove(&timeline);
+        }
+    }
+
+    /// The timelines that nothing needs once `update` is in, children before their ancestors.
+    fn freed_by(&self, update: &Update) -> Vec<TimelineId> {
+        let mut names: HashMap<u64, i64> = HashMap::new();
+        let mut children: HashMap<u64, i64> = HashMap::new();
+        let mut candidates: Vec<u64> = update.release.iter().map(|id| id.0).collect();
+        let put = update.put_branches.iter().map(|(name, _)| name);
+        for record in update.remove_branches.iter().chain(put).filter_map(|name| self.branches.get(name)) {
+            *names.entry(record.timeline).or_default() -= 1;
+            candidates.push(record.timeline);
+        }
+        for (_, record) in &update.put_branches {
+            *names.entry(record.timeline).or_default() += 1;
+        }
+        for ancestor in update.add_timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref()) {
+            *children.entry(ancestor.timeline).or_default() += 1;
+        }
+        let mut freed = Vec::new();
+        while let Some(id) = candidates.pop() {
+            let named = i64::from(self.names.get(&id).copied().unwrap_or(0)) + names.get(&id).unwrap_or(&0);
+            let held =
+                self.children.get(&id).map_or(0, |set| set.len() as i64) + children.get(&id).unwrap_or(&0);
+            let Some(record) = self.timelines.get(&id) else { continue };
+            if named > 0 || held > 0 || freed.contains(&TimelineId(id)) {
+                continue;
+            }
+            freed.push(TimelineId(id));
+            if let Some(ancestor) = &record.ancestor {
+                *children.entry(ancestor.timeline).or_default() -= 1;
+                candidates.push(ancestor.timeline);
+            }
+        }
+        freed
+    }
+}
+
+/// Numbers the store if it is new, checks the format, and counts the run.
+fn begin_run(database: &Database, new_store: u64) -> Result<(u64, u64)> {
+    let transaction = database.begin_write().map_err(|e| failed("open", e))?;
+    let (store, run) = {
+        let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("open", e))?;
+        transaction.open_table(TIMELINES).map_err(|e| failed("open", e))?;
+        transaction.open_table(BRANCHES).map_err(|e| failed("open", e))?;
+        let mut number = |key: &str, initial: u64| -> Result<u64> {
+            let found = numbers.get(key).map_err(|e| failed("read", e))?.map(|value| value.value());
+            if found.is_none() {
+                numbers.insert(key, initial).map_err(|e| failed("change", e))?;
+            }
+            Ok(found.unwrap_or(initial))
+        };
+        let format = number("format", CATALOG_FORMAT)?;
+        if format != CATALOG_FORMAT {
+            return Err(Error::corrupt(format!(
+                "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
+            )));
+        }
+        let (store, run) = (number("store", new_store)?, number("run", 0)? + 1);
+        numbers.insert("run", run).map_err(|e| failed("change", e))?;
+        (store, run)
+    };
+    transaction.commit().map_err(|e| failed("open", e))?;
+    Ok((store, run))
+}
+
+fn load(database: &Database) -> Result<State> {
+    let transaction = database.begin_read().map_err(|e| failed("read", e))?;
+    let mut state = State::default();
+    let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
+    for key in ["timeline", "branch"] {
+        let value = numbers.get(key).map_err(|e| failed("read", e))?;
+        state.next.insert(key, value.map_or(1, |value| value.value()));
+    }
+    let mut update = Update::default();
+    let timelines = transaction.open_table(TIMELINES).map_err(|e| failed("read", e))?;
+    for entry in timelines.iter().map_err(|e| failed("read", e))? {
+        let (key, value) = entry.map_err(|e| failed("read", e))?;
+        let id = TimelineId(key.value());
+        update.add_timelines.push((id, decode(&format!("timeline {id}"), value.value())?));
+    }
+    let branches = transaction.open_table(BRANCHES).map_err(|e| failed("read", e))?;
+    for entry in branches.iter().map_err(|e| failed("read", e))? {
+        let (key, value) = entry.map_err(|e| failed("read", e))?;
+        let name = key.value().to_owned();
+        let record = decode(&format!("branch \"{name}\""), value.value())?;
+        update.put_branches.push((name, record));
+    }
+    state.apply(update, &[]);
+    state.check()?;
+    Ok(state)
+}
+
+impl State {
+    /// Every reference leads somewhere, and no timeline is its own ancestor.
+    fn check(&self) -> Result<()> {
+        for (name, record) in &self.branches {
+            if !self.timelines.contains_key(&record.timeline) {
+                let timeline = TimelineId(record.timeline);
+                return Err(Error::corrupt(format!(
+                    "branch \"{name}\" points at timeline {timeline}, which does not exist"
+                )));
+            }
+        }
+        for (id, record) in &self.timelines {
+            // An ancestor is always older, so a chain ends.
+            if record
+                .ancestor
+                .as_ref()
+                .is_some_and(|a| a.timeline >= *id || !self.timelines.contains_key(&a.timeline))
+            {
+                return Err(Error::corrupt(format!("timeline {} has no sound ancestor", TimelineId(*id))));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The catalog's file, as `redb` wants it.
+struct Backend(Arc<dyn DiskFile>);
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(CATALOG_FILE)
+    }
+}
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len_bytes()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(&[data], offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim_disk::{SimDisk, Unsynced};
+
+    fn branch(id: u64, timeline: TimelineId, parent: Option<u64>) -> BranchRecord {
+        let (created_ns, forked_ns) = (1, 1);
+        BranchRecord {
+            id,
+            timeline: timeline.0,
+            parent,
+            created_ns,
+            forked_ns,
+            protected: false,
+            password: None,
+        }
+    }
+
+    fn fork_of(timeline: TimelineId) -> TimelineRecord {
+        TimelineRecord { ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8] }) }
+    }
+
+    /// `main` with a child `a`, which has a child `b`.
+    fn family(disk: &SimDisk) -> (Catalog, [TimelineId; 3]) {
+        let catalog = Catalog::open(&(Arc::new(disk.clone()) as Arc<dyn Disk>), 77).unwrap();
+        let ids = [catalog.new_timeline(), catalog.new_timeline(), catalog.new_timeline()];
+        let records = [TimelineRecord { ancestor: None }, fork_of(ids[0]), fork_of(ids[1])];
+        for (nth, (name, record)) in ["main", "a", "b"].into_iter().zip(records).enumerate() {
+            let put_branches = vec![(name.to_owned(), branch(nth as u64, ids[nth], None))];
+            let update =
+                Update { add_timelines: vec![(ids[nth], record)], put_branches, ..Update::default() };
+            assert_eq!(catalog.publish(update).unwrap(), []);
+        }
+        (catalog, ids)
+    }
+
+    fn remove(name: &str) -> Update {
+        Update { remove_branches: vec![name.to_owned()], ..Update::default() }
+    }
+
+    #[test]
+    fn a_timeline_lives_while_a_name_or_child_needs_it() {
+        let (catalog, [main, a, b]) = family(&SimDisk::default());
+        assert_eq!(catalog.publish(remove("a")).unwrap(), [], "b still needs a's timeline");
+        assert_eq!(catalog.publish(remove("b")).unwrap(), [b, a]);
+        assert_eq!(catalog.timelines(), [main]);
+        assert!(catalog.forks(main).is_empty());
+    }
+
+    #[test]
+    fn a_reset_frees_the_old_timeline_unless_it_has_children() {
+        let (catalog, [main, a, b]) = family(&SimDisk::default());
+        let reset = |name: &str, id: u64| {
+            let fresh = catalog.new_timeline();
+            let put_branches = vec![(name.to_owned(), branch(id, fresh, None))];
+            let update =
+                Update { add_timelines: vec![(fresh, fork_of(main))], put_branches, ..Update::default() };
+            catalog.publish(update).unwrap()
+        };
+        assert_eq!(reset("a", 1), []);
+        assert_eq!(reset("b", 2), [b, a]);
+    }
+
+    #[test]
+    fn what_was_published_survives_and_what_was_not_does_not() {
+        let disk = SimDisk::default();
+        let (catalog, [main, ..]) = family(&disk);
+        let before = catalog.branches();
+        let image = disk.after_power_loss(Unsynced::Lost);
+        disk.fail_after(Some(0));
+        assert!(catalog.publish(remove("a")).is_err());
+        assert_eq!(catalog.branches(), before, "a failed publication changed memory");
+        for disk in [image, disk.after_power_loss(Unsynced::Mixed(5))] {
+            let catalog = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
+            assert_eq!((catalog.branches(), catalog.store(), catalog.run()), (before.clone(), 77, 2));
+            assert!(catalog.new_timeline() > main, "a number was given twice");
+        }
+    }
+
+    #[test]
+    fn a_held_timeline_goes_when_released_or_at_the_next_start() {
+        let (catalog, _) = family(&SimDisk::default());
+        let held = catalog.new_timeline();
+        let add_timelines = vec![(held, TimelineRecord { ancestor: None })];
+        assert_eq!(catalog.publish(Update { add_timelines, ..Update::default() }).unwrap(), []);
+        assert_eq!(catalog.remove_unneeded().unwrap(), [held]);
+    }
+}

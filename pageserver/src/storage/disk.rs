@@ -1,0 +1,155 @@
+//! The only door from the page store to a file system.
+//!
+//! Names are relative to the store's directory and have at most one `/`. Every call either does all it says or
+//! returns the error once; nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
+//! that forgets unsynced bytes on command.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An open file of the store.
+pub trait DiskFile: Send + Sync {
+    /// Fills `buffer` from `offset`; `UnexpectedEof` if the file ends before.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes `parts` one behind the other from `offset`.
+    fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
+    /// Makes the contents, and the length if it changed, survive a power loss.
+    fn sync(&self) -> io::Result<()>;
+    /// Cuts the file or extends it with zeros.
+    fn set_len(&self, length: u64) -> io::Result<()>;
+    /// Length in bytes.
+    fn len_bytes(&self) -> io::Result<u64>;
+    /// Forgets what is cached, so that the next read asks the medium: after a failed sync the cache may hold
+    /// bytes that never reached it.
+    fn drop_cache(&self) -> io::Result<()>;
+}
+
+/// A directory tree for the store's files.
+pub trait Disk: Send + Sync {
+    /// Opens an existing file for reading and writing.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Makes a new, empty file; `AlreadyExists` if there is one.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Gives a file another name, replacing what has it.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Names and lengths of the files in `directory`, in no particular order.
+    fn list(&self, directory: &str) -> io::Result<Vec<(String, u64)>>;
+    /// Makes creations, renames and removals in `directory` survive a power loss.
+    fn sync_directory(&self, directory: &str) -> io::Result<()>;
+    /// Bytes that can still be written.
+    fn free_bytes(&self) -> io::Result<u64>;
+    /// Bytes of the whole medium.
+    fn total_bytes(&self) -> io::Result<u64>;
+}
+
+/// A directory of a local file system.
+pub struct LocalDisk {
+    root: PathBuf,
+}
+
+impl LocalDisk {
+    /// The directory `root`, made if missing along with `directories` in it.
+    pub fn open(root: &Path, directories: &[&str]) -> io::Result<Self> {
+        for directory in directories {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        let disk = Self { root: root.to_path_buf() };
+        disk.sync_directory("")?;
+        Ok(disk)
+    }
+}
+
+struct LocalFile(fs::File);
+
+impl DiskFile for LocalFile {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            let at = i64::try_from(offset).map_err(io::Error::other)?;
+            // An interrupted call wrote nothing; that is not a failure of the disk.
+            let written = match nix::sys::uio::pwritev(&self.0, rest, at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => written,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            offset += written as u64;
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        Ok(posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+    }
+}
+
+impl Disk for LocalDisk {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.root.join(name))?;
+        Ok(Arc::new(LocalFile(file)))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        Ok(Arc::new(LocalFile(options.open(self.root.join(name))?)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.root.join(name))
+    }
+
+    fn list(&self, directory: &str) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(self.root.join(directory))? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+                files.push((name, metadata.len()));
+            }
+        }
+        Ok(files)
+    }
+
+    fn sync_directory(&self, directory: &str) -> io::Result<()> {
+        fs::File::open(self.root.join(directory))?.sync_all()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.root)?;
+        Ok(stat.blocks_available() * stat.fragment_size())
+    }
+
+    fn total_bytes(&self) -> io::Result<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.root)?;
+        Ok(stat.blocks() * stat.fragment_size())
+    }
+}

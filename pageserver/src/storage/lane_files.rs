@@ -1,0 +1,210 @@
+//! The files of all lanes: their names, and a pool of written-out spare ones.
+//!
+//! A lane file is `lanes/TIMELINE.d.SEQUENCE` or `lanes/TIMELINE.w.SEQUENCE`, numbers in hexadecimal. Syncing into a
+//! file whose blocks were written before needs no journal commit, so the write-ahead lane, which syncs at every
+//! commit, takes its files from the pool `lanes/spare.N`. Files of dropped timelines go back to it. The data lane
+//! syncs at checkpoints and grows its files instead. A directory entry is durable after the lane's next sync.
+
+use crate::error::{Error, Result};
+use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::format::{LaneFileId, LaneKind};
+use crate::storage::page::TimelineId;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Directory of the lane files in the store.
+pub const LANES_DIRECTORY: &str = "lanes";
+/// Length of a write-ahead lane's file.
+pub const WAL_FILE_BYTES: u64 = 16 << 20;
+/// Length at which the data lane begins its next file.
+pub const DATA_FILE_BYTES: u64 = 64 << 20;
+/// Spare files kept ready: a wake takes one, and a busy branch one every 16 MiB of log.
+const SPARES: usize = 3;
+/// Spare files above this number are removed rather than kept.
+const MAX_SPARES: usize = 8;
+
+const SPARE_PREFIX: &str = "spare.";
+
+/// Creates, opens and recycles lane files.
+pub struct LaneFiles {
+    disk: Arc<dyn Disk>,
+    store: u64,
+    spares: Mutex<Vec<String>>,
+    next_spare: AtomicU64,
+}
+
+fn path(name: &str) -> String {
+    format!("{LANES_DIRECTORY}/{name}")
+}
+
+fn file_name(id: LaneFileId) -> String {
+    let lane = match id.lane {
+        LaneKind::Data => 'd',
+        LaneKind::Wal => 'w',
+    };
+    format!("{}.{lane}.{:08x}", id.timeline, id.sequence)
+}
+
+fn parse_file_name(name: &str) -> Option<LaneFileId> {
+    let mut parts = name.split('.');
+    let timeline: TimelineId = parts.next()?.parse().ok()?;
+    let lane = match parts.next()? {
+        "d" => LaneKind::Data,
+        "w" => LaneKind::Wal,
+        _ => return None,
+    };
+    let sequence = u32::from_str_radix(parts.next()?, 16).ok()?;
+    let id = LaneFileId { timeline, lane, sequence };
+    (file_name(id) == name).then_some(id)
+}
+
+impl LaneFiles {
+    /// The lane files of the store with this number, and what is there: each timeline's files with their lengths.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        store: u64,
+    ) -> Result<(Self, HashMap<TimelineId, Vec<(LaneFileId, u64)>>)> {
+        let (mut spares, mut next_spare) = (Vec::new(), 0);
+        let mut found: HashMap<TimelineId, Vec<(LaneFileId, u64)>> = HashMap::new();
+        let listed = disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
+        for (name, length) in listed {
+            if let Some(number) = name.strip_prefix(SPARE_PREFIX) {
+                next_spare = next_spare.max(number.parse().unwrap_or(0) + 1);
+                // A spare cut short by a crash is made anew.
+                if length == WAL_FILE_BYTES {
+                    spares.push(name);
+                } else {
+                    disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))?;
+                }
+            } else if let Some(id) = parse_file_name(&name) {
+                found.entry(id.timeline).or_default().push((id, length));
+            }
+        }
+        let files = Self { disk, store, spares: Mutex::new(spares), next_spare: AtomicU64::new(next_spare) };
+        Ok((files, found))
+    }
+
+    /// Number of the store, part of every file's identity.
+    pub fn store(&self) -> u64 {
+        self.store
+    }
+
+    /// The disk below.
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    /// Path of a lane file in the store, for messages.
+    pub fn describe(id: LaneFileId) -> String {
+        path(&file_name(id))
+    }
+
+    /// Opens an existing lane file.
+    pub fn open_file(&self, id: LaneFileId) -> Result<Arc<dyn DiskFile>> {
+        let name = Self::describe(id);
+        self.disk.open(&name).map_err(|e| Error::io(format!("open {name}"), &e))
+    }
+
+    /// Makes a lane file: a spare one if there is one and the lane wants it, else an empty one.
+    pub fn create_file(&self, id: LaneFileId) -> Result<Arc<dyn DiskFile>> {
+        let name = Self::describe(id);
+        let spare = match id.lane {
+            LaneKind::Wal => self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop(),
+            LaneKind::Data => None,
+        };
+        let made = match spare {
+            Some(spare) => self.disk.rename(&path(&spare), &name).and_then(|()| self.disk.open(&name)),
+            None => self.disk.create(&name),
+        };
+        made.map_err(|e| Error::io(format!("create {name}"), &e))
+    }
+
+    /// Removes a file that holds nothing.
+    pub fn remove(&self, id: LaneFileId) -> Result<()> {
+        let name = Self::describe(id);
+        self.disk.remove(&name).map_err(|e| Error::io(format!("remove {name}"), &e))
+    }
+
+    /// Takes a file out of its lane: into the pool or away. The names are durable after the next directory sync.
+    pub fn retire(&self, id: LaneFileId, length: u64) -> Result<()> {
+        let name = Self::describe(id);
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = if id.lane == LaneKind::Wal && length == WAL_FILE_BYTES && spares.len() < MAX_SPARES {
+            let spare = self.spare_name();
+            self.disk.rename(&name, &path(&spare)).map(|()| spares.push(spare))
+        } else {
+            self.disk.remove(&name)
+        };
+        outcome.map_err(|e| Error::io(format!("recycle {name}"), &e))
+    }
+
+    /// Writes out spare files until enough are ready; true if it made one.
+    pub fn refill(&self) -> Result<bool> {
+        if self.spares.lock().unwrap_or_else(PoisonError::into_inner).len() >= SPARES {
+            return Ok(false);
+        }
+        let name = self.spare_name();
+        let made = self.write_spare(&path(&name));
+        if let Err(error) = made {
+            // A half-written spare is useless, and on a full disk it is in the way.
+            let _ = self.disk.remove(&path(&name));
+            return Err(Error::io(format!("write out {name}"), &error));
+        }
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        Ok(true)
+    }
+
+    fn write_spare(&self, path: &str) -> std::io::Result<()> {
+        let file = self.disk.create(path)?;
+        let zeros = vec![0; 1 << 20];
+        for offset in (0..WAL_FILE_BYTES).step_by(zeros.len()) {
+            file.write_all_at(&[&zeros], offset)?;
+        }
+        file.sync()
+    }
+
+    fn spare_name(&self) -> String {
+        format!("{SPARE_PREFIX}{}", self.next_spare.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes creations and removals of lane files survive a power loss.
+    pub fn sync_directory(&self) -> Result<()> {
+        let synced = self.disk.sync_directory(LANES_DIRECTORY);
+        synced.map_err(|e| Error::io("sync the directory of the lane files", &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim_disk::SimDisk;
+
+    #[test]
+    fn names_read_back_and_others_are_left_alone() {
+        let id = LaneFileId { timeline: TimelineId(0x1_0000_0001), lane: LaneKind::Wal, sequence: 17 };
+        assert_eq!(file_name(id), "100000001.w.00000011");
+        assert_eq!(parse_file_name(&file_name(id)), Some(id));
+        for name in ["", "x", "00000001.d", "00000001.q.00000000", "1.d.0", "00000001.d.00000000.old"] {
+            assert_eq!(parse_file_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_write_ahead_file_comes_from_the_pool_and_goes_back() {
+        let disk = SimDisk::default();
+        let (files, _) = LaneFiles::open(Arc::new(disk.clone()), 1).unwrap();
+        while files.refill().unwrap() {}
+        disk.take_trace();
+        let id = LaneFileId { timeline: TimelineId(2), lane: LaneKind::Wal, sequence: 0 };
+        files.create_file(id).unwrap();
+        files.retire(id, WAL_FILE_BYTES).unwrap();
+        assert_eq!(
+            disk.take_trace(),
+            [
+                "rename lanes/spare.2 lanes/00000002.w.00000000",
+                "rename lanes/00000002.w.00000000 lanes/spare.3"
+            ]
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! One lane: an append-only log in a row of files.
+//!
+//! The log appends records and says which files a sync must reach; it keeps no index and takes no locks. Bytes once
+//! appended never change, so a reader needs only the file. Recovery of a log is in [`crate::storage::recovery`].
+
+use crate::error::{Error, Result};
+use crate::storage::disk::DiskFile;
+use crate::storage::format::{self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKind};
+use crate::storage::lane_files::{DATA_FILE_BYTES, LaneFiles, WAL_FILE_BYTES};
+use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Where the next record goes.
+pub(super) struct Tail {
+    pub(super) sequence: u32,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) salt: u32,
+    pub(super) offset: u64,
+}
+
+/// What must be synced for everything appended so far to be durable.
+pub struct SyncWork {
+    files: Vec<Arc<dyn DiskFile>>,
+    directory: bool,
+    /// Durable up to here afterwards.
+    pub target: Position,
+}
+
+impl SyncWork {
+    /// Syncs contents first, then the names that lead to them.
+    pub fn run(&self, lane_files: &LaneFiles) -> Result<()> {
+        for file in &self.files {
+            file.sync().map_err(|e| Error::io("sync a lane file", &e))?;
+        }
+        if self.directory { lane_files.sync_directory() } else { Ok(()) }
+    }
+}
+
+/// The log of one lane.
+///
+/// Invariants: positions strictly increase; `tail` is the file of the highest sequence; files but the tail are full.
+pub struct Log {
+    pub(super) lane_files: Arc<LaneFiles>,
+    pub(super) timeline: TimelineId,
+    pub(super) lane: LaneKind,
+    pub(super) files: BTreeMap<u32, Arc<dyn DiskFile>>,
+    pub(super) tail: Option<Tail>,
+    pub(super) last: Position,
+    /// Files before the tail with bytes that no sync has reached.
+    unsynced: Vec<Arc<dyn DiskFile>>,
+    tail_unsynced: bool,
+    directory_unsynced: bool,
+    unsynced_bytes: u64,
+}
+
+impl Log {
+    /// The log of a lane that has no files yet.
+    pub fn new(lane_files: Arc<LaneFiles>, timeline: TimelineId, lane: LaneKind) -> Self {
+        Self {
+            lane_files,
+            timeline,
+            lane,
+            files: BTreeMap::new(),
+            tail: None,
+            last: 0,
+            unsynced: Vec::new(),
+            tail_unsynced: false,
+            directory_unsynced: false,
+            unsynced_bytes: 0,
+        }
+    }
+
+    /// Position of the newest record, 0 if there is none.
+    pub fn last(&self) -> Position {
+        self.last
+    }
+
+    /// Bytes appended since the last sync began.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes
+    }
+
+    /// Bytes of all files of the lane.
+    pub fn bytes(&self) -> u64 {
+        let length = match self.lane {
+            LaneKind::Wal => WAL_FILE_BYTES,
+            LaneKind::Data => DATA_FILE_BYTES,
+        };
+        match &self.tail {
+            Some(tail) if self.lane == LaneKind::Data => (self.files.len() as u64 - 1) * length + tail.offset,
+            _ => self.files.len() as u64 * length,
+        }
+    }
+
+    /// All files with their lengths.
+    pub fn list(&self) -> Vec<(LaneFileId, u64)> {
+        // A length that cannot be read only keeps the file out of the pool.
+        self.files
+            .iter()
+            .map(|(sequence, file)| (self.id(*sequence), file.len_bytes().unwrap_or(0)))
+            .collect()
+    }
+
+    /// The file with this sequence number, which an index entry of this log named.
+    pub fn file(&self, sequence: u32) -> &Arc<dyn DiskFile> {
+        &self.files[&sequence]
+    }
+
+    pub(super) fn id(&self, sequence: u32) -> LaneFileId {
+        LaneFileId { timeline: self.timeline, lane: self.lane, sequence }
+    }
+
+    /// Path of the file with this sequence number, for messages.
+    pub fn describe(&self, sequence: u32) -> String {
+        LaneFiles::describe(self.id(sequence))
+    }
+
+    /// Appends a record of `changes` and the `pages` they name, each a whole page or a run of them. Returns the
+    /// file and the offset of the first page. After an error nothing was appended.
+    pub fn append(
+        &mut self,
+        position: Position,
+        durable: Position,
+        changes: &[Change],
+        pages: &[&[u8]],
+    ) -> Result<(u32, usize)> {
+        assert!(position > self.last, "position {position} after {}", self.last);
+        let page_bytes: usize = pages.iter().map(|run| run.len()).sum();
+        assert!(page_bytes.is_multiple_of(PAGE_BYTES), "{page_bytes} bytes are no whole pages");
+        let id = self.tail.as_ref().map(|tail| tail.salt);
+        let encode = |salt| {
+            format::encode_record(salt, position, self.last, durable, changes, page_bytes / PAGE_BYTES)
+        };
+        let length =
+            |head: &[u8]| (head.len() + page_bytes).next_multiple_of(format::RECORD_ALIGNMENT) as u64;
+        let mut head = id.map(encode).unwrap_or_default();
+        if head.is_empty() || !self.tail_holds(length(&head)) {
+            let sequence = self.files.keys().next_back().map_or(0, |last| last + 1);
+            head = encode(format::salt(self.lane_files.store(), self.id(sequence)));
+            self.begin_file(sequence)?;
+        }
+        let Some(tail) = &mut self.tail else { unreachable!("a file was begun above") };
+        let (sequence, offset) = (tail.sequence, tail.offset);
+        let mut parts = Vec::with_capacity(1 + pages.len());
+        parts.push(head.as_slice());
+        parts.extend_from_slice(pages);
+        if let Err(error) = tail.file.write_all_at(&parts, offset) {
+            return Err(Error::io(format!("append to {} at {offset}", self.describe(sequence)), &error));
+        }
+        let pages_offset = usize::try_from(offset).unwrap_or(usize::MAX) + head.len();
+        tail.offset += length(&head);
+        self.unsynced_bytes += length(&head);
+        self.tail_unsynced = true;
+        self.last = position;
+        Ok((sequence, pages_offset))
+    }
+
+    fn tail_holds(&self, length: u64) -> bool {
+        let limit = match self.lane {
+            LaneKind::Wal => WAL_FILE_BYTES,
+            LaneKind::Data => DATA_FILE_BYTES,
+        };
+        self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit)
+    }
+
+    fn begin_file(&mut self, sequence: u32) -> Result<()> {
+        let id = self.id(sequence);
+        let file = self.lane_files.create_file(id)?;
+        let store = self.lane_files.store();
+        let header = format::encode_file_header(store, id);
+        let written = file.write_all_at(&[&header], 0);
+        written.map_err(|e| Error::io(format!("begin {}", LaneFiles::describe(id)), &e))?;
+        if let Some(old) = self.tail.take()
+            && self.tail_unsynced
+        {
+            self.unsynced.push(old.file);
+        }
+        self.directory_unsynced = true;
+        self.tail_unsynced = true;
+        self.files.insert(sequence, Arc::clone(&file));
+        let salt = format::salt(store, id);
+        self.tail = Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64 });
+        Ok(())
+    }
+
+    /// What a sync of everything appended so far has to reach; counts as begun. If it fails the caller must stop
+    /// using the log: what did not become durable is not remembered here.
+    pub fn begin_sync(&mut self) -> SyncWork {
+        let mut files = std::mem::take(&mut self.unsynced);
+        if let Some(tail) = &self.tail
+            && self.tail_unsynced
+        {
+            files.push(Arc::clone(&tail.file));
+        }
+        self.tail_unsynced = false;
+        self.unsynced_bytes = 0;
+        SyncWork { files, directory: std::mem::take(&mut self.directory_unsynced), target: self.last }
+    }
+}

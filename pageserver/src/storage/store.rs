@@ -1,0 +1,264 @@
+//! The store: one directory with the catalog and the lane files. The facade of the page store.
+//!
+//! Timelines open when first needed, with their ancestors, and stay open. Forking takes a position, syncs the
+//! parent up to it if it is open, and publishes one record: nothing is read and no file is made.
+
+use crate::error::{Error, Result};
+use crate::storage::catalog::{AncestorRecord, Catalog, TimelineRecord, Update};
+use crate::storage::disk::Disk;
+use crate::storage::format::{LaneFileId, LaneKind};
+use crate::storage::index::Retained;
+use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles};
+use crate::storage::locks::lock;
+use crate::storage::page::TimelineId;
+use crate::storage::syncer::Syncer;
+use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// Directories that a store needs in its own.
+pub const STORE_DIRECTORIES: [&str; 1] = [LANES_DIRECTORY];
+
+/// A position is the number of the run of the server above this many bits, and a counter below, so that no
+/// position is taken twice even if a crash loses the newest records.
+const COUNTER_BITS: u32 = 40;
+/// Runs that fit above the counter and below the class bit of inode numbers.
+const MAX_RUNS: u64 = 1 << (63 - COUNTER_BITS);
+
+/// A timeline's place: its files while it is closed, itself while it is open.
+struct Slot {
+    files: Vec<(LaneFileId, u64)>,
+    timeline: Option<Arc<Timeline>>,
+}
+
+/// The open store.
+pub struct Store {
+    disk: Arc<dyn Disk>,
+    catalog: Catalog,
+    shared: Shared,
+    slots: Mutex<HashMap<TimelineId, Arc<Mutex<Slot>>>>,
+}
+
+impl Store {
+    /// Opens or makes the store on `disk`, and frees what a crash left half done. `new_store` numbers a new one.
+    pub fn open(disk: Arc<dyn Disk>, new_store: u64) -> Result<Self> {
+        let catalog = Catalog::open(&disk, new_store)?;
+        if catalog.run() >= MAX_RUNS {
+            return Err(Error::unavailable(
+                "runs_used_up",
+                "the store was started too often: import it into a new one",
+            ));
+        }
+        let (lane_files, mut found) = LaneFiles::open(Arc::clone(&disk), catalog.store())?;
+        let positions = Positions::starting_at(catalog.run() << COUNTER_BITS);
+        let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
+        let shared = Shared { lane_files: Arc::new(lane_files), positions: Arc::new(positions), syncer };
+        catalog.remove_unneeded()?;
+        let slot = |files| Arc::new(Mutex::new(Slot { files, timeline: None }));
+        let slots = catalog
+            .timelines()
+            .into_iter()
+            .map(|id| (id, slot(found.remove(&id).unwrap_or_default())))
+            .collect();
+        for (id, length) in found.into_values().flatten() {
+            shared.lane_files.retire(id, length)?;
+        }
+        shared.lane_files.sync_directory()?;
+        Ok(Self { disk, catalog, shared, slots: Mutex::new(slots) })
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Makes an empty timeline that is held until a name is given to it or [`Store::release`] is called.
+    pub fn create_root(&self) -> Result<TimelineId> {
+        let id = self.catalog.new_timeline();
+        let add_timelines = vec![(id, TimelineRecord { ancestor: None })];
+        self.add_slot(id);
+        let published = self.catalog.publish(Update { add_timelines, ..Update::default() });
+        self.settle(id, published)?;
+        Ok(id)
+    }
+
+    /// Makes a timeline that starts from the head of `parent`. `update` says what else to publish with it.
+    pub fn fork(&self, parent: TimelineId, update: impl FnOnce(TimelineId) -> Update) -> Result<TimelineId> {
+        let slot = self.slot(parent)?;
+        // A closed parent stays closed until the child is published, so that its opening knows of the fork.
+        let slot = lock(&slot);
+        let (position, synced) = match &slot.timeline {
+            Some(timeline) => timeline.fork_point()?,
+            None => (self.shared.positions.take(), [0, 0]),
+        };
+        let id = self.catalog.new_timeline();
+        let mut update = update(id);
+        let ancestor = AncestorRecord { timeline: parent.0, at: [position; 2], synced };
+        update.add_timelines.push((id, TimelineRecord { ancestor: Some(ancestor) }));
+        self.add_slot(id);
+        let published = self.catalog.publish(update);
+        drop(slot);
+        self.settle(id, published)?;
+        Ok(id)
+    }
+
+    /// Publishes `update` and frees what it leaves unneeded.
+    pub fn publish(&self, update: Update) -> Result<()> {
+        let freed = self.catalog.publish(update)?;
+        self.free(&freed);
+        Ok(())
+    }
+
+    /// Gives up a timeline that [`Store::create_root`] made.
+    pub fn release(&self, id: TimelineId) -> Result<()> {
+        self.publish(Update { release: vec![id], ..Update::default() })
+    }
+
+    fn add_slot(&self, id: TimelineId) {
+        let slot = Arc::new(Mutex::new(Slot { files: Vec::new(), timeline: None }));
+        lock(&self.slots).insert(id, slot);
+    }
+
+    fn settle(&self, id: TimelineId, published: Result<Vec<TimelineId>>) -> Result<()> {
+        match published {
+            Ok(freed) => self.free(&freed),
+            Err(error) => {
+                lock(&self.slots).remove(&id);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Recycles the files of timelines that are out of the catalog. A failure leaves them to the next start.
+    fn free(&self, freed: &[TimelineId]) {
+        for id in freed {
+            let Some(slot) = lock(&self.slots).remove(id) else { continue };
+            let mut slot = lock(&slot);
+            if let Some(timeline) = slot.timeline.take() {
+                slot.files = timeline.retire();
+            }
+            for (file, length) in std::mem::take(&mut slot.files) {
+                if let Err(error) = self.shared.lane_files.retire(file, length) {
+                    tracing::error!(timeline = %id, %error, "a file of a dropped timeline stays until the next start");
+                }
+            }
+        }
+    }
+
+    fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<Slot>>> {
+        let missing =
+            || Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"));
+        lock(&self.slots).get(&id).cloned().ok_or_else(missing)
+    }
+
+    /// The timeline, opened with its ancestors if it is not open yet.
+    pub fn timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        // Oldest first, so that a long chain needs no recursion.
+        let mut chain = vec![id];
+        while let Some(TimelineRecord { ancestor: Some(ancestor) }) =
+            self.catalog.timeline(chain[chain.len() - 1])
+        {
+            chain.push(TimelineId(ancestor.timeline));
+        }
+        let mut opened: Option<Arc<Timeline>> = None;
+        while let Some(id) = chain.pop() {
+            opened = Some(self.open_timeline(id, opened.take())?);
+        }
+        opened.ok_or_else(|| unreachable!("the chain begins with the timeline itself"))
+    }
+
+    fn open_timeline(&self, id: TimelineId, ancestor: Option<Arc<Timeline>>) -> Result<Arc<Timeline>> {
+        let slot = self.slot(id)?;
+        let mut slot = lock(&slot);
+        if let Some(timeline) = &slot.timeline {
+            return Ok(Arc::clone(timeline));
+        }
+        let record = self.catalog.timeline(id).and_then(|record| record.ancestor);
+        let ancestor = record.zip(ancestor).map(|(record, timeline)| Ancestor { timeline, at: record.at });
+        let (mut retained, mut required) = ([Retained::default(), Retained::default()], [0, 0]);
+        for fork in self.catalog.forks(id) {
+            for lane in [0, 1] {
+                retained[lane].add(fork.at[lane]);
+                required[lane] = fork.synced[lane].max(required[lane]);
+            }
+        }
+        let began = std::time::Instant::now();
+        let files = slot.files.iter().map(|(file, _)| *file).collect();
+        let timeline =
+            Timeline::open(self.shared.clone(), Opening { id, ancestor, retained, required, files })?;
+        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(timeline = %id, files = slot.files.len(), duration_ms, "timeline opened");
+        slot.timeline = Some(Arc::clone(&timeline));
+        Ok(timeline)
+    }
+
+    /// Opens a latched timeline anew from what the disk really has. What has it open must let go of it before.
+    pub fn reopen_if_latched(&self, id: TimelineId) -> Result<()> {
+        let slot = self.slot(id)?;
+        let mut slot = lock(&slot);
+        if let Some(timeline) = slot.timeline.take_if(|timeline| timeline.latched().is_some()) {
+            timeline.drop_cache()?;
+            slot.files = timeline.files();
+        }
+        Ok(())
+    }
+
+    /// The timelines that are open.
+    pub fn open_timelines(&self) -> Vec<Arc<Timeline>> {
+        let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
+        // A slot that is busy is being opened or forked, and will be there the next time.
+        slots.iter().filter_map(|slot| slot.try_lock().ok()?.timeline.clone()).collect()
+    }
+
+    /// Bytes of a timeline's own files, and of what it shows if it is open.
+    pub fn sizes(&self, id: TimelineId) -> Result<(u64, Option<u64>)> {
+        let slot = self.slot(id)?;
+        let slot = lock(&slot);
+        Ok(match &slot.timeline {
+            Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes())),
+            None => (slot.files.iter().map(|(_, length)| length).sum(), None),
+        })
+    }
+
+    /// Bytes that can still be written, and bytes of the whole medium.
+    pub fn space(&self) -> Result<(u64, u64)> {
+        let failed = |e: std::io::Error| Error::io("ask for the free space of the store", &e);
+        Ok((self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?))
+    }
+
+    /// Bytes of all lane files, the spare ones included.
+    pub fn lane_bytes(&self) -> Result<u64> {
+        let files = self.disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
+        Ok(files.iter().map(|(_, length)| length).sum())
+    }
+
+    /// Work to be done now and then: syncs what was not asked for, and keeps spare files ready.
+    pub fn tick(&self) {
+        for timeline in self.open_timelines() {
+            for kind in LaneKind::ALL {
+                // A failure latches the timeline and is logged there.
+                timeline.sync(kind, Box::new(|_| ()));
+            }
+        }
+        loop {
+            match self.shared.lane_files.refill() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "no spare lane file could be written");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Makes everything durable and marks it complete. All files must be out of use.
+    pub fn close(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for timeline in self.open_timelines() {
+            outcome = outcome.and(timeline.close());
+        }
+        outcome
+    }
+}

@@ -1,0 +1,74 @@
+//! Threads that make lanes durable, so that a file system thread never waits for the disk.
+//!
+//! Requests for the same lane that arrive while a sync runs share the next one. A lane is synced by one thread at a
+//! time; different lanes sync in parallel.
+
+use crate::error::Result;
+use crate::storage::format::LaneKind;
+use crate::storage::locks::lock;
+use crate::storage::timeline::Timeline;
+use std::sync::{Arc, Mutex, mpsc};
+
+/// Threads, and so lanes that sync at once.
+const THREADS: usize = 4;
+
+/// Called once with the outcome of a sync, on any thread.
+pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
+
+type Job = (Arc<Timeline>, LaneKind);
+
+/// Sync requests of one lane.
+#[derive(Default)]
+pub struct SyncQueue(Mutex<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Done>,
+    running: bool,
+}
+
+impl SyncQueue {
+    /// Adds a request; true if the caller must bring the lane to a thread.
+    pub(super) fn add(&self, done: Done) -> bool {
+        let mut queue = lock(&self.0);
+        queue.waiting.push(done);
+        !std::mem::replace(&mut queue.running, true)
+    }
+
+    /// All requests that wait; none ends the turn of the thread.
+    pub(super) fn take(&self) -> Vec<Done> {
+        let mut queue = lock(&self.0);
+        queue.running = !queue.waiting.is_empty();
+        std::mem::take(&mut queue.waiting)
+    }
+}
+
+/// The threads; they end when the last clone of the syncer is dropped.
+#[derive(Clone)]
+pub struct Syncer(mpsc::Sender<Job>);
+
+impl Syncer {
+    /// Starts the threads.
+    pub fn start() -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::channel::<Job>();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for nth in 0..THREADS {
+            let receiver = Arc::clone(&receiver);
+            let run = move || {
+                // The guard is gone before the job runs.
+                while let Ok((timeline, lane)) = { lock(&receiver).recv() } {
+                    timeline.run_syncs(lane);
+                }
+            };
+            std::thread::Builder::new().name(format!("sync-{nth}")).spawn(run)?;
+        }
+        Ok(Self(sender))
+    }
+
+    pub(super) fn submit(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+        // The threads live as long as a sender does, and this is one.
+        if self.0.send((Arc::clone(timeline), lane)).is_err() {
+            unreachable!("the sync threads ended before their sender");
+        }
+    }
+}

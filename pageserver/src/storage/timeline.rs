@@ -1,0 +1,569 @@
+//! One history of one data directory: two lanes with their indexes, and the ancestor for what they do not hold.
+//!
+//! Everything is read at the head. A change takes a position, goes to its lane's log and enters the index under one
+//! lock, so a lane is always in the order of positions. Lock order: data lane, write-ahead lane, then those of the
+//! ancestor. After a failed write or sync the timeline is latched: it refuses changes and syncs until it is opened
+//! anew, because nobody can know what reached the disk.
+
+use crate::error::{Error, Kind, Result};
+use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
+use crate::storage::index::{Block, Index, PageAt, Retained, Target};
+use crate::storage::lane_files::LaneFiles;
+use crate::storage::locks::{read, write};
+use crate::storage::log::Log;
+use crate::storage::page::{HEAD, PAGE_BYTES, Position, TimelineId, WAL_CLASS, inode_created};
+use crate::storage::recovery;
+use crate::storage::syncer::{Done, SyncQueue, Syncer};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+
+/// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits for much.
+const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
+
+/// The order of all records of a store.
+pub struct Positions(AtomicU64);
+
+impl Positions {
+    /// Positions from `first` on.
+    pub fn starting_at(first: Position) -> Self {
+        Self(AtomicU64::new(first))
+    }
+
+    /// Takes the next position.
+    pub fn take(&self) -> Position {
+        self.0.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
+/// What timelines of a store share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Where lane files are.
+    pub lane_files: Arc<LaneFiles>,
+    /// The order of records.
+    pub positions: Arc<Positions>,
+    /// Who syncs.
+    pub syncer: Syncer,
+}
+
+/// Where a timeline reads what it does not hold itself.
+pub struct Ancestor {
+    /// The timeline it was forked from.
+    pub timeline: Arc<Timeline>,
+    /// What it sees of the ancestor's lanes, by [`LaneKind`].
+    pub at: [Position; 2],
+}
+
+struct LaneState {
+    log: Log,
+    index: Index,
+}
+
+struct Lane {
+    state: RwLock<LaneState>,
+    appended: AtomicU64,
+    durable: AtomicU64,
+    queue: SyncQueue,
+    /// Position of the newest record when the lane was opened.
+    opened_at: Position,
+}
+
+/// One history. See the module.
+pub struct Timeline {
+    id: TimelineId,
+    ancestor: Option<Ancestor>,
+    shared: Shared,
+    lanes: [Lane; 2],
+    latch: OnceLock<Error>,
+}
+
+/// What a timeline is opened with, from the catalog.
+pub struct Opening {
+    /// Which one.
+    pub id: TimelineId,
+    /// Where it was forked from.
+    pub ancestor: Option<Ancestor>,
+    /// Fork positions of its children, by lane.
+    pub retained: [Retained; 2],
+    /// Positions up to which its lanes are known to have been synced.
+    pub required: [Position; 2],
+    /// Its files, in any order.
+    pub files: Vec<LaneFileId>,
+}
+
+/// The lane an inode belongs to.
+pub fn lane_of(inode: u64) -> LaneKind {
+    if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
+}
+
+/// Where the bytes of a block are.
+#[derive(Clone)]
+enum Source {
+    Zeros,
+    Page(Arc<Timeline>, PageAt),
+}
+
+impl Timeline {
+    /// Replays the timeline's lanes.
+    pub fn open(shared: Shared, mut opening: Opening) -> Result<Arc<Self>> {
+        opening.files.sort_unstable();
+        let open_lane = |lane: LaneKind| -> Result<Lane> {
+            let base = opening.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
+            let mut index = Index::new(base, opening.retained[lane as usize].clone());
+            let ids: Vec<LaneFileId> = opening.files.iter().filter(|id| id.lane == lane).copied().collect();
+            let required = opening.required[lane as usize];
+            let log = recovery::recover(
+                &shared.lane_files,
+                (opening.id, lane),
+                &ids,
+                required,
+                &mut |found, _| {
+                    let offset = found.pages_offset();
+                    index.apply(found.header.position, &found.changes, found.sequence, offset);
+                    Ok(())
+                },
+            )?;
+            let last = log.last();
+            Ok(Lane {
+                state: RwLock::new(LaneState { log, index }),
+                appended: AtomicU64::new(last),
+                durable: AtomicU64::new(last),
+                queue: SyncQueue::default(),
+                opened_at: last,
+            })
+        };
+        let lanes = [open_lane(LaneKind::Data)?, open_lane(LaneKind::Wal)?];
+        Ok(Arc::new(Self {
+            id: opening.id,
+            ancestor: opening.ancestor,
+            shared,
+            lanes,
+            latch: OnceLock::new(),
+        }))
+    }
+
+    /// Its number.
+    pub fn id(&self) -> TimelineId {
+        self.id
+    }
+
+    /// Why it refuses changes, if it does.
+    pub fn latched(&self) -> Option<&Error> {
+        self.latch.get()
+    }
+
+    /// Bytes of its own files.
+    pub fn own_bytes(&self) -> u64 {
+        self.lanes.iter().map(|lane| read(&lane.state).log.bytes()).sum()
+    }
+
+    /// Newest positions of both lanes.
+    pub fn last_positions(&self) -> [Position; 2] {
+        [0, 1].map(|lane: usize| self.lanes[lane].appended.load(Ordering::SeqCst))
+    }
+
+    fn lane(&self, kind: LaneKind) -> &Lane {
+        &self.lanes[kind as usize]
+    }
+
+    /// The timelines that hold what an inode made at `created` shows, newest first, with what is seen of each.
+    fn chain(
+        self: &Arc<Self>,
+        lane: LaneKind,
+        created: Position,
+    ) -> impl Iterator<Item = (&Arc<Self>, Position)> {
+        std::iter::successors(Some((self, HEAD)), move |(timeline, _)| {
+            let ancestor = timeline.ancestor.as_ref()?;
+            let at = ancestor.at[lane as usize];
+            (created <= at).then_some((&ancestor.timeline, at))
+        })
+    }
+
+    /// Attributes of an inode; `None` if it does not exist.
+    pub fn attributes(self: &Arc<Self>, inode: u64) -> Option<Attributes> {
+        let kind = lane_of(inode);
+        let mut chain = self.chain(kind, inode_created(inode));
+        chain.find_map(|(timeline, at)| {
+            let state = read(&timeline.lane(kind).state);
+            state.index.attributes(inode, at).map(|attributes| attributes.cloned())
+        })?
+    }
+
+    /// What a name leads to.
+    pub fn lookup(self: &Arc<Self>, directory: u64, name: &[u8]) -> Option<Target> {
+        let kind = lane_of(directory);
+        let mut chain = self.chain(kind, inode_created(directory));
+        chain.find_map(|(timeline, at)| {
+            let state = read(&timeline.lane(kind).state);
+            state.index.name(directory, name, at).map(|(_, target)| target)
+        })?
+    }
+
+    /// All names of a directory with a cookie each that stays the same as long as the name does.
+    pub fn list(self: &Arc<Self>, directory: u64) -> Vec<(Position, Vec<u8>, Target)> {
+        let kind = lane_of(directory);
+        let mut seen: BTreeMap<Vec<u8>, (Position, Option<Target>)> = BTreeMap::new();
+        for (timeline, at) in self.chain(kind, inode_created(directory)) {
+            let state = read(&timeline.lane(kind).state);
+            state.index.names(directory, at, |name, position, target| {
+                seen.entry(name.to_vec()).or_insert((position, target));
+            });
+        }
+        let present =
+            seen.into_iter().filter_map(|(name, (position, target))| Some((position, name, target?)));
+        let mut names: Vec<_> = present.collect();
+        names.sort_unstable_by_key(|(position, ..)| *position);
+        names
+    }
+
+    /// Fills `buffer`, whole pages, with the blocks of `inode` from `first` on.
+    pub fn read_blocks(self: &Arc<Self>, inode: u64, first: u32, buffer: &mut [u8]) -> Result<()> {
+        let sources = {
+            let state = read(&self.lane(lane_of(inode)).state);
+            self.resolve(&state, inode, first, buffer.len() / PAGE_BYTES)
+        };
+        self.fetch(inode, first, &sources, buffer)
+    }
+
+    /// Finds the blocks, one pass over each timeline of the chain. The caller holds this timeline's lane.
+    fn resolve(
+        self: &Arc<Self>,
+        own: &LaneState,
+        inode: u64,
+        first: u32,
+        count: usize,
+    ) -> Vec<Option<Source>> {
+        let kind = lane_of(inode);
+        let range: Range<u32> = first..first.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        let mut sources: Vec<Option<Source>> = vec![None; count];
+        let mut missing = count;
+        for (timeline, at) in self.chain(kind, inode_created(inode)) {
+            let mut found = |block: u32, value: Block| {
+                let source = &mut sources[(block - first) as usize];
+                if source.is_none() {
+                    missing -= 1;
+                    *source = Some(match value {
+                        Block::Zeros => Source::Zeros,
+                        Block::Page(page) => Source::Page(Arc::clone(timeline), page),
+                    });
+                }
+            };
+            if Arc::ptr_eq(timeline, self) {
+                own.index.blocks(inode, range.clone(), at, &mut found);
+            } else {
+                read(&timeline.lane(kind).state).index.blocks(inode, range.clone(), at, &mut found);
+            }
+            if missing == 0 {
+                break;
+            }
+        }
+        sources
+    }
+
+    /// Reads and checks what was resolved; neighbours in a file with one I/O.
+    fn fetch(&self, inode: u64, first: u32, sources: &[Option<Source>], buffer: &mut [u8]) -> Result<()> {
+        let kind = lane_of(inode);
+        let mut at = 0;
+        while at < sources.len() {
+            let Some(Source::Page(timeline, page)) = &sources[at] else {
+                buffer[at * PAGE_BYTES..(at + 1) * PAGE_BYTES].fill(0);
+                at += 1;
+                continue;
+            };
+            let run = sources[at..].iter().enumerate().take_while(|(nth, source)| {
+                matches!(source, Some(Source::Page(other, next))
+                    if Arc::ptr_eq(other, timeline)
+                        && next.sequence == page.sequence
+                        && next.offset as usize == page.offset as usize + nth * PAGE_BYTES)
+            });
+            let count = run.count();
+            let bytes = &mut buffer[at * PAGE_BYTES..(at + count) * PAGE_BYTES];
+            let (file, name) = {
+                let state = read(&timeline.lane(kind).state);
+                (Arc::clone(state.log.file(page.sequence)), state.log.describe(page.sequence))
+            };
+            let failed = |e| Error::io(format!("read {name} at {}", page.offset), &e);
+            file.read_exact_at(bytes, u64::from(page.offset)).map_err(failed)?;
+            for (nth, bytes) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
+                if let Some(Source::Page(_, expected)) = &sources[at + nth]
+                    && crc32fast::hash(bytes) != expected.crc
+                {
+                    let block = first as usize + at + nth;
+                    return Err(Error::corrupt(format!(
+                        "{name} at {}: block {block} of inode {inode:#x} is not what was written",
+                        expected.offset
+                    )));
+                }
+            }
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Makes the changes that `build` puts together from what it reads, as one record of the lane. An error of
+    /// `build` leaves everything as it was; an error of the disk latches the timeline.
+    pub fn commit<'p, T, E: From<Error>>(
+        self: &Arc<Self>,
+        kind: LaneKind,
+        build: impl FnOnce(&mut Commit<'_, 'p>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let lane = self.lane(kind);
+        let mut state = write(&lane.state);
+        // Under the lock, so that nothing is appended once `retire` has gone through.
+        self.refuse_if_latched()?;
+        let position = self.shared.positions.take();
+        let mut commit =
+            Commit { timeline: self, state: &state, kind, position, changes: Vec::new(), pages: Vec::new() };
+        let value = build(&mut commit)?;
+        let Commit { changes, pages, .. } = commit;
+        if changes.is_empty() {
+            return Ok(value);
+        }
+        let slices: Vec<&[u8]> = pages.iter().map(|run| &**run).collect();
+        let durable = lane.durable.load(Ordering::SeqCst);
+        let appended = state.log.append(position, durable, &changes, &slices);
+        let (sequence, offset) = appended.map_err(|error| self.latch(error))?;
+        state.index.apply(position, &changes, sequence, offset);
+        lane.appended.store(position, Ordering::SeqCst);
+        let behind = state.log.unsynced_bytes() > MAX_UNSYNCED_BYTES;
+        drop(state);
+        if behind {
+            self.sync(kind, Box::new(|_| ()));
+        }
+        Ok(value)
+    }
+
+    fn refuse_if_latched(&self) -> Result<()> {
+        match self.latch.get() {
+            None => Ok(()),
+            Some(error) if error.kind == Kind::Full => Err(error.clone()),
+            Some(error) => Err(Error::new(
+                Kind::Latched,
+                "latched",
+                format!("timeline {} refuses changes since: {error}; restart the branch", self.id),
+            )),
+        }
+    }
+
+    fn latch(&self, error: Error) -> Error {
+        tracing::error!(timeline = %self.id, %error, "timeline latched: no more changes until it is opened anew");
+        self.latch.get_or_init(|| error).clone()
+    }
+
+    /// Whether anything was written that no sync has reached.
+    pub fn is_dirty(&self, kind: LaneKind) -> bool {
+        let lane = self.lane(kind);
+        lane.durable.load(Ordering::SeqCst) < lane.appended.load(Ordering::SeqCst)
+    }
+
+    /// Makes a lane durable up to now, then calls `done`. With nothing new it does so at once.
+    pub fn sync(self: &Arc<Self>, kind: LaneKind, done: Done) {
+        if let Err(error) = self.refuse_if_latched() {
+            return done(Err(error));
+        }
+        if !self.is_dirty(kind) {
+            return done(Ok(()));
+        }
+        if self.lane(kind).queue.add(done) {
+            self.shared.syncer.submit(self, kind);
+        }
+    }
+
+    /// Makes both lanes durable up to now, then calls `done`.
+    pub fn sync_both(self: &Arc<Self>, done: Done) {
+        let timeline = Arc::clone(self);
+        self.sync(
+            LaneKind::Data,
+            Box::new(move |outcome| match outcome {
+                Ok(()) => timeline.sync(LaneKind::Wal, done),
+                Err(error) => done(Err(error)),
+            }),
+        );
+    }
+
+    /// Makes both lanes durable and waits for it.
+    pub fn sync_and_wait(self: &Arc<Self>) -> Result<()> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.sync_both(Box::new(move |outcome| drop(sender.send(outcome))));
+        receiver.recv().unwrap_or_else(|_| unreachable!("a sync always answers"))
+    }
+
+    /// Serves the sync requests of a lane until none waits; on a thread of the syncer.
+    pub(super) fn run_syncs(self: &Arc<Self>, kind: LaneKind) {
+        let lane = self.lane(kind);
+        loop {
+            let waiting = lane.queue.take();
+            if waiting.is_empty() {
+                return;
+            }
+            let outcome = self.refuse_if_latched().and_then(|()| {
+                let work = write(&lane.state).log.begin_sync();
+                work.run(&self.shared.lane_files).map_err(|error| self.latch(error))?;
+                lane.durable.fetch_max(work.target, Ordering::SeqCst);
+                Ok(())
+            });
+            for done in waiting {
+                done(outcome.clone());
+            }
+        }
+    }
+
+    /// Takes a position that sees everything so far and keeps it readable. Returns it with the newest positions of
+    /// the lanes, which are durable up to it afterwards.
+    pub fn fork_point(self: &Arc<Self>) -> Result<(Position, [Position; 2])> {
+        let (position, last) = {
+            let mut data = write(&self.lanes[0].state);
+            let mut wal = write(&self.lanes[1].state);
+            let position = self.shared.positions.take();
+            data.index.retain(position);
+            wal.index.retain(position);
+            (position, [data.log.last(), wal.log.last()])
+        };
+        self.sync_and_wait()?;
+        Ok((position, last))
+    }
+
+    /// Ends each lane that was written to with a record that says all before it is synced, so that damage to the
+    /// last records is noticed at the next opening.
+    pub fn close(self: &Arc<Self>) -> Result<()> {
+        self.sync_and_wait()?;
+        for kind in LaneKind::ALL {
+            let lane = self.lane(kind);
+            if lane.appended.load(Ordering::SeqCst) == lane.opened_at {
+                continue;
+            }
+            let mut state = write(&lane.state);
+            let position = self.shared.positions.take();
+            let durable = lane.durable.load(Ordering::SeqCst);
+            state.log.append(position, durable, &[], &[]).map_err(|error| self.latch(error))?;
+            lane.appended.store(position, Ordering::SeqCst);
+        }
+        self.sync_and_wait()
+    }
+
+    /// Ends the timeline for good: nothing is appended any more. Returns its files with their lengths.
+    pub fn retire(&self) -> Vec<(LaneFileId, u64)> {
+        let error = Error::new(Kind::Latched, "dropped", format!("timeline {} was dropped", self.id));
+        self.latch.get_or_init(|| error);
+        self.files()
+    }
+
+    /// Its files with their lengths.
+    pub fn files(&self) -> Vec<(LaneFileId, u64)> {
+        // The write lock waits for a change that began before the latch.
+        self.lanes.iter().flat_map(|lane| write(&lane.state).log.list()).collect()
+    }
+
+    /// Forgets what the operating system cached of its files, so that opening it anew reads what the disk has.
+    pub fn drop_cache(&self) -> Result<()> {
+        for lane in &self.lanes {
+            for file in read(&lane.state).log.files.values() {
+                file.drop_cache().map_err(|e| Error::io("drop the cache of a lane file", &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Inodes of this timeline's own lanes that exist without a name.
+    pub fn nameless(self: &Arc<Self>) -> Vec<u64> {
+        let mut found = Vec::new();
+        for lane in &self.lanes {
+            let state = read(&lane.state);
+            let nameless = |inode: &u64| matches!(state.index.attributes(*inode, HEAD), Some(Some(attributes)) if attributes.links == 0);
+            found.extend(state.index.inodes().filter(nameless));
+        }
+        found
+    }
+
+    /// All inodes that exist, with their sizes; one pass over the chain.
+    pub fn logical_bytes(self: &Arc<Self>) -> u64 {
+        let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
+        for kind in LaneKind::ALL {
+            for (timeline, at) in self.chain(kind, 0) {
+                let state = read(&timeline.lane(kind).state);
+                for inode in state.index.inodes() {
+                    if let Some(attributes) = state.index.attributes(inode, at) {
+                        sizes.entry(inode).or_insert(attributes.map_or(0, |a| a.size));
+                    }
+                }
+            }
+        }
+        sizes.values().sum()
+    }
+}
+
+/// A record in the making, under its lane's lock.
+pub struct Commit<'s, 'p> {
+    timeline: &'s Arc<Timeline>,
+    state: &'s LaneState,
+    kind: LaneKind,
+    position: Position,
+    changes: Vec<Change>,
+    pages: Vec<Cow<'p, [u8]>>,
+}
+
+impl<'p> Commit<'_, 'p> {
+    /// The record's position, which numbers an inode made in it.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Attributes of an inode of this lane.
+    pub fn attributes(&self, inode: u64) -> Option<Attributes> {
+        assert_eq!(lane_of(inode), self.kind, "inode {inode:#x} is of the other lane");
+        let mut chain = self.timeline.chain(self.kind, inode_created(inode));
+        chain.find_map(|(timeline, at)| {
+            if Arc::ptr_eq(timeline, self.timeline) {
+                return self.state.index.attributes(inode, at).map(|a| a.cloned());
+            }
+            read(&timeline.lane(self.kind).state).index.attributes(inode, at).map(|a| a.cloned())
+        })?
+    }
+
+    /// Reads one block of an inode of this lane.
+    pub fn read_block(&self, inode: u64, block: u32) -> Result<Vec<u8>> {
+        let sources = self.timeline.resolve(self.state, inode, block, 1);
+        let mut page = vec![0; PAGE_BYTES];
+        // Pages of the lane whose lock is held are read through the state at hand.
+        match &sources[0] {
+            Some(Source::Page(timeline, at)) if Arc::ptr_eq(timeline, self.timeline) => {
+                let file = self.state.log.file(at.sequence);
+                let name = self.state.log.describe(at.sequence);
+                let failed = |e| Error::io(format!("read {name} at {}", at.offset), &e);
+                file.read_exact_at(&mut page, u64::from(at.offset)).map_err(failed)?;
+                if crc32fast::hash(&page) != at.crc {
+                    return Err(Error::corrupt(format!(
+                        "{name} at {}: block {block} of inode {inode:#x} is not what was written",
+                        at.offset
+                    )));
+                }
+            }
+            _ => self.timeline.fetch(inode, block, &sources, &mut page)?,
+        }
+        Ok(page)
+    }
+
+    /// Adds a change other than pages.
+    pub fn push(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    /// Adds a run of whole pages with their checksums.
+    pub fn push_pages(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
+        assert_eq!(bytes.len(), crcs.len() * PAGE_BYTES, "one checksum for each page");
+        self.changes.push(Change::Pages { inode, block, crcs });
+        self.pages.push(bytes);
+    }
+
+    /// Sets length and modification time, with all attributes if this lane does not hold them yet.
+    pub fn push_size(&mut self, inode: u64, attributes: Attributes) {
+        if self.state.index.has_attributes(inode) {
+            self.push(Change::Size { inode, size: attributes.size, modified_ns: attributes.modified_ns });
+        } else {
+            self.push(Change::Attributes { inode, attributes });
+        }
+    }
+}
