@@ -213,6 +213,31 @@ async fn a_killed_postgres_is_reported_swept_and_woken_again() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_backend_ends_postgres_and_the_next_wake_recovers() {
+    let lab = Lab::new();
+    let password = lab.timeline(ONE).await;
+    let supervisor = lab.supervisor();
+    let lease = supervisor.wake(ONE).await.unwrap();
+    let client = connect(lease.socket(), &password).await;
+    client
+        .batch_execute("CREATE TABLE kept AS SELECT 1 AS n")
+        .await
+        .unwrap();
+    let backend = ask(&client, "SELECT pg_backend_pid()").await;
+    signal(backend.parse().unwrap(), Signal::SIGKILL);
+    eventually("failed", SOON, || {
+        supervisor.state(ONE).state == ComputeState::Failed
+    })
+    .await;
+    let failure = supervisor.state(ONE).failure.unwrap();
+    assert!(failure.contains("was terminated by signal 9"), "{failure}");
+    let again = supervisor.wake(ONE).await.unwrap();
+    let client = connect(again.socket(), &password).await;
+    assert_eq!(ask(&client, "SELECT n FROM kept").await, "1");
+    supervisor.stop_all().await;
+}
+
 /// The System V segment and the files in `/dev/shm` of a running Postgres.
 fn shared_memory(lab: &Lab, postmaster: i32) -> Vec<String> {
     let lock_file = fs::read_to_string(lab.data(ONE).join("postmaster.pid")).unwrap();
@@ -511,9 +536,9 @@ async fn bootstrap_leaves_a_cleanly_stopped_cluster() {
 
 /// Hosts a compute in a process that the tests below kill.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the body of a helper process"]
-async fn helper() {
-    let Some(root) = std::env::var_os("COPPICE_TEST_HELPER") else {
+#[ignore = "the body of a victim process"]
+async fn victim() {
+    let Some(root) = std::env::var_os("COPPICE_TEST_VICTIM") else {
         return;
     };
     let lab = Lab::at(root.into());
@@ -523,30 +548,30 @@ async fn helper() {
     tokio::time::sleep(Duration::from_secs(60)).await;
 }
 
-fn start_helper(lab: &Lab) -> std::process::Child {
-    let mut helper = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", "helper"])
-        .env("COPPICE_TEST_HELPER", &lab.root)
+fn start_victim(lab: &Lab) -> std::process::Child {
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "victim"])
+        .env("COPPICE_TEST_VICTIM", &lab.root)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(helper.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
     assert!(
         lines.map_while(Result::ok).any(|line| line == "ready"),
-        "the helper failed"
+        "the victim failed"
     );
-    helper
+    victim
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn computes_die_with_a_killed_server() {
     let lab = Lab::new();
     let password = lab.timeline(ONE).await;
-    let mut helper = start_helper(&lab);
+    let mut victim = start_victim(&lab);
     assert!(!lab.processes(ONE).is_empty());
     let killed = Instant::now();
-    helper.kill().unwrap();
-    helper.wait().unwrap();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
     eventually("no process", SOON, || lab.processes(ONE).is_empty()).await;
     println!("dead {:?} after the server", killed.elapsed());
     assert_eq!(leftovers::clean(&lab.run_dir()).unwrap(), 1);
@@ -560,7 +585,7 @@ async fn computes_die_with_a_killed_server() {
 async fn leftovers_of_a_killed_server_are_ended() {
     let lab = Lab::new();
     let password = lab.timeline(ONE).await;
-    let mut helper = start_helper(&lab);
+    let mut victim = start_victim(&lab);
     let socket = lab.run_dir().join("00000001/.s.PGSQL.5432");
     let client = connect(&socket, &password).await;
     let busy = tokio::spawn(async move { client.batch_execute("DO $$ BEGIN LOOP END LOOP; END $$").await });
@@ -568,11 +593,11 @@ async fn leftovers_of_a_killed_server_are_ended() {
     let postmaster = lab.postmaster(ONE);
     let memory = shared_memory(&lab, postmaster);
     // Both at once, so that neither can clean up; the busy backend notices neither.
-    let helper_pid = i32::try_from(helper.id()).unwrap();
-    signal(helper_pid, Signal::SIGSTOP);
+    let victim_pid = i32::try_from(victim.id()).unwrap();
+    signal(victim_pid, Signal::SIGSTOP);
     signal(postmaster, Signal::SIGKILL);
-    signal(helper_pid, Signal::SIGKILL);
-    helper.wait().unwrap();
+    signal(victim_pid, Signal::SIGKILL);
+    victim.wait().unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(lab.processes(ONE).len(), 1, "the busy one");
     let run_dir = lab.run_dir();

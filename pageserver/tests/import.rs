@@ -137,6 +137,7 @@ impl Scene {
     async fn end(self) {
         assert_eq!(self.copies(), Vec::<i32>::new());
         self.supervisor.stop_all().await;
+        assert_eq!(self.target.lab.processes(SOURCE), Vec::<i32>::new());
     }
 }
 
@@ -326,14 +327,14 @@ async fn a_copy_killed_in_the_middle_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_stops_in_the_middle_fails_the_import() {
+async fn a_source_that_dies_in_the_middle_fails_the_import() {
     let scene = Scene::new().await;
     scene.grow().await;
     let imports = scene.imports();
     let import = imports.start(scene.request()).await.unwrap();
     let copied = || fs::exists(scene.target.lab.data(COPY).join("base")).unwrap();
     eventually("files arrive", SOON, copied).await;
-    scene.supervisor.suspend(SOURCE).await.unwrap();
+    signal(scene.target.lab.postmaster(SOURCE), Signal::SIGQUIT);
     let import = finished(&imports, &import.id).await;
     assert_eq!(import.state, ImportState::Failed);
     let error = import.error.unwrap();

@@ -1,8 +1,8 @@
 //! Computes: the Postgres processes that run on the data directories of timelines.
 //!
 //! Read it in this order. [`installation`] and [`user`] say which Postgres runs and as whom; [`settings`] what no
-//! branch may inherit; [`data_directory`] and [`processes`] look at a directory and at the processes that use it;
-//! [`child`], [`lines`] and [`tool`] run programs; [`postgres`] is one server process; [`slot`] the states of one
+//! branch may inherit; `data_directory` and `processes` look at a directory and at the processes that use it;
+//! `child`, `lines` and `tool` run programs; `postgres` is one server process; `slot` the states of one
 //! compute and [`supervisor`] all of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes what a
 //! killed server left.
 //!

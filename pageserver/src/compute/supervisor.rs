@@ -26,6 +26,9 @@ use tokio::sync::{Semaphore, watch};
 /// Longest path of a Unix socket, in bytes, without the final zero.
 const SOCKET_PATH_BYTES: usize = 107;
 
+/// How long one start may count among the parallel ones.
+const TURN_LIMIT: Duration = Duration::from_secs(2);
+
 /// Where the data directories come from. Both are called from threads that may block.
 pub trait DataDirectories: Send + Sync + 'static {
     /// Makes the timeline's files reachable and returns its data directory. Called before every start.
@@ -251,7 +254,7 @@ impl Supervisor {
             let _gone = closing.wait_for(|closing| *closing).await;
         };
         tokio::pin!(closed);
-        let _permit = tokio::select! {
+        let turn = tokio::select! {
             biased;
             () = &mut closed => return Err(shutting_down()),
             permit = self.starts.acquire() => permit,
@@ -259,7 +262,7 @@ impl Supervisor {
         let started = Instant::now();
         let mut postgres = self.open_and_spawn(slot.timeline).await?;
         let ready = tokio::select! {
-            ready = postgres.ready(self.config.start_limit) => ready,
+            ready = self.ready(&mut postgres, turn) => ready,
             () = closed => Err(shutting_down()),
         };
         if let Err(error) = ready {
@@ -274,6 +277,20 @@ impl Supervisor {
             queued_ms = millis(asked) - millis(started), "compute ready"
         );
         Ok(postgres)
+    }
+
+    /// Waits for Postgres while holding its place among the parallel starts, but not through a long recovery: a few
+    /// branches that recover must not keep all others asleep.
+    async fn ready<T>(&self, postgres: &mut Postgres, turn: T) -> Result<()> {
+        let ready = postgres.ready(self.config.start_limit);
+        tokio::pin!(ready);
+        match tokio::time::timeout(TURN_LIMIT, &mut ready).await {
+            Ok(ready) => ready,
+            Err(_) => {
+                drop(turn);
+                ready.await
+            }
+        }
     }
 
     async fn open_and_spawn(self: &Arc<Self>, timeline: TimelineId) -> Result<Postgres> {

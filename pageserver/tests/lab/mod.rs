@@ -1,6 +1,5 @@
 //! A place with real Postgres for the tests of computes and imports: temporary directories, a ready-made cluster that
 //! is copied for every timeline, and connections.
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -56,7 +55,7 @@ impl Lab {
         Self::at(root)
     }
 
-    /// A lab in a given place, for a helper process.
+    /// A lab in a given place, for a victim process.
     pub(crate) fn at(root: PathBuf) -> Self {
         let lab = Self {
             installation: Installation::find(None).unwrap(),
@@ -96,6 +95,7 @@ impl Lab {
         password.clone()
     }
 
+    #[expect(clippy::zombie_processes, reason = "the child waits for us, not we for it")]
     async fn make_template(&self) -> (PathBuf, String) {
         let template = std::env::temp_dir().join(format!("coppice-template-{}", std::process::id()));
         self.owned_directory(&template);
@@ -168,8 +168,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // A helper process leaves its computes on purpose.
-        if std::env::var_os("COPPICE_TEST_HELPER").is_none() {
+        // A victim process leaves its computes on purpose.
+        if std::env::var_os("COPPICE_TEST_VICTIM").is_none() {
             leftovers::clean(&self.run_dir()).unwrap();
             fs::remove_dir_all(&self.root).unwrap();
         }
