@@ -1,7 +1,14 @@
 //! The Coppice page server: branches stock Postgres data directories in constant time.
 //!
-//! Read it in dependency order: [`error`], [`storage`], then the file system, computes, branches and API.
+//! Read it in dependency order, each line using only what stands above it: [`error`] and [`locks`]; [`storage`], the
+//! page store; [`fs`], the file system on it; [`sys`] and [`compute`], the Postgres processes; [`import`];
+//! [`branches`], names onto timelines.
 
+pub mod branches;
+pub mod compute;
 pub mod error;
 pub mod fs;
+pub mod import;
+pub mod locks;
 pub mod storage;
+pub mod sys;

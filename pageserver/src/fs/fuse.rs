@@ -7,15 +7,15 @@
 use crate::error::Error;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
+use crate::locks::{read, write};
 use crate::storage::format::{Attributes, FileKind};
-use crate::storage::locks::{read, write};
 use crate::storage::page::{PAGE_BYTES, ROOT_INODE};
 use crate::storage::store::Store;
 use fuser::{
     AccessFlags, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
-    WriteFlags,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -538,6 +538,10 @@ impl Filesystem for Adapter {
 
     fn access(&self, _request: &Request, _number: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         // The mount checks permissions in the kernel.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
         reply.error(fuser::Errno::ENOSYS);
     }
 

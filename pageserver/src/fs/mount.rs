@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::fs::fuse::{Adapter, Roots, set_root};
 use crate::fs::tree::Tree;
-use crate::storage::locks::{lock, read};
+use crate::locks::{lock, read};
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};

@@ -4,7 +4,7 @@
 //! caches, and a branch that was reset never sees stale contents. A number lives until the kernel forgets it.
 
 use crate::fs::tree::Tree;
-use crate::storage::locks::{read, write};
+use crate::locks::{read, write};
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 

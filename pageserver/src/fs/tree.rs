@@ -5,11 +5,11 @@
 //! The kernel serialises changes of a directory and its inodes, so an operation may look before it commits.
 
 use crate::error::{Error, Kind};
+use crate::locks::lock;
 use crate::storage::format::{
     Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, TO_END,
 };
 use crate::storage::index::Target;
-use crate::storage::locks::lock;
 use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
 use crate::storage::syncer::Done;
 use crate::storage::timeline::{Commit, Timeline, lane_of};

@@ -5,8 +5,8 @@
 //! changes only after the transaction is durable.
 
 use crate::error::{Error, Kind, Result};
+use crate::locks::{lock, read, write};
 use crate::storage::disk::{Disk, DiskFile};
-use crate::storage::locks::{lock, read, write};
 use crate::storage::page::{Position, TimelineId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,6 @@ pub mod disk;
 pub mod format;
 pub mod index;
 pub mod lane_files;
-pub mod locks;
 pub mod log;
 pub mod page;
 pub mod recovery;

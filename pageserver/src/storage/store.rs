@@ -4,12 +4,12 @@
 //! parent up to it if it is open, and publishes one record: nothing is read and no file is made.
 
 use crate::error::{Error, Result};
+use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, TimelineRecord, Update};
 use crate::storage::disk::Disk;
 use crate::storage::format::{LaneFileId, LaneKind};
 use crate::storage::index::Retained;
 use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles};
-use crate::storage::locks::lock;
 use crate::storage::page::TimelineId;
 use crate::storage::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
@@ -78,12 +78,17 @@ impl Store {
         let add_timelines = vec![(id, TimelineRecord { ancestor: None })];
         self.add_slot(id);
         let published = self.catalog.publish(Update { add_timelines, ..Update::default() });
-        self.settle(id, published)?;
+        self.keep_slot_if_ok(id, published)?;
         Ok(id)
     }
 
-    /// Makes a timeline that starts from the head of `parent`. `update` says what else to publish with it.
-    pub fn fork(&self, parent: TimelineId, update: impl FnOnce(TimelineId) -> Update) -> Result<TimelineId> {
+    /// Makes a timeline that starts from the head of `parent`. `update` says what else to publish with it. Returns
+    /// the timeline and those that the update leaves unneeded, as [`Store::publish`] does.
+    pub fn fork(
+        &self,
+        parent: TimelineId,
+        update: impl FnOnce(TimelineId) -> Update,
+    ) -> Result<(TimelineId, Vec<TimelineId>)> {
         let slot = self.slot(parent)?;
         // A closed parent stays closed until the child is published, so that its opening knows of the fork.
         let slot = lock(&slot);
@@ -98,19 +103,17 @@ impl Store {
         self.add_slot(id);
         let published = self.catalog.publish(update);
         drop(slot);
-        self.settle(id, published)?;
-        Ok(id)
+        Ok((id, self.keep_slot_if_ok(id, published)?))
     }
 
-    /// Publishes `update` and frees what it leaves unneeded.
-    pub fn publish(&self, update: Update) -> Result<()> {
-        let freed = self.catalog.publish(update)?;
-        self.free(&freed);
-        Ok(())
+    /// Publishes `update`. Returns the timelines that are out of the catalog with it; once nothing uses them any
+    /// more, [`Store::free`] recycles their files.
+    pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
+        self.catalog.publish(update)
     }
 
     /// Gives up a timeline that [`Store::create_root`] made.
-    pub fn release(&self, id: TimelineId) -> Result<()> {
+    pub fn release(&self, id: TimelineId) -> Result<Vec<TimelineId>> {
         self.publish(Update { release: vec![id], ..Update::default() })
     }
 
@@ -119,19 +122,12 @@ impl Store {
         lock(&self.slots).insert(id, slot);
     }
 
-    fn settle(&self, id: TimelineId, published: Result<Vec<TimelineId>>) -> Result<()> {
-        match published {
-            Ok(freed) => self.free(&freed),
-            Err(error) => {
-                lock(&self.slots).remove(&id);
-                return Err(error);
-            }
-        }
-        Ok(())
+    fn keep_slot_if_ok<T>(&self, id: TimelineId, published: Result<T>) -> Result<T> {
+        published.inspect_err(|_| drop(lock(&self.slots).remove(&id)))
     }
 
     /// Recycles the files of timelines that are out of the catalog. A failure leaves them to the next start.
-    fn free(&self, freed: &[TimelineId]) {
+    pub fn free(&self, freed: &[TimelineId]) {
         for id in freed {
             let Some(slot) = lock(&self.slots).remove(id) else { continue };
             let mut slot = lock(&slot);
@@ -227,10 +223,11 @@ impl Store {
         Ok((self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?))
     }
 
-    /// Bytes of all lane files, the spare ones included.
-    pub fn lane_bytes(&self) -> Result<u64> {
-        let files = self.disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
-        Ok(files.iter().map(|(_, length)| length).sum())
+    /// Bytes of all files of the store, the spare ones included.
+    pub fn bytes(&self) -> Result<u64> {
+        let list = |directory| self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
+        let files = [list("")?, list(LANES_DIRECTORY)?];
+        Ok(files.iter().flatten().map(|(_, length)| length).sum())
     }
 
     /// Work to be done now and then: syncs what was not asked for, and keeps spare files ready.

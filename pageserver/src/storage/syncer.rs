@@ -4,8 +4,8 @@
 //! time; different lanes sync in parallel.
 
 use crate::error::Result;
+use crate::locks::lock;
 use crate::storage::format::LaneKind;
-use crate::storage::locks::lock;
 use crate::storage::timeline::Timeline;
 use std::sync::{Arc, Mutex, mpsc};
 

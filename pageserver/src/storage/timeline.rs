@@ -6,10 +6,10 @@
 //! anew, because nobody can know what reached the disk.
 
 use crate::error::{Error, Kind, Result};
+use crate::locks::{lock, read, write};
 use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
 use crate::storage::index::{Block, Index, PageAt, Retained, Target};
 use crate::storage::lane_files::LaneFiles;
-use crate::storage::locks::{read, write};
 use crate::storage::log::Log;
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, TimelineId, WAL_CLASS, inode_created};
 use crate::storage::recovery;
@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits for much.
 const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
@@ -78,6 +78,8 @@ pub struct Timeline {
     shared: Shared,
     lanes: [Lane; 2],
     latch: OnceLock<Error>,
+    /// The sum of file sizes, and the newest positions at which it was made.
+    logical: Mutex<([Position; 2], u64)>,
 }
 
 /// What a timeline is opened with, from the catalog.
@@ -136,13 +138,9 @@ impl Timeline {
             })
         };
         let lanes = [open_lane(LaneKind::Data)?, open_lane(LaneKind::Wal)?];
-        Ok(Arc::new(Self {
-            id: opening.id,
-            ancestor: opening.ancestor,
-            shared,
-            lanes,
-            latch: OnceLock::new(),
-        }))
+        let logical = Mutex::new(([Position::MAX; 2], 0));
+        let Opening { id, ancestor, .. } = opening;
+        Ok(Arc::new(Self { id, ancestor, shared, lanes, latch: OnceLock::new(), logical }))
     }
 
     /// Its number.
@@ -478,15 +476,27 @@ impl Timeline {
         found
     }
 
-    /// All inodes that exist, with their sizes; one pass over the chain.
+    /// Bytes of all files together, as a user of them sees it.
     pub fn logical_bytes(self: &Arc<Self>) -> u64 {
+        let now = self.last_positions();
+        let mut known = lock(&self.logical);
+        if known.0 != now {
+            *known = (now, self.sum_sizes());
+        }
+        known.1
+    }
+
+    /// Adds up the sizes of all inodes with a name; one pass over the chain.
+    fn sum_sizes(self: &Arc<Self>) -> u64 {
         let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
         for kind in LaneKind::ALL {
             for (timeline, at) in self.chain(kind, 0) {
                 let state = read(&timeline.lane(kind).state);
                 for inode in state.index.inodes() {
                     if let Some(attributes) = state.index.attributes(inode, at) {
-                        sizes.entry(inode).or_insert(attributes.map_or(0, |a| a.size));
+                        sizes
+                            .entry(inode)
+                            .or_insert(attributes.map_or(0, |a| if a.links > 0 { a.size } else { 0 }));
                     }
                 }
             }

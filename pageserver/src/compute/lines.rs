@@ -1,0 +1,106 @@
+//! Lines that other programs write, bounded: nobody can make this server remember more than a screenful.
+
+use crate::locks::lock;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Lines that are kept of one program.
+const KEPT_LINES: usize = 20;
+/// Bytes that are kept of one line; the rest of it is dropped.
+const LINE_BYTES: usize = 1000;
+/// Time for the last lines to arrive once the program is gone.
+pub(crate) const LAST_LINES_LIMIT: Duration = Duration::from_millis(500);
+
+/// The last lines of a program's log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail {
+    lines: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Tail {
+    pub(crate) fn push(&self, line: &str) {
+        let mut lines = lock(&self.lines);
+        if lines.len() == KEPT_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line.to_owned());
+    }
+
+    /// The kept lines, oldest first.
+    pub(crate) fn text(&self) -> String {
+        let lines = lock(&self.lines);
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Calls `each` for every line of `source` until its end. A carriage return ends a line too, as in progress displays.
+pub(crate) async fn read_lines(mut source: impl AsyncRead + Unpin, mut each: impl FnMut(&str)) {
+    let mut splitter = Splitter::default();
+    let mut buffer = [0; 4096];
+    // An error of the pipe ends the log like its end does; how the program ended is what matters.
+    while let Ok(count @ 1..) = source.read(&mut buffer).await {
+        splitter.feed(&buffer[..count], &mut each);
+    }
+    splitter.flush(&mut each);
+}
+
+/// Waits for `end`, the end of a program, while `reading` takes in what it writes. Once it has ended, what is still in
+/// its pipes gets a moment to arrive, but no more: a surviving child of the program can hold them open for ever.
+pub(crate) async fn until<T>(end: impl Future<Output = T>, reading: impl Future<Output = ()>) -> T {
+    tokio::pin!(end, reading);
+    tokio::select! {
+        ended = &mut end => {
+            let _late = tokio::time::timeout(LAST_LINES_LIMIT, reading).await;
+            ended
+        }
+        () = &mut reading => end.await,
+    }
+}
+
+#[derive(Default)]
+struct Splitter {
+    line: Vec<u8>,
+}
+
+impl Splitter {
+    fn feed(&mut self, bytes: &[u8], each: &mut impl FnMut(&str)) {
+        for &byte in bytes {
+            if matches!(byte, b'\n' | b'\r') {
+                self.flush(each);
+            } else if self.line.len() < LINE_BYTES {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    fn flush(&mut self, each: &mut impl FnMut(&str)) {
+        if !self.line.is_empty() {
+            each(&String::from_utf8_lossy(&self.line));
+            self.line.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_split_and_cut() {
+        let long = "x".repeat(5000);
+        let text = format!("one\ntwo\rthree\r\n\n{long}\nlast");
+        let mut seen = Vec::new();
+        read_lines(text.as_bytes(), |line| seen.push(line.to_owned())).await;
+        assert_eq!(seen, ["one", "two", "three", &long[..LINE_BYTES], "last"]);
+    }
+
+    #[test]
+    fn only_the_last_lines_are_kept() {
+        let tail = Tail::default();
+        (0..100).for_each(|n| tail.push(&n.to_string()));
+        assert!(tail.text().starts_with("80\n81"));
+        assert!(tail.text().ends_with("\n99"));
+    }
+}

@@ -1,0 +1,149 @@
+//! One running Postgres: from spawning `postgres` itself (`pg_ctl` polls and would stand in between) to the end of its
+//! last process.
+
+use super::child::{self, OwnedChild};
+use super::data_directory::LockFile;
+use super::lines::{LAST_LINES_LIMIT, Tail, read_lines};
+use super::settings::{self, Situation};
+use super::user::OsUser;
+use super::{Installation, processes, tool};
+use crate::error::{Error, Result};
+use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// How often a starting Postgres is looked at; it needs 30 ms and more.
+const READY_POLL: Duration = Duration::from_millis(1);
+/// Time for an immediate shutdown; after 5 s of it Postgres kills its own children.
+const IMMEDIATE_LIMIT: Duration = Duration::from_secs(10);
+/// Time for a killed process to go; only a stuck disk takes any.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A Postgres server process. Dropped while it runs, it is shut down immediately (as in a crash).
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    child: OwnedChild,
+    tail: Tail,
+    log: JoinHandle<()>,
+    data: PathBuf,
+}
+
+impl Postgres {
+    /// Starts Postgres as `situation` says. It is not ready yet when this returns.
+    pub(crate) async fn spawn(
+        installation: &Installation,
+        user: &OsUser,
+        situation: &Situation<'_>,
+    ) -> Result<Self> {
+        let mut command = tool::command(installation, "postgres");
+        command.args(settings::arguments(situation));
+        // SIGQUIT is Postgres's immediate shutdown: it ends all processes and removes the shared memory.
+        let mut child = child::spawn(command, user, Signal::SIGQUIT)
+            .await
+            .map_err(|e| Error::io(format_args!("run {}/postgres", installation.bin.display()), &e))?;
+        let tail = Tail::default();
+        let (kept, stderr, timeline) = (tail.clone(), child.take_stderr(), situation.timeline);
+        let log = tokio::spawn(async move {
+            if let Some(stderr) = stderr {
+                read_lines(stderr, |line| {
+                    tracing::debug!(%timeline, "postgres: {line}");
+                    kept.push(line);
+                })
+                .await;
+            }
+        });
+        Ok(Self { child, tail, log, data: situation.data.to_owned() })
+    }
+
+    /// Number of the postmaster process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.pid()
+    }
+
+    /// Waits until connections are accepted; the error carries Postgres's own last lines.
+    pub(crate) async fn ready(&mut self, limit: Duration) -> Result<()> {
+        let mut poll = Poll::start(self.data.clone(), self.pid());
+        tokio::select! {
+            biased;
+            status = self.child.wait() => Err(self.died(status).await),
+            ready = &mut poll.thread => ready.map_err(|e| {
+                Error::unavailable("compute_failed", format!("looking at a starting Postgres failed: {e}"))
+            }),
+            () = tokio::time::sleep(limit) => Err(Error::unavailable(
+                "compute_slow",
+                format!("Postgres did not get ready within {} s; its last lines: {}", limit.as_secs(), self.tail.text()),
+            )),
+        }
+    }
+
+    /// Waits until Postgres ends by itself, and says how. May be cancelled and called again.
+    pub(crate) async fn died_by_itself(&mut self) -> Error {
+        let status = self.child.wait().await;
+        self.died(status).await
+    }
+
+    async fn died(&mut self, status: std::io::Result<ExitStatus>) -> Error {
+        // Orphans may hold the pipe; the lines so far have to do then.
+        let _late = tokio::time::timeout(LAST_LINES_LIMIT, &mut self.log).await;
+        let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
+        Error::unavailable("compute_failed", format!("Postgres ended ({how}): {}", self.tail.text()))
+    }
+
+    /// Shuts Postgres down: fast for `limit`, then immediately, then by force. True if it was a clean shutdown.
+    pub(crate) async fn stop(&mut self, limit: Duration) -> bool {
+        let steps =
+            [(Signal::SIGINT, limit), (Signal::SIGQUIT, IMMEDIATE_LIMIT), (Signal::SIGKILL, KILL_LIMIT)];
+        for (signal, limit) in steps {
+            self.child.signal(signal);
+            if let Ok(status) = tokio::time::timeout(limit, self.child.wait()).await {
+                return signal == Signal::SIGINT && status.is_ok_and(|status| status.success());
+            }
+            tracing::warn!(data = %self.data.display(), pid = self.pid(), "Postgres does not end on {signal}");
+        }
+        false
+    }
+
+    /// Kills what an unclean end left of it: after this nothing writes to the data directory any more.
+    /// A segment of shared memory that a killed postmaster left is found and reused by the next start.
+    pub(crate) async fn sweep(&self) {
+        let data = self.data.clone();
+        // It fails only when the runtime shuts down, and then the server's own end does the same.
+        let _ended = tokio::task::spawn_blocking(move || sweep_directory(&data)).await;
+    }
+}
+
+fn sweep_directory(data: &Path) {
+    let real = data.canonicalize();
+    processes::end_all_in(real.as_deref().unwrap_or(data));
+}
+
+/// A thread that looks at the lock file of a starting Postgres. On a thread of its own, since the file may be on a mount
+/// that hangs, and ended when nobody waits for it any more.
+struct Poll {
+    thread: JoinHandle<()>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Poll {
+    fn start(data: PathBuf, pid: i32) -> Self {
+        let given_up = Arc::new(AtomicBool::new(false));
+        let stop = given_up.clone();
+        let thread = tokio::task::spawn_blocking(move || {
+            let mut lock_file = LockFile::default();
+            while !stop.load(Ordering::Relaxed) && !lock_file.says_ready(&data, pid) {
+                std::thread::sleep(READY_POLL);
+            }
+        });
+        Self { thread, given_up }
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}

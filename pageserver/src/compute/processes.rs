@@ -1,0 +1,140 @@
+//! Looks at processes through `/proc`: which ones use a data directory, and whether a number still means the same one.
+//!
+//! Every Postgres process works in its data directory, which is unique to a timeline, and each has a session of its
+//! own, so neither process groups nor parents find the orphans of a killed postmaster. Their directory does. Orphans
+//! matter: one that is busy goes on writing beside the next start's processes, and corrupts the data.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long killed processes may take to disappear.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// When a process started, in clock ticks since boot: together with its number it names a process for good.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_start_time(&stat)
+}
+
+/// The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
+fn parse_start_time(stat: &str) -> Option<u64> {
+    let rest = &stat[stat.rfind(')')? + 1..];
+    let mut fields = rest.split_ascii_whitespace();
+    // Zombies hold nothing any more.
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Numbers of the Postgres processes whose working directory is `data` (without symbolic links).
+pub(crate) fn in_directory(data: &Path) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| works_in(*pid, data))
+        .collect()
+}
+
+fn works_in(pid: i32, data: &Path) -> bool {
+    // An administrator's shell may be in the directory as well; only Postgres writes there.
+    let link = |name| fs::read_link(format!("/proc/{pid}/{name}"));
+    link("cwd").is_ok_and(|cwd| cwd == data) && link("exe").is_ok_and(|exe| is_postgres(&exe))
+}
+
+/// The kernel adds ` (deleted)` to the program of a process that lived through an upgrade.
+fn is_postgres(program: &Path) -> bool {
+    let name = program.file_name().and_then(OsStr::to_str);
+    name.is_some_and(|name| name.trim_end_matches(" (deleted)") == "postgres")
+}
+
+/// Kills every Postgres process in `data` and waits until all are gone; false if some are not.
+pub(crate) fn end_all_in(data: &Path) -> bool {
+    let deadline = Instant::now() + GONE_LIMIT;
+    loop {
+        let found = in_directory(data);
+        if found.is_empty() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            tracing::error!(data = %data.display(), pids = ?found, "Postgres processes cannot be killed");
+            return false;
+        }
+        for pid in found {
+            let _ended = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Signals `pid` if it is still the process that started at `started`, and waits up to `limit` for its end.
+pub(crate) fn end_one(pid: i32, started: u64, signal: Signal, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    let alive = || start_time(pid) == Some(started);
+    if alive() {
+        let _ended = kill(Pid::from_raw(pid), signal);
+    }
+    while alive() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    true
+}
+
+/// How many clients are connected to the Unix socket at `socket`, however they came there.
+pub(crate) fn clients_of(socket: &Path) -> std::io::Result<usize> {
+    let table = fs::read("/proc/net/unix")?;
+    Ok(count_connected(&String::from_utf8_lossy(&table), &socket.to_string_lossy()))
+}
+
+/// The server's end of each connection carries the path of the listening socket and has state 03.
+fn count_connected(table: &str, socket: &str) -> usize {
+    let connected = |line: &&str| {
+        let mut fields = line.split_ascii_whitespace();
+        fields.nth(5) == Some("03")
+            && line.ends_with(socket)
+            && fields.nth(1) == socket.split_ascii_whitespace().next()
+    };
+    table.lines().filter(connected).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_is_read_past_a_nasty_name() {
+        let fields: Vec<_> = (4..=30).map(|n| n.to_string()).collect();
+        let stat = format!("12 (a) b (c) S {}", fields.join(" "));
+        assert_eq!(parse_start_time(&stat), Some(22));
+        assert_eq!(parse_start_time(&stat.replace(" S ", " Z ")), None);
+        assert_eq!(parse_start_time("12 (a"), None);
+    }
+
+    #[test]
+    fn our_own_start_time_is_stable() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(start_time(own).is_some());
+        assert_eq!(start_time(own), start_time(own));
+    }
+
+    #[test]
+    fn clients_are_counted_by_socket() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 1 /run/a/.s.PGSQL.5432\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 2 /run/a/.s.PGSQL.5432\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 3 /run/b/.s.PGSQL.5432\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 4 /x/run/b/.s.PGSQL.5432\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 5\n";
+        assert_eq!(count_connected(table, "/run/a/.s.PGSQL.5432"), 1);
+        assert_eq!(count_connected(table, "/run/b/.s.PGSQL.5432"), 1);
+        assert_eq!(count_connected(table, "/run/c/.s.PGSQL.5432"), 0);
+    }
+}

@@ -1,0 +1,462 @@
+//! All computes: wakes them, puts the idle ones to sleep, and ends them with the server.
+//!
+//! Each start has one task of its own, from before the process exists until after its last one is gone. Wakers only
+//! wait for it, so a waker that goes away takes nothing with it and a hundred of them share one Postgres. Nothing is
+//! kept of a compute that sleeps.
+
+use super::data_directory;
+use super::leftovers::{Records, remove_sockets};
+use super::postgres::Postgres;
+use super::processes;
+use super::settings::{ManagedFiles, SOCKET_FILE, Situation};
+pub use super::slot::Lease;
+use super::slot::{Due, Entry, Halt, Phase, Slot};
+use super::{Installation, OsUser};
+use crate::error::{Error, Result};
+use crate::locks::lock;
+use crate::storage::page::TimelineId;
+use api::types::ComputeState;
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
+
+/// Longest path of a Unix socket, in bytes, without the final zero.
+const SOCKET_PATH_BYTES: usize = 107;
+
+/// How long one start may count among the parallel ones.
+const TURN_LIMIT: Duration = Duration::from_secs(2);
+
+/// Where the data directories come from. Both are called from threads that may block.
+pub trait DataDirectories: Send + Sync + 'static {
+    /// Makes the timeline's files reachable and returns its data directory. Called before every start.
+    fn open(&self, timeline: TimelineId) -> Result<PathBuf>;
+    /// The timeline's Postgres has stopped (cleanly or not), or did not start after `open`.
+    fn closed(&self, timeline: TimelineId);
+}
+
+/// How computes run.
+#[derive(Clone, Debug)]
+pub struct ComputeConfig {
+    /// The Postgres that runs them.
+    pub installation: Installation,
+    /// The user that they run as.
+    pub user: OsUser,
+    /// Directory of sockets, managed configuration files and records, on a local file system, never inside the mount.
+    pub run_dir: PathBuf,
+    /// A compute without a client for this long is stopped; zero means never.
+    pub suspend_after: Duration,
+    /// Longest start, crash recovery included.
+    pub start_limit: Duration,
+    /// Longest fast shutdown, final checkpoint included, before it becomes an immediate one.
+    pub stop_limit: Duration,
+    /// Starts at the same time; more than the machine has cores only makes all of them late.
+    pub parallel_starts: usize,
+}
+
+impl ComputeConfig {
+    /// The default times and limits.
+    pub fn new(installation: Installation, user: OsUser, run_dir: PathBuf) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            installation,
+            user,
+            run_dir,
+            suspend_after: Duration::from_secs(300),
+            start_limit: Duration::from_secs(600),
+            stop_limit: Duration::from_secs(60),
+            parallel_starts: cores * 2,
+        }
+    }
+}
+
+/// What is known of one compute.
+#[derive(Clone, Debug)]
+pub struct ComputeStatus {
+    /// What its Postgres is doing.
+    pub state: ComputeState,
+    /// Why it failed, with Postgres's last lines.
+    pub failure: Option<String>,
+    /// Leases that are out.
+    pub leases: u64,
+    /// Its Unix socket, while it runs.
+    pub socket: Option<PathBuf>,
+}
+
+/// Runs the computes of all timelines.
+pub struct Supervisor {
+    config: ComputeConfig,
+    directories: Arc<dyn DataDirectories>,
+    managed: ManagedFiles,
+    records: Records,
+    slots: Mutex<HashMap<TimelineId, Arc<Slot>>>,
+    starts: Semaphore,
+    /// True once the server shuts down: no start any more, and those under way end.
+    closing: watch::Sender<bool>,
+}
+
+impl Supervisor {
+    /// Prepares the run directory. Call [`super::leftovers::clean`] first.
+    pub fn new(config: ComputeConfig, directories: Arc<dyn DataDirectories>) -> Result<Arc<Self>> {
+        check_run_dir(&config.run_dir)?;
+        let managed = ManagedFiles::write(config.run_dir.join("etc"))?;
+        let records = Records::open(&config.run_dir)?;
+        let hba = managed.path("pg_hba.conf");
+        config.user.with_rights(|| std::fs::File::open(&hba)).map_err(|e| {
+            Error::invalid(
+                "run_dir",
+                format!(
+                    "user {}, who runs Postgres, cannot read {}: {e}; let others pass through its parent \
+                     directories (chmod o+x) or choose another run directory",
+                    config.user.name,
+                    hba.display()
+                ),
+            )
+        })?;
+        Ok(Arc::new(Self {
+            starts: Semaphore::new(config.parallel_starts.max(1)),
+            config,
+            directories,
+            managed,
+            records,
+            slots: Mutex::default(),
+            closing: watch::Sender::new(false),
+        }))
+    }
+
+    /// Waits until the timeline's Postgres accepts connections, starting it if need be, and keeps it awake until the
+    /// lease is dropped. A start that is under way is shared, and goes on if this future is dropped.
+    pub async fn wake(self: &Arc<Self>, timeline: TimelineId) -> Result<Lease> {
+        loop {
+            let slot = self.slot(timeline)?;
+            match slot.enter() {
+                Entry::Ready(lease) => return Ok(lease),
+                Entry::Start(generation) => {
+                    tokio::spawn(self.clone().live(slot.clone()));
+                    slot.started(generation).await?;
+                }
+                Entry::Wait(generation) => slot.started(generation).await?,
+                Entry::Stopping(generation) => slot.rested(generation).await,
+                Entry::Retired => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under way.
+    pub async fn suspend(&self, timeline: TimelineId) -> Result<()> {
+        let slot = lock(&self.slots).get(&timeline).cloned();
+        if let Some(slot) = slot {
+            stop(&slot).await;
+        }
+        Ok(())
+    }
+
+    /// What the timeline's compute does now.
+    pub fn state(&self, timeline: TimelineId) -> ComputeStatus {
+        let state = lock(&self.slots).get(&timeline).map(|slot| slot.state());
+        let leases = state.as_ref().map_or(0, |state| state.leases);
+        let (state, failure, socket) = match state.map(|state| state.phase) {
+            None | Some(Phase::Suspended) => (ComputeState::Suspended, None, None),
+            Some(Phase::Starting) => (ComputeState::Starting, None, None),
+            Some(Phase::Running(socket)) => (ComputeState::Running, None, Some(socket.to_path_buf())),
+            Some(Phase::Stopping) => (ComputeState::Stopping, None, None),
+            Some(Phase::Failed(error)) => (ComputeState::Failed, Some(error.detail), None),
+        };
+        ComputeStatus { state, failure, leases, socket }
+    }
+
+    /// How many computes run, and how many leases are out.
+    pub fn totals(&self) -> (u64, u64) {
+        let slots = lock(&self.slots);
+        slots.values().fold((0, 0), |(running, leases), slot| {
+            let state = slot.state();
+            let runs = matches!(state.phase, Phase::Running(_));
+            (running + u64::from(runs), leases + state.leases)
+        })
+    }
+
+    /// Stops all computes, at the server's shutdown: starts under way end, and later wakes are refused.
+    pub async fn stop_all(&self) {
+        let slots: Vec<_> = {
+            let slots = lock(&self.slots);
+            self.closing.send_replace(true);
+            slots.values().cloned().collect()
+        };
+        let stops: Vec<_> =
+            slots.into_iter().map(|slot| tokio::spawn(async move { stop(&slot).await })).collect();
+        for task in stops {
+            // It fails only if the task panicked, and then that compute's own task still ends it.
+            let _stopped = task.await;
+        }
+    }
+
+    /// Drops what is remembered of a timeline that is gone. Suspend it first: a running one is not forgotten.
+    pub fn forget(&self, timeline: TimelineId) {
+        self.retire(timeline, true);
+    }
+
+    fn slot(&self, timeline: TimelineId) -> Result<Arc<Slot>> {
+        let mut slots = lock(&self.slots);
+        if *self.closing.borrow() {
+            return Err(shutting_down());
+        }
+        let slot = slots.entry(timeline).or_insert_with(|| Arc::new(Slot::new(timeline)));
+        Ok(slot.clone())
+    }
+
+    fn retire(&self, timeline: TimelineId, failed_too: bool) {
+        let mut slots = lock(&self.slots);
+        if slots.get(&timeline).is_some_and(|slot| slot.retire(failed_too)) {
+            slots.remove(&timeline);
+        }
+    }
+
+    /// The life of one compute, from start to rest.
+    async fn live(self: Arc<Self>, slot: Arc<Slot>) {
+        // If this task is cancelled or panics, nobody may wait for it for ever.
+        let abandoned = Abandoned(&slot);
+        let failure = match self.start(&slot).await {
+            Err(error) => {
+                tracing::warn!(timeline = %slot.timeline, error = %error, "compute did not start");
+                Some(error)
+            }
+            Ok(mut postgres) => {
+                slot.running(self.sockets(slot.timeline).join(SOCKET_FILE));
+                let failure = self.tend(&slot, &mut postgres).await;
+                self.clean_up(slot.timeline).await;
+                failure
+            }
+        };
+        std::mem::forget(abandoned);
+        slot.rest(failure);
+        self.retire(slot.timeline, false);
+    }
+
+    async fn start(self: &Arc<Self>, slot: &Slot) -> Result<Postgres> {
+        let asked = Instant::now();
+        let mut closing = self.closing.subscribe();
+        let closed = async move {
+            // It fails only when the supervisor is gone.
+            let _gone = closing.wait_for(|closing| *closing).await;
+        };
+        tokio::pin!(closed);
+        let turn = tokio::select! {
+            biased;
+            () = &mut closed => return Err(shutting_down()),
+            permit = self.starts.acquire() => permit,
+        };
+        let started = Instant::now();
+        let mut postgres = self.open_and_spawn(slot.timeline).await?;
+        let ready = tokio::select! {
+            ready = self.ready(&mut postgres, turn) => ready,
+            () = closed => Err(shutting_down()),
+        };
+        if let Err(error) = ready {
+            if !postgres.stop(self.config.stop_limit).await {
+                postgres.sweep().await;
+            }
+            self.clean_up(slot.timeline).await;
+            return Err(error);
+        }
+        tracing::info!(
+            timeline = %slot.timeline, pid = postgres.pid(), ms = millis(started),
+            queued_ms = millis(asked) - millis(started), "compute ready"
+        );
+        Ok(postgres)
+    }
+
+    /// Waits for Postgres while holding its place among the parallel starts, but not through a long recovery: a few
+    /// branches that recover must not keep all others asleep.
+    async fn ready<T>(&self, postgres: &mut Postgres, turn: T) -> Result<()> {
+        let ready = postgres.ready(self.config.start_limit);
+        tokio::pin!(ready);
+        match tokio::time::timeout(TURN_LIMIT, &mut ready).await {
+            Ok(ready) => ready,
+            Err(_) => {
+                drop(turn);
+                ready.await
+            }
+        }
+    }
+
+    async fn open_and_spawn(self: &Arc<Self>, timeline: TimelineId) -> Result<Postgres> {
+        let opened = self.blocking(move |this| this.directories.open(timeline)).await??;
+        let (data, spawned) = (opened.clone(), self.prepare(timeline, opened).await);
+        let spawned = match spawned {
+            Ok(has_config) => self.spawn(timeline, &data, has_config).await,
+            Err(error) => Err(error),
+        };
+        if spawned.is_err() {
+            self.clean_up(timeline).await;
+        }
+        spawned
+    }
+
+    /// Readies the data directory and the socket directory; says whether there is a `postgresql.conf`.
+    async fn prepare(self: &Arc<Self>, timeline: TimelineId, data: PathBuf) -> Result<bool> {
+        let prepare = move |this: &Self| {
+            let config = &this.config;
+            let prepared = data_directory::prepare(&data, timeline, config.installation.major, &config.user)?;
+            make_private(&this.sockets(timeline), &config.user)?;
+            this.records.write(timeline, &data, None)?;
+            Ok(prepared.has_config)
+        };
+        self.blocking(prepare).await?
+    }
+
+    async fn spawn(
+        self: &Arc<Self>,
+        timeline: TimelineId,
+        data: &Path,
+        has_config: bool,
+    ) -> Result<Postgres> {
+        let situation = Situation {
+            timeline,
+            major: self.config.installation.major,
+            data,
+            sockets: &self.sockets(timeline),
+            managed: &self.managed,
+            has_config,
+        };
+        let mut postgres = Postgres::spawn(&self.config.installation, &self.config.user, &situation).await?;
+        if let Err(error) = self.records.write(timeline, data, Some(postgres.pid())) {
+            postgres.stop(self.config.stop_limit).await;
+            return Err(error);
+        }
+        Ok(postgres)
+    }
+
+    /// Watches a running compute to its end; the error if it died by itself.
+    async fn tend(&self, slot: &Slot, postgres: &mut Postgres) -> Option<Error> {
+        let socket = self.sockets(slot.timeline).join(SOCKET_FILE);
+        loop {
+            let due = tokio::select! {
+                error = postgres.died_by_itself() => {
+                    tracing::warn!(timeline = %slot.timeline, error = %error, "compute died");
+                    slot.going_down();
+                    postgres.sweep().await;
+                    return Some(error);
+                }
+                due = slot.due(self.config.suspend_after) => due,
+            };
+            if due == Due::Idle && has_clients(&socket) {
+                slot.touch();
+            } else if due == Due::Stop || slot.stop_if_idle(self.config.suspend_after) {
+                break;
+            }
+        }
+        let asked = Instant::now();
+        let clean = postgres.stop(self.config.stop_limit).await;
+        if !clean {
+            postgres.sweep().await;
+        }
+        tracing::info!(timeline = %slot.timeline, clean, ms = millis(asked), "compute stopped");
+        None
+    }
+
+    /// Removes the traces of a compute whose processes are gone, and gives its data directory back.
+    async fn clean_up(self: &Arc<Self>, timeline: TimelineId) {
+        let clean = move |this: &Self| {
+            remove_sockets(&this.sockets(timeline));
+            this.directories.closed(timeline);
+            this.records.remove(timeline);
+        };
+        if let Err(error) = self.blocking(clean).await {
+            tracing::error!(%timeline, error = %error, "cannot clean up after a compute");
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.map_err(|e| Error::unavailable("compute_failed", format!("preparing a compute failed: {e}")))
+    }
+
+    fn sockets(&self, timeline: TimelineId) -> PathBuf {
+        self.config.run_dir.join(timeline.to_string())
+    }
+}
+
+/// Puts a slot whose task ended in the middle to rest; its [`Postgres`] shuts down when it is dropped.
+struct Abandoned<'a>(&'a Slot);
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        let error = Error::unavailable("compute_failed", "the task that ran this compute was ended");
+        self.0.rest(Some(error));
+    }
+}
+
+/// Stops whatever runs in `slot`, a start that is under way included, and waits until it rests.
+async fn stop(slot: &Slot) {
+    loop {
+        match slot.ask_to_stop() {
+            Halt::AtRest => return,
+            Halt::Stopping(generation) => return slot.rested(generation).await,
+            Halt::Starting(generation) => {
+                // A failed start is at rest as well.
+                let _failed = slot.started(generation).await;
+            }
+        }
+    }
+}
+
+fn has_clients(socket: &Path) -> bool {
+    processes::clients_of(socket).map_or_else(
+        |error| {
+            tracing::warn!(error = %error, "cannot read /proc/net/unix; the compute stays awake");
+            true
+        },
+        |clients| clients > 0,
+    )
+}
+
+/// Makes `path` a directory that only the user of Postgres (and root) can enter.
+fn make_private(path: &Path, user: &OsUser) -> Result<()> {
+    remove_sockets(path);
+    std::fs::create_dir_all(path)
+        .and_then(|()| std::fs::set_permissions(path, PermissionsExt::from_mode(0o700)))
+        .map_err(|e| Error::io(format_args!("make {}", path.display()), &e))?;
+    user.own(path)
+}
+
+/// Postgres's list of socket directories is separated by commas and may be quoted.
+fn check_run_dir(run_dir: &Path) -> Result<()> {
+    let longest = run_dir.join(format!("{:016x}", 0)).join(SOCKET_FILE);
+    let problem = if !run_dir.is_absolute() {
+        "must be an absolute path"
+    } else if longest.as_os_str().len() > SOCKET_PATH_BYTES {
+        "is too long for the path of a Unix socket (76 bytes at most)"
+    } else if run_dir.to_str().is_none_or(|path| path.contains([',', '"', '\'', '\n'])) {
+        "must not contain commas, quotes or line breaks"
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid("run_dir", format!("run directory {} {problem}; choose another", run_dir.display())))
+}
+
+fn shutting_down() -> Error {
+    Error::unavailable("shutting_down", "the server is shutting down; connect again once it is back")
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_directories_that_postgres_could_not_use_are_refused() {
+        assert!(check_run_dir(Path::new("/run/coppice")).is_ok());
+        for bad in ["run", "/run/a,b", &format!("/{}", "x".repeat(80))] {
+            assert_eq!(check_run_dir(Path::new(bad)).unwrap_err().code, "run_dir");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Imports: a new root branch as a physical copy of a running Postgres.
+//!
+//! The source is checked first, so that most refusals reach the caller at once. Then `pg_basebackup` streams it into
+//! the directory of a new timeline, and the branch gets its name as the very last step. After a failure at any point
+//! nothing is left of it; starting over is how an import is resumed.
+
+mod basebackup;
+mod check;
+mod source;
+
+use crate::compute::{Installation, OsUser, secret};
+use crate::error::{Error, Result};
+use crate::locks::lock;
+use crate::storage::page::TimelineId;
+use api::types::{CreateImport, Import, ImportState};
+use basebackup::Progress;
+use source::Source;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+/// Imports at the same time: each takes all the bandwidth it can get.
+const RUNNING: usize = 2;
+/// Imports that are remembered, those that run included.
+const REMEMBERED: usize = 100;
+
+/// Where imports go. Called from threads that may block.
+pub trait ImportTarget: Send + Sync + 'static {
+    /// Checks that the name is good and free, reserves it, and returns a new root timeline with its empty directory
+    /// (mode 0700, of the user that Postgres runs as).
+    fn begin(&self, name: &str) -> Result<(TimelineId, PathBuf)>;
+    /// Makes the timeline the branch `name`, durably.
+    fn publish(&self, name: &str, timeline: TimelineId) -> Result<()>;
+    /// Removes everything of the timeline and frees the name.
+    fn abort(&self, name: &str, timeline: TimelineId);
+}
+
+/// The imports of this server, running and done.
+pub struct Imports {
+    installation: Installation,
+    user: OsUser,
+    target: Arc<dyn ImportTarget>,
+    /// Oldest first.
+    known: Mutex<VecDeque<Import>>,
+    running: watch::Sender<usize>,
+    closing: watch::Sender<bool>,
+}
+
+impl Imports {
+    /// No imports yet. The tools run as `user`.
+    pub fn new(installation: Installation, user: OsUser, target: Arc<dyn ImportTarget>) -> Arc<Self> {
+        Arc::new(Self {
+            installation,
+            user,
+            target,
+            known: Mutex::default(),
+            running: watch::Sender::new(0),
+            closing: watch::Sender::new(false),
+        })
+    }
+
+    /// Checks the source, reserves the name and starts to copy. Fails at once if the source cannot be reached or
+    /// copied, and if the name is taken.
+    pub async fn start(self: &Arc<Self>, request: CreateImport) -> Result<Import> {
+        let source = Source::parse(&request.source)?;
+        let turn = self.admit()?;
+        let facts = check::check(&self.installation, &self.user, &source).await?;
+        let import = Import {
+            id: secret::random_text(12)?,
+            name: request.name,
+            state: ImportState::Running,
+            step: "starting".to_owned(),
+            bytes_done: 0,
+            bytes_total: None,
+            error: None,
+        };
+        // A task of its own: a caller that goes away must not part the reservation from the copy.
+        let (this, started) = (self.clone(), import.clone());
+        let begun = tokio::spawn(async move {
+            let (target, name) = (this.target.clone(), started.name.clone());
+            let begun = tokio::task::spawn_blocking(move || target.begin(&name)).await;
+            let (timeline, directory) = begun.map_err(|e| panicked(&e))??;
+            this.remember(started.clone());
+            tokio::spawn(async move {
+                let _turn = turn;
+                this.finish(&started, source, facts, timeline, directory).await;
+            });
+            Ok(())
+        });
+        begun.await.map_err(|e| panicked(&e))??;
+        Ok(import)
+    }
+
+    /// How far an import is; none of this `id` after a restart of the server.
+    pub fn get(&self, id: &str) -> Option<Import> {
+        lock(&self.known).iter().find(|import| import.id == id).cloned()
+    }
+
+    /// Ends the running imports, at the server's shutdown, and waits until nothing is left of them.
+    pub async fn stop_all(&self) {
+        self.closing.send_replace(true);
+        // The sender is ours, so the wait cannot fail.
+        let mut running = self.running.subscribe();
+        let _none = running.wait_for(|running| *running == 0).await;
+    }
+
+    async fn finish(
+        self: &Arc<Self>,
+        import: &Import,
+        source: Source,
+        facts: check::Facts,
+        timeline: TimelineId,
+        directory: PathBuf,
+    ) {
+        let begun = std::time::Instant::now();
+        let copy = self.clone().copy(import.id.clone(), source, facts, directory);
+        let copied = tokio::spawn(copy).await.unwrap_or_else(|e| Err(panicked(&e)));
+        let (target, name) = (self.target.clone(), import.name.clone());
+        let published = tokio::task::spawn_blocking(move || {
+            let published = copied.and_then(|()| target.publish(&name, timeline));
+            if published.is_err() {
+                target.abort(&name, timeline);
+            }
+            published
+        });
+        let published = published.await.unwrap_or_else(|e| Err(panicked(&e)));
+        let ms = begun.elapsed().as_millis();
+        match &published {
+            Ok(()) => tracing::info!(branch = import.name, %timeline, ms, "imported"),
+            Err(error) => {
+                tracing::warn!(branch = import.name, %timeline, ms, error = %error, "import failed")
+            }
+        }
+        self.update(&import.id, |import| match published {
+            Ok(()) => {
+                import.state = ImportState::Done;
+                import.step = "done".to_owned();
+            }
+            Err(error) => {
+                import.state = ImportState::Failed;
+                import.error = Some(error.detail);
+            }
+        });
+    }
+
+    async fn copy(
+        self: Arc<Self>,
+        id: String,
+        source: Source,
+        facts: check::Facts,
+        directory: PathBuf,
+    ) -> Result<()> {
+        let mut closing = self.closing.subscribe();
+        let cancelled = async move {
+            // It fails only when the imports are gone.
+            let _gone = closing.wait_for(|closing| *closing).await;
+        };
+        let report = |progress| {
+            self.update(&id, |import| match progress {
+                Progress::Step(step) => import.step = step,
+                Progress::Bytes { done, total } => {
+                    import.step = "copying".to_owned();
+                    import.bytes_done = done;
+                    import.bytes_total = Some(total);
+                }
+            });
+        };
+        let job = basebackup::Job {
+            installation: &self.installation,
+            user: &self.user,
+            source: &source,
+            facts: &facts,
+            directory: &directory,
+        };
+        job.run(cancelled, report).await
+    }
+
+    fn admit(self: &Arc<Self>) -> Result<Turn> {
+        if *self.closing.borrow() {
+            return Err(Error::unavailable("shutting_down", "the server is shutting down"));
+        }
+        let admitted = self.running.send_if_modified(|running| {
+            let free = *running < RUNNING;
+            *running += usize::from(free);
+            free
+        });
+        if !admitted {
+            return Err(Error::unavailable(
+                "imports_busy",
+                format!("{RUNNING} imports run already; try again when one is done"),
+            ));
+        }
+        Ok(Turn(self.clone()))
+    }
+
+    fn remember(&self, import: Import) {
+        let mut known = lock(&self.known);
+        if known.len() >= REMEMBERED {
+            // Those that run are few and among the newest, so there is always an older one to forget.
+            let oldest = known.iter().position(|import| import.state != ImportState::Running);
+            oldest.map(|index| known.remove(index));
+        }
+        known.push_back(import);
+    }
+
+    fn update(&self, id: &str, change: impl FnOnce(&mut Import)) {
+        if let Some(import) = lock(&self.known).iter_mut().find(|import| import.id == id) {
+            change(import);
+        }
+    }
+}
+
+/// One of the places for running imports.
+struct Turn(Arc<Imports>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.running.send_modify(|running| *running -= 1);
+    }
+}
+
+fn panicked(error: &tokio::task::JoinError) -> Error {
+    Error::unavailable("import_failed", format!("the import ended: {error}"))
+}

@@ -1,0 +1,160 @@
+//! The URL of an import's source, taken apart just enough that its password never gets onto a command line.
+//!
+//! `psql` and `pg_basebackup` read the rest of it themselves, so everything libpq knows works: several hosts, Unix
+//! sockets, verified TLS.
+
+use crate::error::{Error, Result};
+use tokio::process::Command;
+
+/// Longest URL that is looked at.
+const URL_BYTES: usize = 4096;
+/// Stands where a password stood.
+const REDACTED: &str = "***";
+
+/// Where an import comes from.
+pub(super) struct Source {
+    /// The URL without its password.
+    url: String,
+    /// Decoded.
+    password: Option<String>,
+}
+
+impl Source {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let schemes = ["postgresql://", "postgres://"];
+        let scheme = schemes.into_iter().find(|scheme| text.starts_with(scheme));
+        let scheme = scheme.ok_or_else(|| invalid("must start with postgresql://"))?;
+        if text.len() > URL_BYTES {
+            return Err(invalid("is longer than 4096 bytes"));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(invalid("has control characters in it"));
+        }
+        let (place, query) = match text[scheme.len()..].split_once('?') {
+            Some((place, query)) => (place, Some(query)),
+            None => (&text[scheme.len()..], None),
+        };
+        let (place, mut password) = take_password(place)?;
+        let mut url = format!("{scheme}{place}");
+        let mut separator = '?';
+        for pair in query.into_iter().flat_map(|query| query.split('&')) {
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| invalid("has a parameter without a value"))?;
+            match decode(key)?.as_str() {
+                "password" => password = Some(decode(value)?),
+                // It would show in the process list, and libpq has no other way to take it.
+                "sslpassword" => return Err(invalid("has an sslpassword; use a key without a passphrase")),
+                _ => {
+                    url.push(separator);
+                    url.push_str(pair);
+                    separator = '&';
+                }
+            }
+        }
+        Ok(Self { url, password })
+    }
+
+    /// Makes `command`, one of Postgres's client programs, connect to the source.
+    pub(super) fn address(&self, command: &mut Command) {
+        command.arg("--no-password").arg("-d").arg(&self.url);
+        command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "coppice import");
+        // Only if the URL names none: the database called like the user need not exist.
+        command.env("PGDATABASE", "postgres");
+        if let Some(password) = &self.password {
+            command.env("PGPASSWORD", password);
+        }
+    }
+
+    /// `text` without the password.
+    pub(super) fn redact(&self, text: &str) -> String {
+        match &self.password {
+            Some(password) if !password.is_empty() => text.replace(password.as_str(), REDACTED),
+            _ => text.to_owned(),
+        }
+    }
+}
+
+/// Splits `user:password@hosts/database` the way libpq does: at the first `@` before any slash.
+fn take_password(place: &str) -> Result<(String, Option<String>)> {
+    let authority = place.split('/').next().unwrap_or_default();
+    let Some((login, _)) = authority.split_once('@') else {
+        return Ok((place.to_owned(), None));
+    };
+    let rest = &place[login.len()..];
+    match login.split_once(':') {
+        Some((user, password)) => Ok((format!("{user}{rest}"), Some(decode(password)?))),
+        None => Ok((place.to_owned(), None)),
+    }
+}
+
+fn decode(text: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
+        let code = digit().zip(digit()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+        match code {
+            Some(code @ 1..) => bytes.push(code),
+            _ => {
+                return Err(invalid("has a '%' that is not followed by two hexadecimal digits (write %25)"));
+            }
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| invalid("is not UTF-8 once decoded"))
+}
+
+fn invalid(problem: &str) -> Error {
+    Error::invalid(
+        "invalid_source",
+        format!("the source URL {problem}; write it as postgresql://user:password@host:port/database"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(text: &str) -> (String, Option<String>) {
+        let source = Source::parse(text).unwrap();
+        (source.url, source.password)
+    }
+
+    #[test]
+    fn the_password_is_taken_out_wherever_it_stands() {
+        let cases = [
+            ("postgres://u:p%40ss@h:5/d?sslmode=require", "postgres://u@h:5/d?sslmode=require", Some("p@ss")),
+            ("postgresql://u@h,i/d?password=s%26t&a=b", "postgresql://u@h,i/d?a=b", Some("s&t")),
+            ("postgresql:///d?host=/tmp&p%61ssword=x", "postgresql:///d?host=/tmp", Some("x")),
+            ("postgresql://u:@h", "postgresql://u@h", Some("")),
+            ("postgresql://[::1]:5432/d", "postgresql://[::1]:5432/d", None),
+            ("postgresql://h/a:b@c", "postgresql://h/a:b@c", None),
+        ];
+        for (text, url, password) in cases {
+            assert_eq!(parts(text), (url.to_owned(), password.map(str::to_owned)), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_urls_are_refused_without_showing_a_password() {
+        let long = format!("postgresql://u:secret@{}", "h".repeat(5000));
+        let bad = [
+            "host=x password=secret",
+            "mysql://u:secret@h",
+            "postgresql://u:sec%ret@h",
+            "postgresql://u:secret%00@h",
+            "postgresql://u:secret@h?sslpassword=secret",
+            "postgresql://u:secret@h?x",
+            "postgresql://u:secret\n@h",
+            &long,
+        ];
+        for text in bad {
+            let error = Source::parse(text).err().unwrap();
+            assert_eq!(error.code, "invalid_source");
+            assert!(!error.detail.contains("secret"), "{error}");
+        }
+    }
+}
