@@ -141,3 +141,7 @@ pub(crate) async fn close<C: AsyncRead + AsyncWrite + Unpin>(client: &mut C) {
     // The connection is over either way: neither a slow client nor a broken one changes that.
     let _ = tokio::time::timeout(LINGER_TIME, drain).await;
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;
