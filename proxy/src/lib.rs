@@ -1,1 +1,52 @@
-//! proxy
+//! The Coppice proxy: one port through which Postgres clients reach every branch by name.
+//!
+//! A connection passes through the modules in this order:
+//!
+//! 1. [`server`] accepts it, within [`Limits`](server::Limits);
+//! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which [`startup`] decodes;
+//! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
+//! 4. `session` connects the two, and `relay` copies bytes until one side ends, while `cancel` remembers the key
+//!    by which the session's queries can be cancelled.
+//!
+//! Whoever is turned away gets a [`Refusal`]. Passwords are between the client and its Postgres: the proxy forwards
+//! them unread. Since a Postgres behind a Unix socket offers SCRAM without channel binding, clients must not insist
+//! on channel binding; by default none does.
+
+use std::path::PathBuf;
+
+pub mod metrics;
+pub mod property;
+pub mod refusal;
+pub mod route;
+pub mod server;
+pub mod startup;
+pub mod tls;
+
+mod cancel;
+mod greeting;
+mod relay;
+mod session;
+
+pub use metrics::Metrics;
+pub use refusal::Refusal;
+pub use route::Selector;
+pub use server::{Limits, run};
+pub use tls::Tls;
+
+/// Where a branch's Postgres is.
+pub struct Upstream {
+    /// Name of the branch, for the log.
+    pub branch: String,
+    /// Unix socket of its Postgres.
+    pub socket: PathBuf,
+    /// Keeps the branch awake until dropped, which is when the session ends.
+    pub lease: Box<dyn Send + Sync>,
+}
+
+/// Finds branches and wakes them.
+pub trait Backends: Send + Sync + 'static {
+    /// Wakes the branch, if need be, and returns once its Postgres accepts connections.
+    ///
+    /// The future is dropped when the client goes away first, so that nothing stays awake for nobody.
+    fn acquire(&self, selector: &Selector) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
+}

@@ -1,2 +1,137 @@
-//! proxy
-fn main() {}
+//! The stand-alone proxy: the library, with branches found over the HTTP API of a page server on this machine.
+
+mod remote;
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use api::client::{Client, read_token};
+use clap::Parser;
+use proxy::{Limits, Metrics, Tls};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::remote::{BEAT, Remote};
+
+/// Routes Postgres connections to the branches of a Coppice server, waking them on demand.
+///
+/// `pageserver serve` has this proxy built in, on 127.0.0.1:5433. Run it as its own process to serve another address
+/// or certificate, or to restart it apart from the server. It reaches each branch's Postgres through a Unix socket, so
+/// it has to run on the server's machine, as a user who may open those sockets.
+#[derive(Parser)]
+#[command(name = "proxy", version, after_long_help = EXAMPLES)]
+struct Flags {
+    /// Address for Postgres clients.
+    #[arg(
+        long,
+        env = "COPPICE_PROXY",
+        default_value = "127.0.0.1:5433",
+        value_name = "ADDR"
+    )]
+    listen: SocketAddr,
+
+    /// URL of the server's HTTP API.
+    #[arg(
+        long,
+        env = "COPPICE_API",
+        default_value = "http://127.0.0.1:8432",
+        value_name = "URL"
+    )]
+    api: String,
+
+    /// File with the API token: `api-token` in the server's data directory.
+    #[arg(long, env = "COPPICE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// PEM file with the certificate chain for TLS. Without one a self-signed certificate is used.
+    #[arg(long, env = "COPPICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// PEM file with the private key of --tls-cert.
+    #[arg(long, env = "COPPICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Directory in which the self-signed certificate is made at the first start and kept.
+    #[arg(
+        long,
+        env = "COPPICE_TLS_DIR",
+        default_value = "proxy-tls",
+        value_name = "DIR"
+    )]
+    tls_dir: PathBuf,
+
+    /// Domain whose sub-domains are branches, such as db.example.com for feature-x.db.example.com. Without one the first
+    /// label of any host name with a dot is taken for a branch.
+    #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
+    domain: Option<String>,
+}
+
+const EXAMPLES: &str = "\
+How a connection names its branch, the first that applies:
+  host name, over TLS   psql 'host=feature-x.localhost port=5433 sslmode=require user=postgres dbname=app'
+  startup option        psql 'host=localhost port=5433 user=postgres dbname=app options=branch=feature/x'
+  database name         psql 'host=localhost port=5433 user=postgres dbname=app@feature/x'
+  none of them          the default branch
+
+In a host name a branch goes by its host-name form: lower case, with '-' for all but letters and digits.
+The database name is split at its last '@', so a database that is itself called a@b is reached as a@b@main.
+A database name equal to the user's is never split.
+
+Passwords are checked by the branch's own Postgres. Logs go to stderr; RUST_LOG sets their level.
+The server's --suspend-after has to be over 10 seconds for sessions of this proxy to keep their branch awake.";
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match serve(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
+    let domain = flags.domain.as_deref();
+    let tls = match (&flags.tls_cert, &flags.tls_key) {
+        (Some(cert), Some(key)) => Tls::load(cert, key, domain)?,
+        _ => Tls::self_signed(&flags.tls_dir, domain)?,
+    };
+    let token = flags.token_file.as_deref().map(read_token).transpose()?;
+    let backends = Arc::new(Remote::new(Client::new(&flags.api, token)?, BEAT));
+    if let Err(error) = proxy::server::raise_file_limit() {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+    let listener = TcpListener::bind(flags.listen).await.map_err(|error| {
+        format!("cannot listen on {}: {error}; is another proxy or server using it? --listen takes another address", flags.listen)
+    })?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tracing::info!(listen = %listener.local_addr()?, api = flags.api, "proxy is ready");
+    proxy::run(
+        listener,
+        tls,
+        Limits::default(),
+        backends,
+        Arc::new(Metrics::default()),
+        shutdown,
+    )
+    .await;
+    tracing::info!("proxy stopped");
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! The settings of a server, their defaults and limits, and where things are in its data directory.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often work that nobody waits for is done: background syncs and spare files.
+pub const TICK: Duration = Duration::from_millis(500);
+/// How long clients get to leave when the server stops.
+pub const PROXY_GRACE: Duration = Duration::from_secs(5);
+/// Longest path of the run directory: a socket's path must fit `sun_path`.
+pub const MAX_RUN_DIRECTORY_BYTES: usize = 76;
+
+/// What `pageserver serve` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Directory that holds everything; made at the first start.
+    #[arg(long, env = "COPPICE_DATA", value_name = "DIR")]
+    pub data: PathBuf,
+
+    /// Address of the HTTP API.
+    #[arg(long, env = "COPPICE_API_LISTEN", default_value = "127.0.0.1:8432", value_name = "ADDR")]
+    pub api: SocketAddr,
+
+    /// Address of the proxy, where Postgres clients connect.
+    #[arg(long, env = "COPPICE_PROXY", default_value = "127.0.0.1:5433", value_name = "ADDR")]
+    pub proxy: SocketAddr,
+
+    /// Host, or host and port, by which clients reach the proxy, as connection URLs name it; the address of the
+    /// proxy if left out.
+    #[arg(long, env = "COPPICE_PUBLIC_ADDRESS", value_name = "HOST[:PORT]")]
+    pub public_address: Option<String>,
+
+    /// Where the branches' files are mounted; `mount` in the data directory if left out.
+    #[arg(long, env = "COPPICE_MOUNT", value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+
+    /// Directory of Postgres's programs; the newest on the machine if left out.
+    #[arg(long, env = "COPPICE_POSTGRES_BIN", value_name = "DIR")]
+    pub postgres_bin: Option<PathBuf>,
+
+    /// User that runs Postgres when the server is started by root; `postgres` if left out.
+    #[arg(long, env = "COPPICE_POSTGRES_USER", value_name = "USER")]
+    pub postgres_user: Option<String>,
+
+    /// Suspend a branch's Postgres after so many seconds without a client; 0 for never.
+    #[arg(long, env = "COPPICE_SUSPEND_AFTER", default_value_t = 300, value_name = "SECONDS")]
+    pub suspend_after: u64,
+
+    /// PEM file with the certificate chain for TLS; a self-signed one is made if left out.
+    #[arg(long, env = "COPPICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// PEM file with the private key of --tls-cert.
+    #[arg(long, env = "COPPICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Domain whose sub-domains are branches: with db.example.com, feature-x.db.example.com is branch feature-x.
+    #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
+    pub domain: Option<String>,
+}
+
+/// Where things are in a data directory.
+pub struct Layout {
+    /// Held by the server that uses the directory.
+    pub lock: PathBuf,
+    /// The API's bearer token.
+    pub token: PathBuf,
+    /// Catalog and lane files.
+    pub store: PathBuf,
+    /// Sockets and managed settings of the computes.
+    pub run: PathBuf,
+    /// Default mountpoint.
+    pub mount: PathBuf,
+    /// Self-signed certificate.
+    pub tls: PathBuf,
+}
+
+impl Layout {
+    /// The places in `data`.
+    pub fn of(data: &Path) -> Self {
+        Self {
+            lock: data.join("lock"),
+            token: data.join("api-token"),
+            store: data.join("store"),
+            run: data.join("run"),
+            mount: data.join("mount"),
+            tls: data.join("tls"),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The branch service as the proxy sees it: selectors onto sockets, errors onto SQLSTATEs.
+
+use crate::branches::Branches;
+use crate::error::{Error, Kind};
+use proxy::{Backends, Refusal, Selector, Upstream, refusal};
+use std::sync::Arc;
+
+/// Finds and wakes branches for the proxy in the same process.
+pub struct Gateway(pub Arc<Branches>);
+
+impl Backends for Gateway {
+    async fn acquire(&self, selector: &Selector) -> Result<Upstream, Refusal> {
+        let name = match selector {
+            Selector::Default => self.0.default_name(),
+            Selector::Name(name) => name.clone(),
+            // An unknown host is looked up as a name, whose error says what there is.
+            Selector::Host(host) => self.0.name_of_host(host).unwrap_or_else(|| host.clone()),
+        };
+        let lease = self.0.acquire(&name).await.map_err(refuse)?;
+        Ok(Upstream { branch: name, socket: lease.socket().to_path_buf(), lease: Box::new(lease) })
+    }
+}
+
+fn refuse(error: Error) -> Refusal {
+    let sqlstate = match error.kind {
+        Kind::NotFound => refusal::NO_SUCH_BRANCH,
+        _ => refusal::CANNOT_CONNECT_NOW,
+    };
+    match error.detail.split_once("; ") {
+        Some((message, hint)) => Refusal::new(sqlstate, message).with_hint(hint),
+        None => Refusal::new(sqlstate, error.detail),
+    }
+}

@@ -1,0 +1,244 @@
+//! The whole server: wiring, first start, and the order of stopping.
+//!
+//! Stopping goes from the outside in: no new clients, no Postgres, no mount, and then the store is closed.
+
+use crate::api::auth::Token;
+use crate::api::metrics::Metrics;
+use crate::api::{router, serve};
+use crate::branches::{About, Branches};
+use crate::compute::{ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, bootstrap, leftovers};
+use crate::config::{Config, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK};
+use crate::error::{Error, Result};
+use crate::fs::mount::Mount;
+use crate::gateway::Gateway;
+use crate::import::Imports;
+use crate::storage::catalog::Update;
+use crate::storage::disk::LocalDisk;
+use crate::storage::page::TimelineId;
+use crate::storage::store::{STORE_DIRECTORIES, Store};
+use proxy::{Limits, Tls};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Name of the branch that a first start makes.
+const FIRST_BRANCH: &str = "main";
+
+impl DataDirectories for Mount {
+    fn open(&self, timeline: TimelineId) -> Result<PathBuf> {
+        self.attach(timeline)
+    }
+
+    // The directory stays, and what the kernel cached of it, so that the next wake is warm.
+    fn closed(&self, _timeline: TimelineId) {}
+}
+
+/// Makes `path` unless it is there.
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(|e| Error::io(format!("make the directory {}", path.display()), &e))
+}
+
+/// Takes the data directory for this process as long as the file is open.
+pub fn lock_data(data: &Path) -> Result<File> {
+    // Others may pass through to the sockets and the mount, but not look.
+    make_directory(data, 0o711)?;
+    let path = Layout::of(data).lock;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(|e| Error::io(format!("open {}", path.display()), &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::conflict(
+            "data_in_use",
+            format!("{} is in use by another server: stop it, or choose another --data", data.display()),
+        )),
+        Err(fs::TryLockError::Error(e)) => Err(Error::io(format!("lock {}", path.display()), &e)),
+    }
+}
+
+/// A number that no other store has.
+pub fn random_number() -> Result<u64> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(|e| Error::io("read /dev/urandom", &e))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Opens the directory of the page store below `data`.
+pub fn open_disk(data: &Path) -> Result<Arc<LocalDisk>> {
+    let path = Layout::of(data).store;
+    make_directory(&path, 0o700)?;
+    let disk = LocalDisk::open(&path, &STORE_DIRECTORIES);
+    Ok(Arc::new(disk.map_err(|e| Error::io(format!("open the store {}", path.display()), &e))?))
+}
+
+async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+        ErrorKind::AddrInUse => Error::conflict(
+            "port_taken",
+            format!("the {what} cannot listen on {address}: another program does; choose another with {flag}"),
+        ),
+        _ => Error::io(format!("listen on {address} for the {what} (see {flag})"), &e),
+    })
+}
+
+/// What is running, in the order in which it was started.
+struct Running {
+    store: Arc<Store>,
+    mount: Arc<Mount>,
+    supervisor: Arc<Supervisor>,
+    branches: Arc<Branches>,
+    imports: Arc<Imports>,
+}
+
+impl Running {
+    async fn start(config: &Config, layout: &Layout, proxy_address: String) -> Result<Self> {
+        let installation = Installation::find(config.postgres_bin.as_deref())?;
+        let user = OsUser::resolve(config.postgres_user.as_deref())?;
+        if layout.run.as_os_str().len() > MAX_RUN_DIRECTORY_BYTES {
+            let detail = format!(
+                "the path of --data is too long: sockets below {} would exceed what Unix allows; use a shorter one",
+                layout.run.display()
+            );
+            return Err(Error::invalid("data_path_too_long", detail));
+        }
+        make_directory(&layout.run, 0o711)?;
+        leftovers::clean(&layout.run)?;
+        let store = Arc::new(Store::open(open_disk(&config.data)?, random_number()?)?);
+        let mountpoint = config.mount.as_deref().unwrap_or(&layout.mount);
+        let mount = Arc::new(Mount::new(Arc::clone(&store), mountpoint, (user.uid(), user.gid()))?);
+        let mut computes = ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
+        computes.suspend_after = Duration::from_secs(config.suspend_after);
+        let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
+        if store.catalog().with_branches(|branches| branches.is_empty()) {
+            first_start(&store, &mount, &installation, &user, &layout.run).await?;
+        }
+        let about = About { postgres_version: installation.version.clone(), proxy_address };
+        let branches =
+            Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
+        let imports = Imports::new(installation, user, Arc::clone(&branches) as _);
+        Ok(Self { store, mount, supervisor, branches, imports })
+    }
+
+    /// Stops everything, from the outside in. Each step is tried whatever became of the one before.
+    async fn stop(self) -> Result<()> {
+        self.imports.stop_all().await;
+        self.supervisor.stop_all().await;
+        let Self { store, mount, .. } = self;
+        let closed = tokio::task::spawn_blocking(move || {
+            let unmounted = mount.unmount();
+            store.close().and(unmounted)
+        });
+        closed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}
+
+async fn first_start(
+    store: &Arc<Store>,
+    mount: &Arc<Mount>,
+    installation: &Installation,
+    user: &OsUser,
+    run: &Path,
+) -> Result<()> {
+    let began = Instant::now();
+    tracing::info!(branch = FIRST_BRANCH, postgres = %installation.version, "first start: making a new cluster");
+    let timeline = store.create_root()?;
+    let data = mount.attach_new(timeline)?;
+    let password = bootstrap::initialize(installation, user, &data, run).await?;
+    store.timeline(timeline)?.sync_and_wait()?;
+    let put_branches = vec![(FIRST_BRANCH.to_owned(), Branches::first_record(timeline, password))];
+    store.publish(Update { put_branches, ..Update::default() })?;
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(branch = FIRST_BRANCH, %timeline, duration_ms, "branch created");
+    Ok(())
+}
+
+/// Does background work on a thread of its own until told to stop.
+fn start_ticking(store: Arc<Store>, stop: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
+    let tick = move || {
+        while !stop.load(Ordering::Relaxed) {
+            store.tick();
+            std::thread::sleep(TICK);
+        }
+    };
+    let started = std::thread::Builder::new().name("tick".into()).spawn(tick);
+    started.map_err(|e| Error::io("start a thread", &e))
+}
+
+fn public_address(config: &Config, bound: SocketAddr) -> String {
+    let host = if bound.ip().is_unspecified() { "localhost".to_owned() } else { host_text(bound) };
+    match &config.public_address {
+        Some(address) if address.contains(':') => address.clone(),
+        Some(host) => format!("{host}:{}", bound.port()),
+        None => format!("{host}:{}", bound.port()),
+    }
+}
+
+fn host_text(address: SocketAddr) -> String {
+    if address.is_ipv6() { format!("[{}]", address.ip()) } else { address.ip().to_string() }
+}
+
+fn load_tls(config: &Config, layout: &Layout) -> Result<Tls> {
+    let domain = config.domain.as_deref();
+    match (&config.tls_cert, &config.tls_key) {
+        (Some(cert), Some(key)) => {
+            Tls::load(cert, key, domain).map_err(|e| Error::io("load the TLS certificate (--tls-cert, --tls-key)", &e))
+        }
+        _ => Tls::self_signed(&layout.tls, domain).map_err(|e| Error::io("make a self-signed certificate", &e)),
+    }
+}
+
+/// Runs the server until `shutdown` is ready, then stops it cleanly.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let data = std::path::absolute(&config.data).map_err(|e| Error::io("find the data directory", &e))?;
+    let config = Config { data, ..config };
+    let layout = Layout::of(&config.data);
+    let _lock = lock_data(&config.data)?;
+    let api_listener = bind(config.api, "API", "--api").await?;
+    let proxy_listener = bind(config.proxy, "proxy", "--proxy").await?;
+    let proxy_bound = proxy_listener.local_addr().map_err(|e| Error::io("read the proxy's address", &e))?;
+    let api_bound = api_listener.local_addr().map_err(|e| Error::io("read the API's address", &e))?;
+    let token = Token::load_or_create(&layout.token)?;
+    let tls = load_tls(&config, &layout)?;
+    let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
+    let stop_ticking = Arc::new(AtomicBool::new(false));
+    let ticking = start_ticking(Arc::clone(&running.store), Arc::clone(&stop_ticking))?;
+
+    let (stop, stopped) = watch::channel(false);
+    let until = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let proxy_metrics = Arc::new(proxy::Metrics::default());
+    let app = router::App {
+        branches: Arc::clone(&running.branches),
+        imports: Arc::clone(&running.imports),
+        token,
+        metrics: Arc::new(Metrics::new()),
+    };
+    let api = tokio::spawn(serve::serve(api_listener, router::router(Arc::new(app)), until(stopped.clone())));
+    let limits = Limits { grace: PROXY_GRACE, ..Limits::default() };
+    let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
+    let proxy = tokio::spawn(proxy::run(proxy_listener, tls, limits, gateway, proxy_metrics, until(stopped)));
+    tracing::info!(api = %api_bound, proxy = %proxy_bound, data = %config.data.display(), "ready");
+
+    shutdown.await;
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    // Each client gets the farewell of its own Postgres while the proxy waits for its sessions.
+    running.supervisor.stop_all().await;
+    let _ = proxy.await;
+    let _ = api.await;
+    stop_ticking.store(true, Ordering::Relaxed);
+    let _ = tokio::task::spawn_blocking(move || ticking.join()).await;
+    running.stop().await?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Cancel requests: learning a session's key from its Postgres, and finding that Postgres again by the key.
+//!
+//! A client cancels over a new connection that carries nothing but the key, so the proxy remembers which socket a
+//! key came from. Guarantees that a key is known exactly as long as its session lives, so the table holds at most
+//! one entry per session; that a cancel connection ends after Postgres has acted on it; and that keys are never
+//! logged. Process numbers are unique on one machine, so keys of two branches cannot be mixed up while both live.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::startup::CancelKey;
+
+/// How long a Postgres may take over a cancel request before the proxy gives up on it.
+const CANCEL_TIME: Duration = Duration::from_secs(10);
+/// Type byte and length word in front of each message of a server.
+const HEADER_BYTES: usize = 5;
+/// The part of a message's length that is the length word itself.
+const LENGTH_BYTES: usize = 4;
+/// Longest body of a `BackendKeyData`: process number and 256 bytes of secret.
+const KEY_BYTES_MAX: usize = 260;
+
+/// The keys of all living sessions.
+#[derive(Default)]
+pub(crate) struct Table(Mutex<HashMap<CancelKey, PathBuf>>);
+
+/// A key's place in the table, given up when dropped.
+pub(crate) struct Registration {
+    table: Arc<Table>,
+    key: CancelKey,
+}
+
+impl Table {
+    pub(crate) fn register(self: &Arc<Self>, key: CancelKey, socket: &Path) -> Registration {
+        self.lock().insert(key.clone(), socket.to_owned());
+        let table = Arc::clone(self);
+        Registration { table, key }
+    }
+
+    /// Hands a request to the Postgres that gave out `key`; an unknown key is silently ignored, as Postgres does.
+    pub(crate) async fn forward(&self, key: &CancelKey) -> io::Result<()> {
+        let socket = self.lock().get(key).cloned();
+        let Some(socket) = socket else {
+            return Ok(());
+        };
+        let exchange = async {
+            let mut server = UnixStream::connect(&socket).await?;
+            server.write_all(&key.encode_request()).await?;
+            // Postgres answers nothing: that it closes is how it says that the signal was sent.
+            server
+                .read_u8()
+                .await
+                .map_or_else(end_of_file_is_fine, |_| Ok(()))
+        };
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        tokio::time::timeout(CANCEL_TIME, exchange).await.map_err(late)?
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<CancelKey, PathBuf>> {
+        // No code that holds the lock leaves the map half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn end_of_file_is_fine(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(error),
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.key);
+    }
+}
+
+/// Looks for the `BackendKeyData` in what a server sends, up to the first `ReadyForQuery`.
+///
+/// It only looks: bytes that are no well-formed messages are the client's to judge. It keeps no more than a header
+/// or one key.
+#[derive(Default)]
+pub(crate) struct KeyWatch {
+    state: State,
+}
+
+enum State {
+    /// Between two messages: these bytes of the header are there.
+    Header(Vec<u8>),
+    /// In a message of no interest: so many bytes are to come.
+    Body(usize),
+    /// In the key: these of so many bytes are there.
+    Key(Vec<u8>, usize),
+    /// Nothing more to find.
+    Done,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Header(Vec::with_capacity(HEADER_BYTES))
+    }
+}
+
+impl KeyWatch {
+    /// Whether there is nothing more to find.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    /// Takes the next bytes of the server, and returns the key when these complete it.
+    pub(crate) fn see(&mut self, mut bytes: &[u8]) -> Option<CancelKey> {
+        while !bytes.is_empty() {
+            match &mut self.state {
+                State::Done => return None,
+                State::Header(header) => {
+                    take(&mut bytes, header, HEADER_BYTES);
+                    if header.len() == HEADER_BYTES {
+                        self.state = after_header(header);
+                    }
+                }
+                State::Body(left) => {
+                    let skipped = bytes.len().min(*left);
+                    bytes = &bytes[skipped..];
+                    *left -= skipped;
+                    if *left == 0 {
+                        self.state = State::default();
+                    }
+                }
+                State::Key(key, length) => {
+                    take(&mut bytes, key, *length);
+                    if key.len() == *length {
+                        let key = CancelKey::decode(key);
+                        self.state = State::Done;
+                        return key;
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Moves bytes from the front of `bytes` until `into` holds `length`.
+fn take(bytes: &mut &[u8], into: &mut Vec<u8>, length: usize) {
+    let taken = bytes.len().min(length - into.len());
+    into.extend_from_slice(&bytes[..taken]);
+    *bytes = &bytes[taken..];
+}
+
+/// What follows a complete header.
+fn after_header(header: &[u8]) -> State {
+    let length = header[1..]
+        .iter()
+        .fold(0, |length, byte| length << 8 | usize::from(*byte));
+    match (header[0], length.checked_sub(LENGTH_BYTES)) {
+        (b'Z', _) | (_, None) => State::Done,
+        (b'K', Some(body)) if (1..=KEY_BYTES_MAX).contains(&body) => {
+            State::Key(Vec::with_capacity(body), body)
+        }
+        (b'K', Some(_)) => State::Done,
+        (_, Some(0)) => State::default(),
+        (_, Some(body)) => State::Body(body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + LENGTH_BYTES).unwrap();
+        [&[kind][..], &length.to_be_bytes(), body].concat()
+    }
+
+    /// What Postgres says until it is ready, with a key of `secret` bytes.
+    fn greeting(secret: usize) -> (Vec<u8>, Vec<u8>) {
+        let key: Vec<u8> = (0..=255).cycle().take(4 + secret).collect();
+        let parts = [
+            message(b'R', &[0; 4]),
+            message(b'S', b"server_version\x0015\0"),
+            message(b'n', b""),
+            message(b'K', &key),
+            message(b'Z', b"I"),
+        ];
+        (parts.concat(), key)
+    }
+
+    fn watch(chunks: &[&[u8]]) -> (Vec<CancelKey>, bool) {
+        let mut watch = KeyWatch::default();
+        let keys = chunks.iter().filter_map(|chunk| watch.see(chunk)).collect();
+        (keys, watch.is_done())
+    }
+
+    #[test]
+    fn finds_the_key_however_the_bytes_are_cut() {
+        for secret in [4, 32, 256] {
+            let (bytes, key) = greeting(secret);
+            let expected = (vec![CancelKey::decode(&key).unwrap()], true);
+            for cut in 0..=bytes.len() {
+                let (front, back) = bytes.split_at(cut);
+                assert_eq!(watch(&[front, back]), expected, "cut at {cut}");
+            }
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(watch(&single), expected);
+        }
+    }
+
+    #[test]
+    fn gives_up_on_what_holds_no_key() {
+        let key = message(b'K', &[1; 8]);
+        let table = [
+            ("ready without a key", message(b'Z', b"I")),
+            ("a length shorter than itself", b"R\0\0\0\x03".to_vec()),
+            ("a key without a secret", message(b'K', &[1; 4])),
+            ("a key beyond any length", message(b'K', &[1; 261])),
+        ];
+        for (what, bytes) in table {
+            assert_eq!(watch(&[&bytes, &key]), (vec![], true), "{what}");
+        }
+        assert_eq!(watch(&[b"Ecould not fork new process\n\0"]), (vec![], false));
+    }
+
+    #[test]
+    fn knows_a_key_while_its_session_lives() {
+        let table = Arc::new(Table::default());
+        let key = CancelKey::decode(&[1; 8]).unwrap();
+        let registration = table.register(key.clone(), Path::new("/run/a"));
+        assert_eq!(table.lock().get(&key), Some(&PathBuf::from("/run/a")));
+        drop(registration);
+        assert!(table.lock().is_empty());
+    }
+}

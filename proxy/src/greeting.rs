@@ -1,0 +1,119 @@
+//! Everything a client can say before its session: encryption requests, and then one first packet.
+//!
+//! Reads exactly the bytes of each packet and never one more, so that nothing sent in the clear can end up inside
+//! an encrypted session. Time limits are the caller's.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::refusal::{PROTOCOL_VIOLATION, Refusal};
+use crate::startup::{CancelKey, LENGTH_BYTES, Packet, Startup, body_bytes, decode};
+
+/// First byte of a TLS handshake record; a first packet starts with a zero byte, being shorter than 16 MiB.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What a client wants.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    /// A session.
+    Session(Startup),
+    /// To cancel a query of another connection.
+    Cancel(CancelKey),
+}
+
+/// How far the plain part of a connection led.
+#[derive(Debug)]
+pub(crate) enum Plain {
+    /// A TLS handshake comes next.
+    Tls {
+        /// Whether the client started it without asking (`sslnegotiation=direct`).
+        direct: bool,
+    },
+    /// The client goes on without encryption.
+    Wish(Wish),
+}
+
+/// Why a client got no further.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It sent something wrong, and can be told.
+    Refused(Refusal),
+    /// It closed, or its connection broke.
+    Gone(io::Error),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(error)
+    }
+}
+
+/// Answers encryption requests until the client starts TLS or says what it wants.
+pub(crate) async fn plain(socket: &mut TcpStream) -> Result<Plain, Failure> {
+    let mut first = [0];
+    if socket.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
+        return Ok(Plain::Tls { direct: true });
+    }
+    let mut gss_asked = false;
+    loop {
+        match read_packet(socket).await? {
+            Packet::Ssl => {
+                socket.write_all(b"S").await?;
+                return Ok(Plain::Tls { direct: false });
+            }
+            Packet::Gss if !gss_asked => {
+                gss_asked = true;
+                socket.write_all(b"N").await?;
+            }
+            packet => return Ok(Plain::Wish(wish(packet)?)),
+        }
+    }
+}
+
+/// Reads what the client wants from within an encrypted connection.
+pub(crate) async fn encrypted(stream: &mut (impl AsyncRead + Unpin)) -> Result<Wish, Failure> {
+    wish(read_packet(stream).await?)
+}
+
+fn wish(packet: Packet) -> Result<Wish, Failure> {
+    match packet {
+        Packet::Startup(startup) => Ok(Wish::Session(startup)),
+        Packet::Cancel(key) => Ok(Wish::Cancel(key)),
+        Packet::Ssl | Packet::Gss => {
+            let text = "encryption was requested a second time";
+            Err(Refusal::new(PROTOCOL_VIOLATION, text).into())
+        }
+    }
+}
+
+async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> Result<Packet, Failure> {
+    let mut header = [0; LENGTH_BYTES];
+    read_whole(stream, &mut header).await?;
+    let mut body = vec![0; body_bytes(header)?];
+    read_whole(stream, &mut body).await?;
+    Ok(decode(&body)?)
+}
+
+/// Fills `buffer`. A client that stops sending in the middle is told so; it may still be listening.
+async fn read_whole(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> Result<(), Failure> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match stream.read(&mut buffer[done..]).await? {
+            0 if done == 0 && buffer.len() == LENGTH_BYTES => {
+                // Nothing at all: a health check, or a client that went away.
+                return Err(Failure::Gone(io::ErrorKind::UnexpectedEof.into()));
+            }
+            0 => return Err(Refusal::new(PROTOCOL_VIOLATION, "incomplete startup packet").into()),
+            read => done += read,
+        }
+    }
+    Ok(())
+}

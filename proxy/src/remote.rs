@@ -1,0 +1,141 @@
+//! Branches behind the HTTP API: what the stand-alone proxy asks instead of the page server's own code.
+//!
+//! The API has no lease, so an open session keeps its branch awake by waking it again and again; one beat per
+//! branch, however many sessions it has. Calls are blocking and run on tokio's threads for that.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use api::client::{Client, Error};
+use api::types::Branch;
+use proxy::refusal::{CANNOT_CONNECT_NOW, NO_SUCH_BRANCH};
+use proxy::{Backends, Refusal, Selector, Upstream};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+/// Time between two beats; the server's `--suspend-after` has to be longer.
+pub(crate) const BEAT: Duration = Duration::from_secs(10);
+/// The API's code for a branch that does not exist.
+const BRANCH_NOT_FOUND: &str = "branch_not_found";
+
+/// The branches of the server that `client` talks to.
+pub(crate) struct Remote {
+    client: Arc<Client>,
+    /// Time between two beats.
+    interval: Duration,
+    /// The beats of branches that have sessions.
+    beats: Mutex<HashMap<String, Weak<Beat>>>,
+}
+
+/// Keeps one branch awake until dropped.
+struct Beat(JoinHandle<()>);
+
+impl Remote {
+    pub(crate) fn new(client: Client, interval: Duration) -> Self {
+        Self {
+            client: Arc::new(client),
+            interval,
+            beats: Mutex::default(),
+        }
+    }
+
+    /// The beat of a branch, started if there is none.
+    fn beat(&self, branch: &str) -> Arc<Beat> {
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(beat) = beats.get(branch).and_then(Weak::upgrade) {
+            return beat;
+        }
+        beats.retain(|_, beat| beat.strong_count() > 0);
+        let work = keep_awake(Arc::clone(&self.client), branch.to_owned(), self.interval);
+        let beat = Arc::new(Beat(tokio::spawn(work)));
+        beats.insert(branch.to_owned(), Arc::downgrade(&beat));
+        beat
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Backends for Remote {
+    async fn acquire(&self, selector: &Selector) -> Result<Upstream, Refusal> {
+        let (client, selector) = (Arc::clone(&self.client), selector.clone());
+        let woken = spawn_blocking(move || wake(&client, &selector)).await;
+        let branch = woken.unwrap_or_else(|error| {
+            tracing::error!(%error, "a call of the API failed in its own code");
+            Err(no_answer())
+        })?;
+        let Some(socket) = branch.socket else {
+            let text = format!("branch \"{}\" was woken but has no socket", branch.name);
+            return Err(Refusal::new(CANNOT_CONNECT_NOW, text).with_hint("Connect again later."));
+        };
+        Ok(Upstream {
+            lease: Box::new(self.beat(&branch.name)),
+            branch: branch.name,
+            socket: socket.into(),
+        })
+    }
+}
+
+async fn keep_awake(client: Arc<Client>, branch: String, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let (client, name) = (Arc::clone(&client), branch.clone());
+        let woken = spawn_blocking(move || client.wake(&name)).await;
+        match woken {
+            Ok(Ok(_)) => tracing::trace!(branch, "kept awake"),
+            Ok(Err(error)) => tracing::warn!(branch, %error, "cannot keep a branch awake"),
+            Err(error) => tracing::error!(branch, %error, "a call of the API failed in its own code"),
+        }
+    }
+}
+
+/// Finds the branch and wakes it.
+fn wake(client: &Client, selector: &Selector) -> Result<Branch, Refusal> {
+    let name = match selector {
+        Selector::Name(name) => name.clone(),
+        _ => choose(selector, client.list().map_err(|error| refusal(&error))?)?,
+    };
+    client.wake(&name).map_err(|error| refusal(&error))
+}
+
+/// The name of the branch that `selector` means.
+fn choose(selector: &Selector, branches: Vec<Branch>) -> Result<String, Refusal> {
+    let fits = |branch: &Branch| match selector {
+        Selector::Host(host) => branch.host == *host,
+        Selector::Name(name) => branch.name == *name,
+        Selector::Default => branch.default,
+    };
+    let found = branches.into_iter().find(fits).map(|branch| branch.name);
+    found.ok_or_else(|| {
+        let text = match selector {
+            Selector::Host(name) | Selector::Name(name) => format!("branch \"{name}\" does not exist"),
+            Selector::Default => "the server has no default branch".to_owned(),
+        };
+        Refusal::new(NO_SUCH_BRANCH, text).with_hint("`branchctl list` shows the branches that exist.")
+    })
+}
+
+/// What the client may know of a failed call. That the proxy itself is set up wrongly goes to the log only.
+fn refusal(error: &Error) -> Refusal {
+    match (error.status, error.code.as_str()) {
+        (_, BRANCH_NOT_FOUND) => Refusal::new(NO_SUCH_BRANCH, &error.detail)
+            .with_hint("`branchctl list` shows the branches that exist."),
+        (0 | 401, _) => {
+            tracing::error!(%error, "cannot use the server's API");
+            no_answer()
+        }
+        _ => Refusal::new(CANNOT_CONNECT_NOW, &error.detail),
+    }
+}
+
+fn no_answer() -> Refusal {
+    Refusal::new(CANNOT_CONNECT_NOW, "the proxy cannot use the API of its server")
+        .with_hint("Connect again later; the proxy's log says what is wrong.")
+}
+
+#[cfg(test)]
+#[path = "remote_tests.rs"]
+mod tests;

@@ -1,0 +1,180 @@
+//! Which branch a connection asks for. Pure: startup parameters and TLS server name in, [`Selector`] out.
+//!
+//! The choice comes, in this order, from: the TLS server name (SNI), the startup option `branch=NAME`, the database
+//! name `db@branch`, and is the default branch otherwise. What chose the branch is removed from the startup packet,
+//! so that the branch's Postgres never sees it. Whether such a branch exists is left to [`crate::Backends`].
+
+use std::net::IpAddr;
+
+use crate::refusal::{NO_SUCH_BRANCH, Refusal};
+use crate::startup::Startup;
+
+/// Longest branch name.
+const NAME_BYTES_MAX: usize = 63;
+/// Names under this top-level domain are the user's own machine, so the label in front can only mean a branch.
+const LOCALHOST: &str = "localhost";
+/// The startup option that names a branch, and Postgres's ways to write an option.
+const BRANCH: &[u8] = b"branch=";
+
+/// Which branch a connection asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// The host-name form of a branch's name, in lower case.
+    Host(String),
+    /// A branch's name.
+    Name(String),
+    /// Whatever is the default branch.
+    Default,
+}
+
+/// Chooses the branch, and returns what its Postgres shall get as startup packet.
+///
+/// `domain` is the domain whose sub-domains are branches, if there is one.
+pub fn route(
+    mut startup: Startup,
+    sni: Option<&str>,
+    domain: Option<&str>,
+) -> Result<(Selector, Startup), Refusal> {
+    let named = take_option(&mut startup)?;
+    let host = sni.and_then(|sni| host_choice(sni, domain));
+    let choice = match (host, named) {
+        (Some(Host::Sure(label)), _) => Selector::Host(label),
+        (_, Some(name)) => Selector::Name(name),
+        (host, None) => match (take_database_suffix(&mut startup)?, host) {
+            (Some(name), _) => Selector::Name(name),
+            (None, Some(Host::Likely(label) | Host::Sure(label))) => Selector::Host(label),
+            (None, None) => Selector::Default,
+        },
+    };
+    Ok((choice, startup))
+}
+
+/// What a host name says about the branch.
+enum Host {
+    /// A sub-domain of the branches' own domain.
+    Sure(String),
+    /// Some name with several labels while no domain is set: the first label may be a branch, but the whole may as
+    /// well be the machine's own name, so a branch that is named elsewhere goes first.
+    Likely(String),
+}
+
+fn host_choice(sni: &str, domain: Option<&str>) -> Option<Host> {
+    let host = sni.strip_suffix('.').unwrap_or(sni).to_ascii_lowercase();
+    if host.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    let (label, parent) = host.split_once('.')?;
+    let label = label.to_owned();
+    match domain {
+        _ if label.is_empty() => None,
+        _ if parent == LOCALHOST => Some(Host::Sure(label)),
+        Some(domain) => parent.eq_ignore_ascii_case(domain).then_some(Host::Sure(label)),
+        None => Some(Host::Likely(label)),
+    }
+}
+
+/// Takes `db@branch` apart, at the last `@`. With nothing before it Postgres takes the user's name as database.
+///
+/// A database named like the user is what libpq sends when the user named none, so it chooses nothing.
+fn take_database_suffix(startup: &mut Startup) -> Result<Option<String>, Refusal> {
+    let Some(database) = startup
+        .get("database")
+        .filter(|name| startup.get("user") != Some(name))
+    else {
+        return Ok(None);
+    };
+    let Some(at) = database.iter().rposition(|byte| *byte == b'@') else {
+        return Ok(None);
+    };
+    let name = checked_name(&database[at + 1..])?;
+    let database = database[..at].to_vec();
+    startup.set("database", (!database.is_empty()).then_some(database));
+    Ok(Some(name))
+}
+
+/// Takes the option that names a branch out of the startup parameter `options`; of several the last counts.
+fn take_option(startup: &mut Startup) -> Result<Option<String>, Refusal> {
+    let Some(options) = startup.get("options") else {
+        return Ok(None);
+    };
+    let words = words(options);
+    let mut named = None;
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let mut rest = words.as_slice();
+    while let [word, tail @ ..] = rest {
+        // The word behind `-c` is its value, whatever it looks like.
+        let (value, taken) = match tail {
+            [value, ..] if word.text == b"-c" => (value.text.strip_prefix(BRANCH), 2),
+            _ => (branch_word(&word.text), 1),
+        };
+        match value {
+            Some(value) => named = Some(value.to_vec()),
+            None => kept.extend(rest[..taken].iter().map(|word| word.raw)),
+        }
+        rest = &rest[taken..];
+    }
+    let Some(named) = named else {
+        return Ok(None);
+    };
+    let kept = kept.join(&b' ');
+    startup.set("options", (!kept.is_empty()).then_some(kept));
+    checked_name(&named).map(Some)
+}
+
+/// The branch that a single word names.
+fn branch_word(word: &[u8]) -> Option<&[u8]> {
+    let option = word.strip_prefix(b"--").or_else(|| word.strip_prefix(b"-c"));
+    option.unwrap_or(word).strip_prefix(BRANCH)
+}
+
+/// A word of `options`.
+struct Word<'a> {
+    /// As it was sent.
+    raw: &'a [u8],
+    /// Without the backslashes.
+    text: Vec<u8>,
+}
+
+/// Splits as Postgres's `pg_split_opts` does: at white space, unless a backslash stands before it.
+fn words(options: &[u8]) -> Vec<Word<'_>> {
+    let is_space = |byte: u8| byte.is_ascii_whitespace() || byte == 0x0b;
+    let mut words = Vec::new();
+    let mut at = 0;
+    while at < options.len() {
+        if is_space(options[at]) {
+            at += 1;
+            continue;
+        }
+        let start = at;
+        let mut text = Vec::new();
+        while at < options.len() && !is_space(options[at]) {
+            at += usize::from(options[at] == b'\\');
+            text.extend(options.get(at));
+            at += 1;
+        }
+        let raw = &options[start..at.min(options.len())];
+        words.push(Word { raw, text });
+    }
+    words
+}
+
+/// The branch name in `bytes`, or why it cannot be one.
+fn checked_name(bytes: &[u8]) -> Result<String, Refusal> {
+    let name = String::from_utf8_lossy(bytes);
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._/-".contains(c);
+    if starts_well && name.len() <= NAME_BYTES_MAX && name.chars().all(legal) {
+        return Ok(name.into_owned());
+    }
+    let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
+    Err(
+        Refusal::new(NO_SUCH_BRANCH, format!("\"{shown}\" is not a name of a branch")).with_hint(
+            "A branch name is a letter or digit, then up to 62 letters, digits, '.', '_', '/' and '-'. For a \
+             database whose own name contains '@', name the branch too: \"a@b@main\".",
+        ),
+    )
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;

@@ -1,0 +1,215 @@
+//! The accept loop: limits, shutdown, and what all connections share.
+//!
+//! Guarantees bounded numbers of connections before and in their session, that running out of file descriptors
+//! pauses the loop instead of ending or spinning it, and that [`run`] returns only after every connection is gone.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::Backends;
+use crate::cancel::Table;
+use crate::metrics::Metrics;
+use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
+use crate::session::serve;
+use crate::tls::Tls;
+
+/// Pause after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+/// How long connections get to finish once they were told to close.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// When a silent client is asked whether it is still there: first, then how often and how many times. Without this a
+/// laptop that was closed would keep its branch awake for the two hours that Linux waits by default.
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// Every limit of the proxy. `Default` gives what both binaries use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sessions at the same time; one more is refused with `53300`.
+    pub sessions: usize,
+    /// Connections that have not started a session yet, at the same time. Apart from `sessions`, so that a query can
+    /// be cancelled while all sessions are in use.
+    pub greetings: usize,
+    /// Time from accept to a complete startup packet, TLS handshake included. Half of Postgres's own
+    /// `authentication_timeout`, which covers what comes after.
+    pub startup: Duration,
+    /// Time for waking the branch and connecting to it; long enough for a crash recovery.
+    pub wake: Duration,
+    /// Time that sessions get to end by themselves at a shutdown.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 1000,
+            greetings: 1000,
+            startup: Duration::from_secs(30),
+            wake: Duration::from_secs(300),
+            grace: Duration::from_secs(3),
+        }
+    }
+}
+
+/// How far the shutdown is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// None was asked for.
+    Serving,
+    /// No new sessions; the running ones may end by themselves.
+    Draining,
+    /// The running sessions are closed.
+    Closing,
+}
+
+/// What all connections share.
+pub(crate) struct Shared<B> {
+    pub(crate) backends: Arc<B>,
+    pub(crate) tls: Tls,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) keys: Arc<Table>,
+    pub(crate) sessions: Arc<Semaphore>,
+    greetings: Arc<Semaphore>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl<B> Shared<B> {
+    /// Waits until the shutdown is that far.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        let mut current = self.phase.clone();
+        // Without a sender the loop is gone, which is as far as a shutdown gets.
+        let _ = current.wait_for(|current| *current >= phase).await;
+    }
+}
+
+/// Serves connections on `listener` until `shutdown` is ready, then ends those that are left, and returns.
+///
+/// A page server that stops its computes while this waits for the grace period lets each client get the shutdown
+/// message of its own Postgres.
+pub async fn run<B: Backends>(
+    listener: TcpListener,
+    tls: Tls,
+    limits: Limits,
+    backends: Arc<B>,
+    metrics: Arc<Metrics>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let (phase, watch) = watch::channel(Phase::Serving);
+    let grace = limits.grace;
+    let shared = Arc::new(Shared {
+        backends,
+        tls,
+        metrics,
+        keys: Arc::default(),
+        sessions: Arc::new(Semaphore::new(limits.sessions)),
+        greetings: Arc::new(Semaphore::new(limits.greetings)),
+        limits,
+        phase: watch,
+    });
+    let mut connections = JoinSet::new();
+    accept_until(shutdown, &listener, &shared, &mut connections).await;
+    drop(listener);
+    phase.send_replace(Phase::Draining);
+    let _ = timeout(grace, finish(&mut connections)).await;
+    tracing::info!(
+        sessions = connections.len(),
+        "closing what is left of the sessions"
+    );
+    phase.send_replace(Phase::Closing);
+    let _ = timeout(CLOSE_TIME, finish(&mut connections)).await;
+    connections.shutdown().await;
+}
+
+async fn accept_until<B: Backends>(
+    shutdown: impl Future<Output = ()>,
+    listener: &TcpListener,
+    shared: &Arc<Shared<B>>,
+    connections: &mut JoinSet<()>,
+) {
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return,
+            accepted = listener.accept() => match accepted {
+                Ok((socket, peer)) => admit(socket, peer, shared, connections),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = connections.join_next() => report(ended),
+        }
+    }
+}
+
+async fn finish(connections: &mut JoinSet<()>) {
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a connection's task failed");
+    }
+}
+
+fn admit<B: Backends>(
+    socket: TcpStream,
+    peer: SocketAddr,
+    shared: &Arc<Shared<B>>,
+    connections: &mut JoinSet<()>,
+) {
+    let Ok(slot) = Arc::clone(&shared.greetings).try_acquire_owned() else {
+        return turn_away(socket, peer);
+    };
+    if let Err(error) = prepare(&socket) {
+        tracing::debug!(%peer, %error, "cannot set socket options");
+    }
+    let open = shared.metrics.open();
+    let shared = Arc::clone(shared);
+    connections.spawn(async move {
+        let _open = open;
+        serve(socket, peer, shared, slot).await;
+    });
+}
+
+/// Refuses without waiting for anything, so that the accept loop cannot be held up.
+fn turn_away(socket: TcpStream, peer: SocketAddr) {
+    tracing::info!(%peer, "connection turned away: too many have not sent their startup packet yet");
+    let refusal = Refusal::new(
+        TOO_MANY_CONNECTIONS,
+        "too many connections are starting at the same time",
+    );
+    let refusal = refusal.with_hint("Connect again later.").encode();
+    let written = socket.into_std().and_then(|mut socket| socket.write(&refusal));
+    tracing::trace!(?written, "sent the refusal");
+}
+
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_SECONDS)?;
+    Ok(setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?)
+}
+
+/// Raises this process's limit on open files as far as it is allowed to, and returns it.
+///
+/// A session takes two, so the usual soft limit of 1,024 is too low for the default [`Limits`].
+pub fn raise_file_limit() -> io::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}

@@ -1,0 +1,254 @@
+//! One connection from accept to close: greeting, route, wake, relay.
+//!
+//! Guarantees that a client which is refused is told why in a Postgres error, that the branch is let go as soon as
+//! the session ends or the client goes away while the branch still wakes, and that each session leaves one log
+//! line, without any secret. Authentication passes through untouched: the branch's Postgres does it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::cancel::KeyWatch;
+use crate::greeting::{self, Failure, Plain, Wish};
+use crate::refusal::{CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS};
+use crate::relay::{close, count, relay};
+use crate::route::{Selector, route};
+use crate::server::{Phase, Shared};
+use crate::startup::{CancelKey, Startup};
+use crate::{Backends, Upstream};
+
+/// Bytes a client may send ahead while its branch wakes; more stay in the kernel.
+const EARLY_BYTES_MAX: usize = 8 * 1024;
+/// How long to wait before knocking again at a Postgres whose queue of new connections is full.
+const KNOCK_INTERVAL: Duration = Duration::from_millis(10);
+/// How long the refusal of a client may take to send.
+const REFUSAL_TIME: Duration = Duration::from_secs(5);
+
+/// Serves one connection. `slot` counts it among those that have not started a session yet.
+pub(crate) async fn serve<B: Backends>(
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared<B>>,
+    slot: OwnedSemaphorePermit,
+) {
+    let deadline = Instant::now() + shared.limits.startup;
+    let connection = Connection {
+        peer,
+        shared: &shared,
+        slot: Some(slot),
+        sni: None,
+        tls: false,
+    };
+    match connection.until(deadline, greeting::plain(&mut socket)).await {
+        Ok(Plain::Wish(wish)) => connection.fulfil(socket, Ok(wish)).await,
+        Ok(Plain::Tls { direct }) => connection.encrypt(socket, direct, deadline).await,
+        Err(failure) => connection.fulfil(socket, Err(failure)).await,
+    }
+}
+
+/// What is known of a connection, whatever kind of stream it is.
+struct Connection<'a, B> {
+    peer: SocketAddr,
+    shared: &'a Arc<Shared<B>>,
+    /// Held until the session starts.
+    slot: Option<OwnedSemaphorePermit>,
+    sni: Option<String>,
+    tls: bool,
+}
+
+/// A branch that is ready for the session.
+struct Awake {
+    upstream: Upstream,
+    server: UnixStream,
+}
+
+impl<B: Backends> Connection<'_, B> {
+    /// Does the TLS handshake and reads the wish within it.
+    async fn encrypt(mut self, socket: TcpStream, direct: bool, deadline: Instant) {
+        let handshake = async { Ok(self.shared.tls.accept(socket).await?) };
+        let mut handshake = match self.until(deadline, handshake).await {
+            Ok(handshake) => handshake,
+            // Half a handshake leaves no channel to say more than TLS itself has said.
+            Err(failure) => return tracing::debug!(peer = %self.peer, ?failure, "TLS handshake failed"),
+        };
+        self.sni = handshake.sni.take();
+        self.tls = true;
+        let wish = if direct && !handshake.alpn {
+            let text = "direct TLS without the application protocol (ALPN) \"postgresql\"";
+            let hint = "Use a client that supports sslnegotiation=direct, or sslnegotiation=postgres.";
+            Err(Refusal::new(PROTOCOL_VIOLATION, text).with_hint(hint).into())
+        } else {
+            self.until(deadline, greeting::encrypted(&mut handshake.stream))
+                .await
+        };
+        self.fulfil(handshake.stream, wish).await;
+    }
+
+    /// Waits for `work`, but not beyond the deadline for the startup packet, nor into a shutdown.
+    async fn until<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let limit = self.shared.limits.startup;
+        tokio::select! {
+            result = work => result,
+            () = sleep_until(deadline) => {
+                let text = format!("no complete startup packet within {limit:?}");
+                Err(Refusal::new(PROTOCOL_VIOLATION, text).into())
+            }
+            () = self.shared.reached(Phase::Draining) => Err(shutting_down().into()),
+        }
+    }
+
+    async fn fulfil(mut self, mut stream: impl Stream, wish: Result<Wish, Failure>) {
+        let result = match wish {
+            Ok(Wish::Session(startup)) => self.session(&mut stream, startup).await,
+            Ok(Wish::Cancel(key)) => {
+                self.cancel(&key).await;
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok(()) => {}
+            Err(Failure::Gone(error)) => {
+                return tracing::debug!(peer = %self.peer, %error, "client left before a session");
+            }
+            Err(Failure::Refused(refusal)) => {
+                self.shared.metrics.refused_total.fetch_add(1, Ordering::Relaxed);
+                let Refusal {
+                    sqlstate, message, ..
+                } = &refusal;
+                // Debug form, since the message may quote what the client sent.
+                tracing::info!(peer = %self.peer, sqlstate, ?message, "connection refused");
+                let sent = timeout(REFUSAL_TIME, stream.write_all(&refusal.encode())).await;
+                tracing::trace!(?sent, "sent the refusal");
+            }
+        }
+        close(&mut stream).await;
+    }
+
+    async fn cancel(&self, key: &CancelKey) {
+        self.shared.metrics.cancels_total.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.shared.keys.forward(key).await {
+            tracing::warn!(peer = %self.peer, %error, "cannot forward a cancel request");
+        }
+    }
+
+    /// Runs a session from its startup packet to its end.
+    async fn session(&mut self, client: &mut impl Stream, startup: Startup) -> Result<(), Failure> {
+        let (selector, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
+        let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
+        let _permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
+        self.slot = None;
+        let started = Instant::now();
+        let mut early = Vec::new();
+        let Awake { upstream, mut server } = tokio::select! {
+            biased;
+            awake = self.wake(&selector) => awake?,
+            error = watch_client(client, &mut early) => return Err(Failure::Gone(error)),
+            () = self.shared.reached(Phase::Draining) => return Err(shutting_down().into()),
+        };
+        let first = [startup.encode(), early].concat();
+        let sent = server.write_all(&first).await;
+        sent.map_err(|error| unreachable_branch(&upstream, &error))?;
+        self.relay(client, upstream, server, started).await;
+        Ok(())
+    }
+
+    /// Wakes the branch and connects to its Postgres.
+    async fn wake(&self, selector: &Selector) -> Result<Awake, Refusal> {
+        let limit = self.shared.limits.wake;
+        let work = async {
+            let upstream = self.shared.backends.acquire(selector).await?;
+            let server = knock(&upstream).await?;
+            Ok(Awake { upstream, server })
+        };
+        timeout(limit, work).await.unwrap_or_else(|_| {
+            let text = format!("the branch was not ready within {limit:?}");
+            Err(Refusal::new(CANNOT_CONNECT_NOW, text)
+                .with_hint("Connect again later; it may still be recovering."))
+        })
+    }
+
+    async fn relay(
+        &self,
+        client: &mut impl Stream,
+        upstream: Upstream,
+        mut server: UnixStream,
+        started: Instant,
+    ) {
+        let metrics = &self.shared.metrics;
+        let (mut bytes_in, mut bytes_out) = (0, 0);
+        let mut keys = KeyWatch::default();
+        let mut registration = None;
+        let sent = |data: &[u8]| count(data, &mut bytes_in, &metrics.bytes_from_clients_total);
+        let received = |data: &[u8]| {
+            count(data, &mut bytes_out, &metrics.bytes_to_clients_total);
+            // The client learns its key after this, so it cannot use it before the table knows it.
+            if let Some(key) = keys.see(data) {
+                registration = Some(self.shared.keys.register(key, &upstream.socket));
+            }
+        };
+        let shutdown = self.shared.reached(Phase::Closing);
+        let end = relay(client, &mut server, sent, received, shutdown).await;
+        drop(registration);
+        let Upstream { branch, lease, .. } = upstream;
+        drop((server, lease));
+        let duration = started.elapsed();
+        tracing::info!(branch, peer = %self.peer, tls = self.tls, ?duration, bytes_in, bytes_out, %end, "session ended");
+    }
+}
+
+/// A connection of a client, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Ends when the client goes away. What it sends meanwhile is kept for its Postgres.
+async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Error {
+    let mut watched = client.take(EARLY_BYTES_MAX as u64);
+    while watched.limit() > 0 {
+        match watched.read_buf(early).await {
+            Ok(0) => return io::ErrorKind::UnexpectedEof.into(),
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+    std::future::pending().await
+}
+
+/// Connects to a Postgres, waiting while its queue of new connections is full.
+async fn knock(upstream: &Upstream) -> Result<UnixStream, Refusal> {
+    loop {
+        match UnixStream::connect(&upstream.socket).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(KNOCK_INTERVAL).await,
+            result => return result.map_err(|error| unreachable_branch(upstream, &error)),
+        }
+    }
+}
+
+fn unreachable_branch(upstream: &Upstream, error: &io::Error) -> Refusal {
+    let Upstream { branch, socket, .. } = upstream;
+    tracing::warn!(branch, ?socket, %error, "cannot reach the Postgres of a branch");
+    let text = format!("cannot reach the Postgres of branch \"{branch}\": {error}");
+    Refusal::new(CANNOT_CONNECT_NOW, text)
+        .with_hint("Connect again; if that does not help, the server's log says why.")
+}
+
+fn too_many(limit: usize) -> Refusal {
+    let text = format!("all {limit} connections of the proxy are in use");
+    Refusal::new(TOO_MANY_CONNECTIONS, text).with_hint("Close connections, or connect again later.")
+}
+
+fn shutting_down() -> Refusal {
+    Refusal::new(SHUTTING_DOWN, "the server is shutting down").with_hint("Connect again when it is back.")
+}

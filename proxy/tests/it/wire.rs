@@ -1,0 +1,207 @@
+//! The first bytes of a connection: encryption requests, and everything that is wrong.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proxy::Limits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+
+use crate::postgres::{GUEST, PASSWORD};
+use crate::world::{World, fatal, read_all, read_message, startup};
+
+const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
+const GSS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
+
+/// A domain, because rustls accepts no certificate for the sub-domains of a top-level one such as `localhost`.
+const DOMAIN: Option<&str> = Some("coppice.test");
+
+/// Starts TLS without asking first.
+async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<tokio::net::TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(&world.certificate).unwrap())
+        .unwrap();
+    let provider = Arc::new(crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    TlsConnector::from(Arc::new(config))
+        .connect(name, world.dial().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_tls_needs_the_protocol_name() {
+    let world = World::under(DOMAIN, Limits::default()).await;
+    let packet = startup(0, &[("user", GUEST), ("database", "app")]);
+    let mut stream = direct_tls(&world, "feature-x.coppice.test", &[b"postgresql"]).await;
+    stream.write_all(&packet).await.unwrap();
+    while read_message(&mut stream).await.0 != b'Z' {}
+    stream.write_all(b"Q\0\0\0\x16show cluster_name\0").await.unwrap();
+    let row = loop {
+        if let (b'D', row) = read_message(&mut stream).await {
+            break row;
+        }
+    };
+    assert!(row.ends_with(b"feature"), "{}", row.escape_ascii());
+    let mut stream = direct_tls(&world, "feature-x.coppice.test", &[]).await;
+    // The refusal does not wait for the packet.
+    let (sqlstate, message) = fatal(&read_all(&mut stream).await);
+    assert_eq!(sqlstate, "08P01");
+    assert!(message.contains("ALPN"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gss_encryption_is_declined_and_tls_offered() {
+    let world = World::start().await;
+    let mut socket = world.dial().await;
+    for (request, answer) in [(GSS_REQUEST, b'N'), (SSL_REQUEST, b'S')] {
+        socket.write_all(request).await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), answer);
+    }
+    let mut socket = world.dial().await;
+    socket
+        .write_all(&[GSS_REQUEST, GSS_REQUEST].concat())
+        .await
+        .unwrap();
+    let answer = read_all(&mut socket).await;
+    assert_eq!(answer[0], b'N');
+    assert_eq!(fatal(&answer[1..]).0, "08P01");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_protocol_version_is_for_postgres_to_judge() {
+    let world = World::start().await;
+    let params = [("user", GUEST), ("database", "app")];
+    let mut socket = world.dial().await;
+    socket.write_all(&startup(2, &params)).await.unwrap();
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&b'Z') {
+        kinds.push(read_message(&mut socket).await.0);
+    }
+    assert!(kinds.contains(&b'K'), "the session starts");
+    let mut socket = world.dial().await;
+    socket.write_all(&startup(99, &params)).await.unwrap();
+    assert_eq!(
+        read_message(&mut socket).await.0,
+        b'v',
+        "Postgres offers what it speaks instead"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_gets_a_postgres_error() {
+    let world = World::start().await;
+    let oversized = [&10_005_u32.to_be_bytes()[..], &[0; 10_001]].concat();
+    let table: [(&str, &[u8], &str); 6] = [
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "08P01"),
+        ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n", "08P01"),
+        ("oversized", &oversized, "08P01"),
+        ("too short", &[0, 0, 0, 7, 0, 3, 0, 0], "08P01"),
+        ("protocol 2", &[0, 0, 0, 8, 0, 2, 0, 0], "0A000"),
+        ("no user", &startup(0, &[("database", "app")]), "28000"),
+    ];
+    for (what, bytes, expected) in table {
+        let (sqlstate, message) = fatal(&world.exchange(bytes).await);
+        assert_eq!(sqlstate, expected, "{what}: {message}");
+    }
+    let http = fatal(&world.exchange(table[0].1).await).1;
+    assert!(http.contains("This port speaks the Postgres protocol"), "{http}");
+    assert_eq!(world.metrics.refused_total.load(Ordering::Relaxed), 7);
+    world.connect("app", PASSWORD).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packet_cut_at_any_byte_gets_an_error() {
+    let world = World::start().await;
+    let whole = startup(
+        0,
+        &[("user", GUEST), ("database", "app"), ("options", "branch=main")],
+    );
+    for end in 1..whole.len() {
+        let mut socket = world.dial().await;
+        socket.write_all(&whole[..end]).await.unwrap();
+        socket.shutdown().await.unwrap();
+        let (sqlstate, message) = fatal(&read_all(&mut socket).await);
+        assert_eq!(
+            (sqlstate.as_str(), message.trim()),
+            ("08P01", "incomplete startup packet"),
+            "cut at {end}"
+        );
+    }
+    assert_eq!(
+        world.exchange_closed().await,
+        b"",
+        "who says nothing is told nothing"
+    );
+}
+
+impl World {
+    /// Closes without a word.
+    async fn exchange_closed(&self) -> Vec<u8> {
+        let mut socket = self.dial().await;
+        socket.shutdown().await.unwrap();
+        read_all(&mut socket).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_is_told_and_closed() {
+    let limits = Limits {
+        startup: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let world = World::under(DOMAIN, limits).await;
+    for bytes in [&b""[..], b"\0", &startup(0, &[("user", GUEST)])[..12]] {
+        let (sqlstate, message) = fatal(&world.exchange(bytes).await);
+        assert_eq!(sqlstate, "08P01");
+        assert!(
+            message.contains("no complete startup packet within 300ms"),
+            "{message}"
+        );
+    }
+    assert_eq!(
+        world.exchange(SSL_REQUEST).await,
+        b"S",
+        "a TLS handshake that never comes"
+    );
+    assert_eq!(world.exchange(&[0x16, 3, 1]).await, b"", "half a TLS handshake");
+    let mut stream = direct_tls(&world, "main.coppice.test", &[b"postgresql"]).await;
+    assert_eq!(
+        fatal(&read_all(&mut stream).await).0,
+        "08P01",
+        "silence within TLS"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_are_bounded() {
+    let world = World::with(Limits {
+        greetings: 2,
+        ..Limits::default()
+    })
+    .await;
+    let silent = [world.dial().await, world.dial().await];
+    let mut third = world.dial().await;
+    assert_eq!(fatal(&read_all(&mut third).await).0, "53300");
+    drop(silent);
+    crate::world::until("they are gone", || {
+        world.metrics.connections_now.load(Ordering::Relaxed) == 0
+    })
+    .await;
+    // A session does not count among them.
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        sessions.push(world.connect("app", PASSWORD).await.unwrap());
+    }
+}
