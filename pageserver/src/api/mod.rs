@@ -5,7 +5,7 @@
 //! bearer token, limits on size and time, one error format, one log line and one set of metrics per request, and that
 //! a change once begun runs to its end even when the client hangs up.
 //!
-//! Read [`router`](mod@router) first; `docs/api.md` is for users.
+//! Read `router.rs` first; `docs/api.md` is for users.
 
 mod auth;
 mod extract;
