@@ -1,5 +1,7 @@
 //! Every body that travels over the HTTP API. JSON field names are the Rust names.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,9 +25,11 @@ pub enum Moment {
 pub struct CreateBranch {
     /// Name of the new branch: a letter or digit, then up to 62 of letters, digits, `.`, `_`, `/` and `-`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(example = "feature/login")]
     pub name: String,
     /// Branch to start from; the default branch if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "main")]
     pub parent: Option<String>,
     /// Moment of the parent to start from; its head if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,6 +42,7 @@ pub struct CreateBranch {
 pub struct UpdateBranch {
     /// New name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "feature/sign-in")]
     pub name: Option<String>,
     /// A protected branch refuses reset and delete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,10 +132,18 @@ pub struct BranchList {
 }
 
 /// Answer of `GET /v1/branches/{name}/connection`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct Connection {
-    /// `postgresql://` URL through the proxy.
+    /// `postgresql://` URL through the proxy, with the password of a role whose password the server set.
+    #[schema(example = "postgresql://postgres:8d1f@127.0.0.1:5433/app%40feature%2Flogin")]
     pub url: String,
+}
+
+/// Leaves the URL out: it carries a password, and `Debug` ends in logs.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
 }
 
 /// How an import copies its source.
@@ -143,16 +156,28 @@ pub enum ImportMode {
 }
 
 /// Body of `POST /v1/imports`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateImport {
     /// Name of the new root branch.
+    #[schema(example = "production")]
     pub name: String,
     /// `postgresql://` URL of the running server; the role needs `REPLICATION`.
+    #[schema(example = "postgresql://replicator:secret@db.example.com/app")]
     pub source: String,
     /// How to copy.
     #[serde(default)]
     pub mode: ImportMode,
+}
+
+/// Leaves the source out: its URL carries a password, and `Debug` ends in logs.
+impl fmt::Debug for CreateImport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateImport")
+            .field("name", &self.name)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How far an import is.
@@ -213,18 +238,31 @@ pub struct Status {
     pub uptime_s: u64,
 }
 
+/// Answer of `GET /healthz`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Always `ok`: a server that cannot create branches answers 503 instead.
+    #[schema(example = "ok")]
+    pub status: String,
+}
+
 /// An error, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// Always `about:blank`; `code` tells errors apart.
     #[serde(rename = "type", default)]
+    #[schema(example = "about:blank")]
     pub kind: String,
     /// The HTTP status in words.
+    #[schema(example = "Not Found")]
     pub title: String,
     /// The HTTP status.
+    #[schema(example = 404)]
     pub status: u16,
     /// Stable identifier of the error, such as `branch_not_found`.
+    #[schema(example = "branch_not_found")]
     pub code: String,
     /// What went wrong and what to do.
+    #[schema(example = "no branch is named `feature/logni`; did you mean `feature/login`?")]
     pub detail: String,
 }

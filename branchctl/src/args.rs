@@ -1,0 +1,176 @@
+//! The command line's grammar and help.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// How `--help` ends.
+const AFTER_HELP: &str = "\
+Environment:
+  COPPICE_API         address of the server (default http://127.0.0.1:8432)
+  COPPICE_TOKEN       the server's API token
+  COPPICE_TOKEN_FILE  file that holds it: the server's DATA/api-token
+  COPPICE_IMPORT_URL  source of `import`, so that its password is on no command line
+  The token comes from --token-file, else COPPICE_TOKEN, else COPPICE_TOKEN_FILE.
+
+Exit codes:
+  0  done
+  1  failed for another reason
+  2  wrong arguments, or a request that the server finds invalid
+  3  branch or import not found
+  4  name taken, or the branch's state forbids it
+  5  server not reached, or no answer from it
+  6  token missing or wrong
+  130  interrupted by Ctrl-C
+  `psql` exits as psql does.";
+
+/// Creates, resets and deletes branches of a Postgres database.
+#[derive(Debug, Parser)]
+#[command(name = "branchctl", version, after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// How to print the answer; `json` is the API's own JSON
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// Address of the server
+    #[arg(long, global = true, value_name = "URL", env = "COPPICE_API", default_value = api::client::DEFAULT_API)]
+    pub(crate) api: String,
+    /// File that holds the API token
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// One verb.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a branch
+    Create {
+        /// Name of the new branch
+        name: String,
+        /// Branch to start from [default: the server's default branch]
+        #[arg(long, value_name = "BRANCH")]
+        parent: Option<String>,
+    },
+    /// Create a branch unless it exists; an existing one is left as it is
+    Ensure {
+        /// Name of the branch
+        name: String,
+        /// Branch to start from if it is created [default: the server's default branch]
+        #[arg(long, value_name = "BRANCH")]
+        parent: Option<String>,
+    },
+    /// List all branches
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one branch
+    Show {
+        /// Name of the branch
+        name: String,
+    },
+    /// Throw a branch's own changes away: back to its parent's present state
+    Reset {
+        /// Name of the branch
+        name: String,
+    },
+    /// Delete branches; their children live on
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Names of the branches
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Rename a branch
+    Rename {
+        /// Present name
+        old: String,
+        /// New name
+        new: String,
+    },
+    /// Make reset and delete of a branch refuse
+    Protect {
+        /// Name of the branch
+        name: String,
+    },
+    /// Allow reset and delete of a branch again
+    Unprotect {
+        /// Name of the branch
+        name: String,
+    },
+    /// Stop a branch's Postgres; the next connection wakes it
+    Suspend {
+        /// Name of the branch
+        name: String,
+    },
+    /// Start a branch's Postgres
+    Wake {
+        /// Name of the branch
+        name: String,
+    },
+    /// Print a URL that connects to a branch, password included
+    Url {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Run psql on a branch
+    Psql {
+        #[command(flatten)]
+        target: Target,
+        /// Arguments for psql
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Copy a running Postgres server into a new root branch
+    Import {
+        /// Name of the new branch
+        #[arg(required_unless_present = "follow")]
+        name: Option<String>,
+        /// Source: postgresql://ROLE:PASSWORD@HOST/DATABASE, whose role has REPLICATION
+        #[arg(long, value_name = "URL", env = "COPPICE_IMPORT_URL", hide_env_values = true)]
+        from: Option<String>,
+        /// Follow an import that was started before
+        #[arg(long, value_name = "ID", conflicts_with = "name")]
+        follow: Option<String>,
+    },
+    /// Show the server's status
+    Status,
+    /// Print a shell's completion script
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// What to connect to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// Name of the branch
+    pub(crate) name: String,
+    /// Database [default: the server's choice]
+    #[arg(long, short)]
+    pub(crate) database: Option<String>,
+    /// Role [default: the server's choice]
+    #[arg(long, short)]
+    pub(crate) role: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

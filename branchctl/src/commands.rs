@@ -1,0 +1,200 @@
+//! One function per verb, and how each finds the server.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use api::client::{Client, read_token};
+use api::types::{
+    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, ResetBranch, UpdateBranch,
+};
+use clap::CommandFactory;
+use jiff::Timestamp;
+
+use crate::args::{Args, Command, Format};
+use crate::failure::{Exit, Failure};
+use crate::{import, output, psql};
+
+/// Runs one command.
+pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
+    if let Command::Completions { shell } = &args.command {
+        // Collected first: the generator would panic on a closed pipe.
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Args::command(), "branchctl", &mut script);
+        return print(&String::from_utf8_lossy(&script)).map(|()| Exit::Done);
+    }
+    let client = Client::new(&args.api, find_token(args.token_file.as_deref())?)?;
+    let format = args.output;
+    match &args.command {
+        Command::List => {
+            let list = BranchList {
+                branches: client.list()?,
+            };
+            show(format, &list, || {
+                output::branches(&list.branches, Timestamp::now())
+            })?;
+        }
+        Command::Show { name } => {
+            let branch = client.get(name)?;
+            show(format, &branch, || output::branch(&branch, Timestamp::now()))?;
+        }
+        Command::Delete { names } => return delete(&client, format, names),
+        Command::Url { target } => {
+            let connection =
+                client.connection(&target.name, target.database.as_deref(), target.role.as_deref())?;
+            show(format, &connection, || format!("{}\n", connection.url))?;
+        }
+        Command::Psql { target, args } => {
+            let connection =
+                client.connection(&target.name, target.database.as_deref(), target.role.as_deref())?;
+            return Err(psql::exec(&connection.url, args));
+        }
+        Command::Import { name, from, follow } => {
+            return import_command(
+                &client,
+                format,
+                name.as_deref(),
+                from.as_deref(),
+                follow.as_deref(),
+            );
+        }
+        Command::Status => {
+            let status = client.status()?;
+            show(format, &status, || output::status(&status))?;
+        }
+        change => change_one(&client, format, change)?,
+    }
+    Ok(Exit::Done)
+}
+
+/// The verbs that change one branch and show what became of it.
+fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), Failure> {
+    let protect = |protected| UpdateBranch {
+        protected: Some(protected),
+        ..UpdateBranch::default()
+    };
+    let branch = match command {
+        Command::Create { name, parent } => client.create(&creation(name, parent.as_ref()))?,
+        Command::Ensure { name, parent } => client.ensure(name, &creation(name, parent.as_ref()))?.0,
+        Command::Reset { name } => client.reset(name, &ResetBranch::default())?,
+        Command::Rename { old, new } => {
+            let rename = UpdateBranch {
+                name: Some(new.clone()),
+                ..UpdateBranch::default()
+            };
+            client.update(old, &rename)?
+        }
+        Command::Protect { name } => client.update(name, &protect(true))?,
+        Command::Unprotect { name } => client.update(name, &protect(false))?,
+        Command::Suspend { name } => client.suspend(name)?,
+        Command::Wake { name } => client.wake(name)?,
+        other => unreachable!("{other:?} does not change one branch"),
+    };
+    show(format, &branch, || {
+        output::branches(std::slice::from_ref(&branch), Timestamp::now())
+    })
+}
+
+fn creation(name: &str, parent: Option<&String>) -> CreateBranch {
+    CreateBranch {
+        name: name.to_owned(),
+        parent: parent.cloned(),
+        at: None,
+    }
+}
+
+/// Deletes all that can be deleted; the first failure decides the exit code. The API's answer is empty, and so is the
+/// output as JSON.
+fn delete(client: &Client, format: Format, names: &[String]) -> Result<Exit, Failure> {
+    let mut exit = Exit::Done;
+    for name in names {
+        match client.delete(name) {
+            Ok(()) if format == Format::Table => print(&format!("{name} deleted\n"))?,
+            Ok(()) => {}
+            // Alone, it is reported like every other command's failure.
+            Err(error) if names.len() == 1 => return Err(error.into()),
+            Err(error) => {
+                let failure = Failure::from(error);
+                eprintln!("branchctl: {name}: {failure}");
+                if exit == Exit::Done {
+                    exit = failure.exit();
+                }
+            }
+        }
+    }
+    if exit == Exit::Done {
+        Ok(exit)
+    } else {
+        Err(Failure::Told(exit))
+    }
+}
+
+fn import_command(
+    client: &Client,
+    format: Format,
+    name: Option<&str>,
+    from: Option<&str>,
+    follow: Option<&str>,
+) -> Result<Exit, Failure> {
+    let started = match (name, from, follow) {
+        (_, _, Some(id)) => client.import(id)?,
+        (Some(name), Some(source), None) => client.start_import(&CreateImport {
+            name: name.to_owned(),
+            source: source.to_owned(),
+            mode: ImportMode::Physical,
+        })?,
+        _ => {
+            eprintln!("branchctl: give the source with --from URL or in COPPICE_IMPORT_URL");
+            return Ok(Exit::Usage);
+        }
+    };
+    let import = import::follow(client, started)?;
+    if format == Format::Json || import.state != ImportState::Failed {
+        show(format, &import, || output::import(&import))?;
+    }
+    import::outcome(&import)
+}
+
+/// Prints an answer in the chosen format.
+fn show(
+    format: Format,
+    answer: &impl serde::Serialize,
+    table: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    match format {
+        Format::Table => print(&table()),
+        Format::Json => {
+            let text = serde_json::to_string_pretty(answer)
+                .map_err(|error| Failure::Local(format!("cannot print the answer as JSON: {error}")))?;
+            print(&format!("{text}\n"))
+        }
+    }
+}
+
+/// Writes to standard output. `println!` would panic when a pipe such as `| head` closes; that is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Local(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The API token: the file named on the command line, else the environment's token, else the environment's file.
+fn find_token(file: Option<&Path>) -> Result<Option<String>, Failure> {
+    if let Some(path) = file {
+        return Ok(Some(read_token(path)?));
+    }
+    if let Some(token) = env::var("COPPICE_TOKEN")
+        .ok()
+        .filter(|token| !token.trim().is_empty())
+    {
+        return Ok(Some(token.trim().to_owned()));
+    }
+    match env::var_os("COPPICE_TOKEN_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => Ok(Some(read_token(&PathBuf::from(path))?)),
+        None => Ok(None),
+    }
+}

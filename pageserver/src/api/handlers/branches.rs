@@ -1,0 +1,219 @@
+//! `/v1/branches`: create, show, change and delete branches.
+
+use std::sync::Arc;
+
+use ::api::types::{Branch, BranchList, Connection, CreateBranch, ResetBranch, RestoreBranch, UpdateBranch};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Answer;
+use crate::api::extract::{Body, Name, OptionalBody, Params};
+use crate::api::observe::Subject;
+use crate::api::openapi::{Always, BadInput, Clash, Missing, NoRoom, NotYet, Takes};
+use crate::api::problem::Fault;
+use crate::api::router::App;
+use crate::error::{Error, Kind};
+
+type Service = State<Arc<App>>;
+
+/// All branches, by name.
+#[utoipa::path(
+    get, path = "/v1/branches", tag = "branches",
+    responses((status = 200, description = "All branches", body = BranchList), Always)
+)]
+pub(in crate::api) async fn list(State(app): Service) -> Answer<Json<BranchList>> {
+    let branches = app.branches.list()?;
+    Ok(Json(BranchList { branches }))
+}
+
+/// Create a branch from the head of its parent, in constant time and without touching the parent.
+#[utoipa::path(
+    post, path = "/v1/branches", tag = "branches", request_body = CreateBranch,
+    responses(
+        (status = 201, description = "Created; `Location` is its path", body = Branch),
+        Always, Takes, Missing, Clash, NotYet, NoRoom,
+    )
+)]
+pub(in crate::api) async fn create(
+    State(app): Service,
+    Body(request): Body<CreateBranch>,
+) -> Answer<Response> {
+    let subject = Subject(request.name.clone());
+    // The fault, too, carries the name to the log line.
+    match app.branches.create(request).await {
+        Ok(branch) => Ok((Extension(subject), created(branch)).into_response()),
+        Err(error) => Ok((Extension(subject), Fault::from(error)).into_response()),
+    }
+}
+
+/// One branch.
+#[utoipa::path(
+    get, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
+    responses((status = 200, description = "The branch", body = Branch), Always, BadInput, Missing)
+)]
+pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
+    Ok(Json(app.branches.get(&name)?))
+}
+
+/// Create the branch unless it exists. An existing branch is left as it is, even when the body names another parent.
+/// The name in the path wins over one in the body; the body may be left out.
+#[utoipa::path(
+    put, path = "/v1/branches/{name}", tag = "branches", params(BranchName), request_body = Option<CreateBranch>,
+    responses(
+        (status = 201, description = "Created", body = Branch),
+        (status = 200, description = "Was there already, untouched", body = Branch),
+        Always, Takes, Missing, Clash, NotYet, NoRoom,
+    )
+)]
+pub(in crate::api) async fn ensure(
+    State(app): Service,
+    Name(name): Name,
+    OptionalBody(request): OptionalBody<CreateBranch>,
+) -> Answer<Response> {
+    let (branch, new) = app.branches.ensure(CreateBranch { name, ..request }).await?;
+    Ok(if new {
+        created(branch)
+    } else {
+        Json(branch).into_response()
+    })
+}
+
+/// Rename a branch, or protect it from reset and delete.
+#[utoipa::path(
+    patch, path = "/v1/branches/{name}", tag = "branches", params(BranchName), request_body = UpdateBranch,
+    responses((status = 200, description = "Changed", body = Branch), Always, Takes, Missing, Clash, NoRoom)
+)]
+pub(in crate::api) async fn update(
+    State(app): Service,
+    Name(name): Name,
+    Body(request): Body<UpdateBranch>,
+) -> Answer<Json<Branch>> {
+    Ok(Json(app.branches.update(&name, request).await?))
+}
+
+/// Throw the branch's own changes away: back to its parent's head. The body may be left out.
+#[utoipa::path(
+    post, path = "/v1/branches/{name}/reset", tag = "branches", params(BranchName),
+    request_body = Option<ResetBranch>,
+    responses(
+        (status = 200, description = "Reset", body = Branch),
+        Always, Takes, Missing, Clash, NotYet, NoRoom,
+    )
+)]
+pub(in crate::api) async fn reset(
+    State(app): Service,
+    Name(name): Name,
+    OptionalBody(request): OptionalBody<ResetBranch>,
+) -> Answer<Json<Branch>> {
+    Ok(Json(app.branches.reset(&name, request).await?))
+}
+
+/// Take a branch to a moment of its own past. Not available in this version.
+#[utoipa::path(
+    post, path = "/v1/branches/{name}/restore", tag = "branches", params(BranchName),
+    request_body = RestoreBranch, responses(Always, NotYet)
+)]
+pub(in crate::api) async fn restore(Name(_): Name) -> Fault {
+    not_yet("restoring a branch to its own past")
+}
+
+/// The moments a branch can be restored to. Not available in this version.
+#[utoipa::path(
+    get,
+    path = "/v1/branches/{name}/history",
+    tag = "branches",
+    params(BranchName),
+    responses(Always, NotYet)
+)]
+pub(in crate::api) async fn history(Name(_): Name) -> Fault {
+    not_yet("listing a branch's history")
+}
+
+/// Delete a branch. Its children live on.
+#[utoipa::path(
+    delete, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
+    responses((status = 204, description = "Deleted"), Always, BadInput, Missing, Clash, NoRoom)
+)]
+pub(in crate::api) async fn delete(State(app): Service, Name(name): Name) -> Answer<StatusCode> {
+    app.branches.delete(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Stop the branch's Postgres, closing its connections; the next connection wakes it.
+#[utoipa::path(
+    post, path = "/v1/branches/{name}/suspend", tag = "branches", params(BranchName),
+    responses((status = 200, description = "Suspended", body = Branch), Always, BadInput, Missing, Clash)
+)]
+pub(in crate::api) async fn suspend(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
+    Ok(Json(app.branches.suspend(&name).await?))
+}
+
+/// Start the branch's Postgres; answers once it accepts connections.
+#[utoipa::path(
+    post, path = "/v1/branches/{name}/wake", tag = "branches", params(BranchName),
+    responses((status = 200, description = "Running", body = Branch), Always, BadInput, Missing, Clash, NoRoom)
+)]
+pub(in crate::api) async fn wake(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
+    Ok(Json(app.branches.wake(&name).await?))
+}
+
+/// What the connection URL is for.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct Target {
+    /// Database; the server's default if left out.
+    database: Option<String>,
+    /// Role; the superuser that the server set up if left out.
+    role: Option<String>,
+}
+
+/// A URL that connects to the branch through the proxy.
+#[utoipa::path(
+    get, path = "/v1/branches/{name}/connection", tag = "branches", params(BranchName, Target),
+    responses((status = 200, description = "The URL", body = Connection), Always, BadInput, Missing)
+)]
+pub(in crate::api) async fn connection(
+    State(app): Service,
+    Name(name): Name,
+    Params(target): Params<Target>,
+) -> Answer<Response> {
+    let connection = app
+        .branches
+        .connection(&name, target.database.as_deref(), target.role.as_deref())?;
+    // It holds a password.
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(connection)).into_response())
+}
+
+/// The name in the path, for the OpenAPI document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(
+    dead_code,
+    reason = "read by the OpenAPI derive only; the handlers take the name from `extract::Name`"
+)]
+pub(in crate::api) struct BranchName {
+    /// Branch name, with `/` as `%2F`. A plain `/` works too, unless the name's last part is one of `reset`,
+    /// `restore`, `suspend`, `wake`, `connection` and `history`.
+    #[param(example = "feature%2Flogin")]
+    name: String,
+}
+
+fn created(branch: Branch) -> Response {
+    // The names that the service lets through need no other encoding.
+    let location = format!("/v1/branches/{}", branch.name.replace('/', "%2F"));
+    (StatusCode::CREATED, [(header::LOCATION, location)], Json(branch)).into_response()
+}
+
+fn not_yet(what: &str) -> Fault {
+    Error::new(
+        Kind::NotYet,
+        "not_yet",
+        format!("{what} is not available in this version of the server"),
+    )
+    .into()
+}

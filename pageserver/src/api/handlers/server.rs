@@ -1,0 +1,96 @@
+//! The server itself: status, metrics, health, and its own description.
+
+use std::sync::Arc;
+
+use ::api::types::{Health, Status};
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use super::Answer;
+use crate::api::metrics::Metrics;
+use crate::api::openapi::{self, Always, Broken};
+use crate::api::router::App;
+
+/// Versions, counts and sizes.
+#[utoipa::path(
+    get, path = "/v1/status", tag = "server",
+    responses((status = 200, description = "The server's status", body = Status), Always)
+)]
+pub(in crate::api) async fn status(State(app): State<Arc<App>>) -> Answer<Json<Status>> {
+    Ok(Json(app.branches.status()?))
+}
+
+/// Prometheus metrics.
+#[utoipa::path(
+    get, path = "/metrics", tag = "server",
+    responses(
+        (status = 200, description = "Prometheus text format", body = String, content_type = "text/plain"),
+        Always,
+    )
+)]
+pub(in crate::api) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    // Without a status the gauges keep their last values: the request counts are worth having most when it fails.
+    if let Ok(status) = app.branches.status() {
+        set_gauges(&app.metrics, &status);
+    }
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        app.metrics.render(),
+    )
+        .into_response()
+}
+
+fn set_gauges(metrics: &Metrics, status: &Status) {
+    for (name, help, value) in [
+        ("coppice_branches", "Branches.", status.branches),
+        (
+            "coppice_computes_running",
+            "Branches whose Postgres runs.",
+            status.running,
+        ),
+        (
+            "coppice_connections",
+            "Client connections through the proxy.",
+            status.connections,
+        ),
+        (
+            "coppice_store_bytes",
+            "Bytes the store takes on disk.",
+            status.store_bytes,
+        ),
+        (
+            "coppice_free_bytes",
+            "Bytes free on the store's file system.",
+            status.free_bytes,
+        ),
+        (
+            "coppice_uptime_seconds",
+            "Seconds since the server started.",
+            status.uptime_s,
+        ),
+    ] {
+        metrics.gauge(name, help, &[]).set(value);
+    }
+}
+
+/// Whether branches can be created. Needs no token.
+#[utoipa::path(
+    get, path = "/healthz", tag = "server", security(()),
+    responses((status = 200, description = "Branches can be created", body = Health), Broken)
+)]
+pub(in crate::api) async fn healthz(State(app): State<Arc<App>>) -> Answer<Json<Health>> {
+    app.branches.status()?;
+    let status = "ok".to_owned();
+    Ok(Json(Health { status }))
+}
+
+/// This document. Needs no token.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "server", security(()),
+    responses((status = 200, description = "OpenAPI 3.1 document", body = Object))
+)]
+pub(in crate::api) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi::document()).into_response()
+}
