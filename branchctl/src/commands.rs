@@ -27,12 +27,8 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let format = args.output;
     match &args.command {
         Command::List => {
-            let list = BranchList {
-                branches: client.list()?,
-            };
-            show(format, &list, || {
-                output::branches(&list.branches, Timestamp::now())
-            })?;
+            let list = BranchList { branches: client.list()? };
+            show(format, &list, || output::branches(&list.branches, Timestamp::now()))?;
         }
         Command::Show { name } => {
             let branch = client.get(name)?;
@@ -50,13 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
             return Err(psql::exec(&connection.url, args));
         }
         Command::Import { name, from, follow } => {
-            return import_command(
-                &client,
-                format,
-                name.as_deref(),
-                from.as_deref(),
-                follow.as_deref(),
-            );
+            return import_command(&client, format, name.as_deref(), from.as_deref(), follow.as_deref());
         }
         Command::Status => {
             let status = client.status()?;
@@ -69,19 +59,13 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
 
 /// The verbs that change one branch and show what became of it.
 fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), Failure> {
-    let protect = |protected| UpdateBranch {
-        protected: Some(protected),
-        ..UpdateBranch::default()
-    };
+    let protect = |protected| UpdateBranch { protected: Some(protected), ..UpdateBranch::default() };
     let branch = match command {
         Command::Create { name, parent } => client.create(&creation(name, parent.as_ref()))?,
         Command::Ensure { name, parent } => client.ensure(name, &creation(name, parent.as_ref()))?.0,
         Command::Reset { name } => client.reset(name, &ResetBranch::default())?,
         Command::Rename { old, new } => {
-            let rename = UpdateBranch {
-                name: Some(new.clone()),
-                ..UpdateBranch::default()
-            };
+            let rename = UpdateBranch { name: Some(new.clone()), ..UpdateBranch::default() };
             client.update(old, &rename)?
         }
         Command::Protect { name } => client.update(name, &protect(true))?,
@@ -90,17 +74,11 @@ fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), 
         Command::Wake { name } => client.wake(name)?,
         other => unreachable!("{other:?} does not change one branch"),
     };
-    show(format, &branch, || {
-        output::branches(std::slice::from_ref(&branch), Timestamp::now())
-    })
+    show(format, &branch, || output::branches(std::slice::from_ref(&branch), Timestamp::now()))
 }
 
 fn creation(name: &str, parent: Option<&String>) -> CreateBranch {
-    CreateBranch {
-        name: name.to_owned(),
-        parent: parent.cloned(),
-        at: None,
-    }
+    CreateBranch { name: name.to_owned(), parent: parent.cloned(), at: None }
 }
 
 /// Deletes all that can be deleted; the first failure decides the exit code. The API's answer is empty, and so is the
@@ -122,11 +100,7 @@ fn delete(client: &Client, format: Format, names: &[String]) -> Result<Exit, Fai
             }
         }
     }
-    if exit == Exit::Done {
-        Ok(exit)
-    } else {
-        Err(Failure::Told(exit))
-    }
+    if exit == Exit::Done { Ok(exit) } else { Err(Failure::Told(exit)) }
 }
 
 fn import_command(
@@ -175,9 +149,9 @@ fn show(
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Local(format!(
-            "cannot write to standard output: {error}"
-        ))),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Local(format!("cannot write to standard output: {error}")))
+        }
         _ => Ok(()),
     }
 }
@@ -187,10 +161,7 @@ fn find_token(file: Option<&Path>) -> Result<Option<String>, Failure> {
     if let Some(path) = file {
         return Ok(Some(read_token(path)?));
     }
-    if let Some(token) = env::var("COPPICE_TOKEN")
-        .ok()
-        .filter(|token| !token.trim().is_empty())
-    {
+    if let Some(token) = env::var("COPPICE_TOKEN").ok().filter(|token| !token.trim().is_empty()) {
         return Ok(Some(token.trim().to_owned()));
     }
     match env::var_os("COPPICE_TOKEN_FILE").filter(|path| !path.is_empty()) {

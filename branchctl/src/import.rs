@@ -72,10 +72,7 @@ fn lost(error: Error, import: &Import) -> Failure {
 /// From now on Ctrl-C says, before it ends this process, that the server goes on without it.
 fn explain_interrupt(import: &Import) -> Result<(), Failure> {
     let cannot = |error: io::Error| Failure::Local(format!("cannot watch for Ctrl-C: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .map_err(cannot)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(cannot)?;
     let words = format!(
         "branchctl: the import goes on in the server; follow it with `branchctl import --follow {}`",
         import.id
@@ -103,11 +100,7 @@ struct Progress {
 
 impl Progress {
     fn new(terminal: bool) -> Self {
-        Self {
-            terminal,
-            step: String::new(),
-            shown_at: None,
-        }
+        Self { terminal, step: String::new(), shown_at: None }
     }
 
     fn show(&mut self, import: &Import) {
@@ -168,10 +161,7 @@ mod tests {
         assert_eq!(line(&import, true), "prod: copying, 1.0 MiB");
         import.bytes_total = Some(4 << 20);
         assert_eq!(line(&import, false), "prod: 25% copying, 1.0 MiB of 4.0 MiB");
-        assert_eq!(
-            line(&import, true),
-            "prod: [######                  ] 25% copying, 1.0 MiB of 4.0 MiB"
-        );
+        assert_eq!(line(&import, true), "prod: [######                  ] 25% copying, 1.0 MiB of 4.0 MiB");
         import.bytes_done = 5 << 20;
         assert!(line(&import, false).starts_with("prod: 100% "));
     }

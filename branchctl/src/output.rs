@@ -5,10 +5,7 @@ use jiff::Timestamp;
 
 /// A table of branches.
 pub(crate) fn branches(branches: &[Branch], now: Timestamp) -> String {
-    let head = [
-        "NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FORKED", "NOTES",
-    ]
-    .map(str::to_owned);
+    let head = ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FORKED", "NOTES"].map(str::to_owned);
     let rows = branches.iter().map(|branch| {
         [
             clean(&branch.name),
@@ -37,19 +34,9 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         ("own", size(branch.own_bytes)),
         ("created", since(branch.created_at)),
         ("forked", since(branch.forked_at)),
-        (
-            "position",
-            branch
-                .fork_position
-                .map_or("-".to_owned(), |position| position.to_string()),
-        ),
+        ("position", branch.fork_position.map_or("-".to_owned(), |position| position.to_string())),
         ("timeline", clean(&branch.timeline)),
-        (
-            "notes",
-            Some(notes(branch))
-                .filter(|notes| !notes.is_empty())
-                .unwrap_or("-".to_owned()),
-        ),
+        ("notes", Some(notes(branch)).filter(|notes| !notes.is_empty()).unwrap_or("-".to_owned())),
     ];
     if let Some(socket) = &branch.socket {
         rows.push(("socket", clean(socket)));
@@ -70,15 +57,9 @@ pub(crate) fn status(status: &Status) -> String {
         ("version", clean(&status.version)),
         ("postgres", clean(&status.postgres_version)),
         ("default branch", clean(&status.default_branch)),
-        (
-            "branches",
-            format!("{} ({} running)", status.branches, status.running),
-        ),
+        ("branches", format!("{} ({} running)", status.branches, status.running)),
         ("clients", status.connections.to_string()),
-        (
-            "store",
-            format!("{} ({} free)", size(status.store_bytes), size(status.free_bytes)),
-        ),
+        ("store", format!("{} ({} free)", size(status.store_bytes), size(status.free_bytes))),
         ("proxy", clean(&status.proxy_address)),
         ("up", span(status.uptime_s)),
     ])
@@ -143,19 +124,13 @@ fn state(state: ComputeState) -> &'static str {
 
 fn notes(branch: &Branch) -> String {
     let all = [(branch.default, "default"), (branch.protected, "protected")];
-    let set: Vec<&str> = all
-        .iter()
-        .filter(|(set, _)| *set)
-        .map(|(_, note)| *note)
-        .collect();
+    let set: Vec<&str> = all.iter().filter(|(set, _)| *set).map(|(_, note)| *note).collect();
     set.join(", ")
 }
 
 /// Text that came from elsewhere, without the control characters that could move a terminal's cursor.
 fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Columns as wide as their widest cell, two blanks between, none at a line's end.
@@ -168,11 +143,8 @@ fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
     }
     let mut text = String::new();
     for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -180,11 +152,7 @@ fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
 }
 
 fn fields(rows: &[(&str, String)]) -> String {
-    table(
-        rows.iter()
-            .map(|(name, value)| [format!("{name}:"), value.clone()])
-            .collect(),
-    )
+    table(rows.iter().map(|(name, value)| [format!("{name}:"), value.clone()]).collect())
 }
 
 #[cfg(test)]
@@ -214,10 +182,7 @@ mod tests {
     #[test]
     fn a_table_lines_up() {
         let now = Timestamp::from_second(300).unwrap();
-        let text = branches(
-            &[sample("main", None), sample("feature/login", Some("main"))],
-            now,
-        );
+        let text = branches(&[sample("main", None), sample("feature/login", Some("main"))], now);
         let expected = "\
 NAME           PARENT  STATE    CLIENTS  SIZE      OWN     FORKED         NOTES
 main           -       running  3        -         1000 B  5 minutes ago  default, protected
@@ -231,14 +196,8 @@ feature/login  main    running  3        31.0 MiB  1000 B  5 minutes ago
         let mut failed = sample("x", Some("main"));
         failed.failure = Some("FATAL: one\nHINT:\x1b[2J two".to_owned());
         let text = branch(&failed, Timestamp::UNIX_EPOCH);
-        assert!(
-            text.contains("created:   1970-01-01T00:00:00Z (just now)\n"),
-            "{text}"
-        );
-        assert!(
-            text.ends_with("failure:\n  FATAL: one\n  HINT:\u{fffd}[2J two\n"),
-            "{text}"
-        );
+        assert!(text.contains("created:   1970-01-01T00:00:00Z (just now)\n"), "{text}");
+        assert!(text.ends_with("failure:\n  FATAL: one\n  HINT:\u{fffd}[2J two\n"), "{text}");
     }
 
     #[test]
@@ -253,13 +212,9 @@ feature/login  main    running  3        31.0 MiB  1000 B  5 minutes ago
         ] {
             assert_eq!(size(bytes), expected);
         }
-        for (seconds, expected) in [
-            (1, "1 second"),
-            (59, "59 seconds"),
-            (60, "1 minute"),
-            (7_200, "2 hours"),
-            (86_400, "1 day"),
-        ] {
+        for (seconds, expected) in
+            [(1, "1 second"), (59, "59 seconds"), (60, "1 minute"), (7_200, "2 hours"), (86_400, "1 day")]
+        {
             assert_eq!(span(seconds), expected);
         }
         let later = Timestamp::from_second(9).unwrap();

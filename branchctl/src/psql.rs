@@ -31,10 +31,7 @@ fn split_password(url: &str) -> (String, Option<String>) {
         return whole();
     };
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let Some((user, password)) = authority
-        .rsplit_once('@')
-        .and_then(|(info, _)| info.split_once(':'))
-    else {
+    let Some((user, password)) = authority.rsplit_once('@').and_then(|(info, _)| info.split_once(':')) else {
         return whole();
     };
     let after = &rest[user.len() + 1 + password.len()..];
@@ -68,26 +65,14 @@ mod tests {
     #[test]
     fn the_password_leaves_the_url() {
         for (url, expected, password) in [
-            (
-                "postgresql://u:p%40s%3As@h:5433/app%40b",
-                "postgresql://u@h:5433/app%40b",
-                Some("p@s:s"),
-            ),
+            ("postgresql://u:p%40s%3As@h:5433/app%40b", "postgresql://u@h:5433/app%40b", Some("p@s:s")),
             ("postgresql://u@h/app", "postgresql://u@h/app", None),
-            (
-                "postgresql://h/app?options=a:b@c",
-                "postgresql://h/app?options=a:b@c",
-                None,
-            ),
+            ("postgresql://h/app?options=a:b@c", "postgresql://h/app?options=a:b@c", None),
             ("postgresql://u:@h", "postgresql://u@h", Some("")),
             ("postgresql://u:%zz@h", "postgresql://u:%zz@h", None),
             ("nonsense", "nonsense", None),
         ] {
-            assert_eq!(
-                split_password(url),
-                (expected.to_owned(), password.map(str::to_owned)),
-                "{url}"
-            );
+            assert_eq!(split_password(url), (expected.to_owned(), password.map(str::to_owned)), "{url}");
         }
     }
 }

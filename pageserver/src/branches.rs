@@ -14,9 +14,7 @@ use crate::locks::lock;
 use crate::storage::catalog::{BranchRecord, Update};
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
-use api::types::{
-    Branch, ComputeState, Connection, CreateBranch, ResetBranch, RestoreBranch, Status, UpdateBranch,
-};
+use api::types::{Branch, Connection, CreateBranch, ResetBranch, Status, UpdateBranch};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -246,12 +244,6 @@ impl Branches {
             this.get(&name)
         })
         .await
-    }
-
-    /// Takes a branch back to a point of its own past.
-    pub async fn restore(self: &Arc<Self>, name: &str, _request: RestoreBranch) -> Result<Branch> {
-        self.record(name)?;
-        Err(Error::new(Kind::NotYet, "not_yet", "restoring a branch to its past is not in this version"))
     }
 
     /// Removes a branch. Branches made from it live on; its connections end.
@@ -498,19 +490,6 @@ impl Branches {
             Err(error) => {
                 tracing::error!(%timeline, %error, "what an import left is removed at the next start")
             }
-        }
-    }
-
-    /// Whether the default branch can be branched: its Postgres has not failed.
-    pub fn healthy(&self) -> Result<()> {
-        let name = self.default_name();
-        let branch = self.get(&name)?;
-        match branch.state {
-            ComputeState::Failed => Err(Error::unavailable(
-                "default_branch_failed",
-                format!("the default branch \"{name}\" failed: {}", branch.failure.unwrap_or_default()),
-            )),
-            _ => Ok(()),
         }
     }
 }

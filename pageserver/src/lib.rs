@@ -2,13 +2,18 @@
 //!
 //! Read it in dependency order, each line using only what stands above it: [`error`] and [`locks`]; [`storage`], the
 //! page store; [`fs`], the file system on it; [`sys`] and [`compute`], the Postgres processes; [`import`];
-//! [`branches`], names onto timelines.
+//! [`branches`], names onto timelines; [`gateway`] and [`api`], how proxy and HTTP reach them; [`config`] and
+//! [`server`], the whole.
 
+pub mod api;
 pub mod branches;
 pub mod compute;
+pub mod config;
 pub mod error;
 pub mod fs;
+pub mod gateway;
 pub mod import;
 pub mod locks;
+pub mod server;
 pub mod storage;
 pub mod sys;

@@ -2,11 +2,11 @@
 //!
 //! Stopping goes from the outside in: no new clients, no Postgres, no mount, and then the store is closed.
 
-use crate::api::auth::Token;
-use crate::api::metrics::Metrics;
-use crate::api::{router, serve};
+use crate::api::{self, App, Metrics, Token};
 use crate::branches::{About, Branches};
-use crate::compute::{ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, bootstrap, leftovers};
+use crate::compute::{
+    ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, bootstrap, leftovers,
+};
 use crate::config::{Config, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK};
 use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
@@ -84,7 +84,9 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
     TcpListener::bind(address).await.map_err(|e| match e.kind() {
         ErrorKind::AddrInUse => Error::conflict(
             "port_taken",
-            format!("the {what} cannot listen on {address}: another program does; choose another with {flag}"),
+            format!(
+                "the {what} cannot listen on {address}: another program does; choose another with {flag}"
+            ),
         ),
         _ => Error::io(format!("listen on {address} for the {what} (see {flag})"), &e),
     })
@@ -114,7 +116,7 @@ impl Running {
         leftovers::clean(&layout.run)?;
         let store = Arc::new(Store::open(open_disk(&config.data)?, random_number()?)?);
         let mountpoint = config.mount.as_deref().unwrap_or(&layout.mount);
-        let mount = Arc::new(Mount::new(Arc::clone(&store), mountpoint, (user.uid(), user.gid()))?);
+        let mount = Arc::new(Mount::new(Arc::clone(&store), mountpoint, (user.uid, user.gid))?);
         let mut computes = ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
         computes.suspend_after = Duration::from_secs(config.suspend_after);
         let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
@@ -122,8 +124,7 @@ impl Running {
             first_start(&store, &mount, &installation, &user, &layout.run).await?;
         }
         let about = About { postgres_version: installation.version.clone(), proxy_address };
-        let branches =
-            Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
+        let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
         let imports = Imports::new(installation, user, Arc::clone(&branches) as _);
         Ok(Self { store, mount, supervisor, branches, imports })
     }
@@ -189,10 +190,11 @@ fn host_text(address: SocketAddr) -> String {
 fn load_tls(config: &Config, layout: &Layout) -> Result<Tls> {
     let domain = config.domain.as_deref();
     match (&config.tls_cert, &config.tls_key) {
-        (Some(cert), Some(key)) => {
-            Tls::load(cert, key, domain).map_err(|e| Error::io("load the TLS certificate (--tls-cert, --tls-key)", &e))
+        (Some(cert), Some(key)) => Tls::load(cert, key, domain)
+            .map_err(|e| Error::io("load the TLS certificate (--tls-cert, --tls-key)", &e)),
+        _ => {
+            Tls::self_signed(&layout.tls, domain).map_err(|e| Error::io("make a self-signed certificate", &e))
         }
-        _ => Tls::self_signed(&layout.tls, domain).map_err(|e| Error::io("make a self-signed certificate", &e)),
     }
 }
 
@@ -217,13 +219,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let proxy_metrics = Arc::new(proxy::Metrics::default());
-    let app = router::App {
+    let app = App {
         branches: Arc::clone(&running.branches),
         imports: Arc::clone(&running.imports),
         token,
         metrics: Arc::new(Metrics::new()),
+        proxy: Arc::clone(&proxy_metrics),
     };
-    let api = tokio::spawn(serve::serve(api_listener, router::router(Arc::new(app)), until(stopped.clone())));
+    let api = tokio::spawn(api::serve(api_listener, api::router(Arc::new(app)), until(stopped.clone())));
     let limits = Limits { grace: PROXY_GRACE, ..Limits::default() };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
     let proxy = tokio::spawn(proxy::run(proxy_listener, tls, limits, gateway, proxy_metrics, until(stopped)));

@@ -52,10 +52,7 @@ impl Table {
             let mut server = UnixStream::connect(&socket).await?;
             server.write_all(&key.encode_request()).await?;
             // Postgres answers nothing: that it closes is how it says that the signal was sent.
-            server
-                .read_u8()
-                .await
-                .map_or_else(end_of_file_is_fine, |_| Ok(()))
+            server.read_u8().await.map_or_else(end_of_file_is_fine, |_| Ok(()))
         };
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         tokio::time::timeout(CANCEL_TIME, exchange).await.map_err(late)?
@@ -154,9 +151,7 @@ fn take(bytes: &mut &[u8], into: &mut Vec<u8>, length: usize) {
 
 /// What follows a complete header.
 fn after_header(header: &[u8]) -> State {
-    let length = header[1..]
-        .iter()
-        .fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let length = header[1..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     match (header[0], length.checked_sub(LENGTH_BYTES)) {
         (b'Z', _) | (_, None) => State::Done,
         (b'K', Some(body)) if (1..=KEY_BYTES_MAX).contains(&body) => {

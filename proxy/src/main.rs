@@ -26,21 +26,11 @@ use crate::remote::{BEAT, Remote};
 #[command(name = "proxy", version, after_long_help = EXAMPLES)]
 struct Flags {
     /// Address for Postgres clients.
-    #[arg(
-        long,
-        env = "COPPICE_PROXY",
-        default_value = "127.0.0.1:5433",
-        value_name = "ADDR"
-    )]
+    #[arg(long, env = "COPPICE_PROXY", default_value = "127.0.0.1:5433", value_name = "ADDR")]
     listen: SocketAddr,
 
     /// URL of the server's HTTP API.
-    #[arg(
-        long,
-        env = "COPPICE_API",
-        default_value = "http://127.0.0.1:8432",
-        value_name = "URL"
-    )]
+    #[arg(long, env = "COPPICE_API", default_value = "http://127.0.0.1:8432", value_name = "URL")]
     api: String,
 
     /// File with the API token: `api-token` in the server's data directory.
@@ -56,12 +46,7 @@ struct Flags {
     tls_key: Option<PathBuf>,
 
     /// Directory in which the self-signed certificate is made at the first start and kept.
-    #[arg(
-        long,
-        env = "COPPICE_TLS_DIR",
-        default_value = "proxy-tls",
-        value_name = "DIR"
-    )]
+    #[arg(long, env = "COPPICE_TLS_DIR", default_value = "proxy-tls", value_name = "DIR")]
     tls_dir: PathBuf,
 
     /// Domain whose sub-domains are branches, such as db.example.com for feature-x.db.example.com. Without one the first
@@ -87,10 +72,7 @@ The server's --suspend-after has to be over 10 seconds for sessions of this prox
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match serve(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -123,15 +105,7 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
         }
     };
     tracing::info!(listen = %listener.local_addr()?, api = flags.api, "proxy is ready");
-    proxy::run(
-        listener,
-        tls,
-        Limits::default(),
-        backends,
-        Arc::new(Metrics::default()),
-        shutdown,
-    )
-    .await;
+    proxy::run(listener, tls, Limits::default(), backends, Arc::new(Metrics::default()), shutdown).await;
     tracing::info!("proxy stopped");
     Ok(())
 }

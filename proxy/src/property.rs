@@ -33,25 +33,15 @@ pub fn startup_packet(bytes: &[u8]) {
 }
 
 fn routed(startup: Startup, body: &[u8]) {
-    assert_eq!(
-        &startup.encode()[LENGTH_BYTES..],
-        body,
-        "encodes to what it came from"
-    );
+    assert_eq!(&startup.encode()[LENGTH_BYTES..], body, "encodes to what it came from");
     let user = startup.get("user").map(<[u8]>::to_vec);
     match route(startup, Some("a.localhost"), None) {
         Err(refusal) => well_formed(&refusal),
         Ok((_, left)) => {
             assert_eq!(left.get("user"), user.as_deref());
             let encoded = left.encode();
-            assert!(
-                encoded.len() <= LENGTH_BYTES + body.len(),
-                "longer than what came in"
-            );
-            assert_eq!(
-                decode(&encoded[LENGTH_BYTES..]),
-                Ok(Packet::Startup(left.clone()))
-            );
+            assert!(encoded.len() <= LENGTH_BYTES + body.len(), "longer than what came in");
+            assert_eq!(decode(&encoded[LENGTH_BYTES..]), Ok(Packet::Startup(left.clone())));
             let again = route(left.clone(), Some("a.localhost"), None).map(|(_, again)| again);
             assert_eq!(again, Ok(left), "nothing was left to remove");
         }
@@ -62,9 +52,7 @@ fn well_formed(refusal: &Refusal) {
     assert!(!refusal.message.is_empty(), "says what is wrong");
     assert_eq!(refusal.sqlstate.len(), 5);
     let bytes = refusal.encode();
-    let length = bytes[1..5]
-        .iter()
-        .fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let length = bytes[1..5].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     assert_eq!(length + 1, bytes.len(), "one message");
     assert!(bytes.ends_with(&[0, 0]), "fields end, and the message ends");
 }

@@ -39,11 +39,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal without a hint.
     pub fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            sqlstate,
-            message: message.into(),
-            hint: None,
-        }
+        Self { sqlstate, message: message.into(), hint: None }
     }
 
     /// The same refusal, saying what to do.
@@ -83,13 +79,8 @@ mod tests {
 
     #[test]
     fn encodes_as_postgres_does() {
-        let bytes = Refusal::new(NO_SUCH_BRANCH, "no branch")
-            .with_hint("try main")
-            .encode();
-        assert_eq!(
-            &bytes[..],
-            b"E\0\0\0\x2fSFATAL\0VFATAL\0C3D000\0Mno branch\0Htry main\0\0".as_slice(),
-        );
+        let bytes = Refusal::new(NO_SUCH_BRANCH, "no branch").with_hint("try main").encode();
+        assert_eq!(&bytes[..], b"E\0\0\0\x2fSFATAL\0VFATAL\0C3D000\0Mno branch\0Htry main\0\0".as_slice(),);
     }
 
     #[test]

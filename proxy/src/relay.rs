@@ -72,11 +72,7 @@ where
     let (client_reader, client_writer) = tokio::io::split(client);
     let (server_reader, server_writer) = tokio::io::split(server);
     let up = pump((client_reader, Side::Client), (server_writer, Side::Server), sent);
-    let down = pump(
-        (server_reader, Side::Server),
-        (client_writer, Side::Client),
-        received,
-    );
+    let down = pump((server_reader, Side::Server), (client_writer, Side::Client), received);
     tokio::pin!(up, down, shutdown);
     let mut first = Side::Server;
     let mut up_is_open = true;

@@ -26,11 +26,7 @@ async fn start(shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
         close(&mut near_client).await;
         end
     });
-    Running {
-        client,
-        server,
-        relay,
-    }
+    Running { client, server, relay }
 }
 
 async fn all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
@@ -41,11 +37,7 @@ async fn all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_client_that_stops_sending_gets_the_rest() {
-    let Running {
-        mut client,
-        mut server,
-        relay,
-    } = start(pending()).await;
+    let Running { mut client, mut server, relay } = start(pending()).await;
     client.write_all(b"question").await.unwrap();
     client.shutdown().await.unwrap();
     assert_eq!(all(&mut server).await, b"question");
@@ -57,11 +49,7 @@ async fn a_client_that_stops_sending_gets_the_rest() {
 
 #[tokio::test]
 async fn last_words_arrive_while_the_client_still_sends() {
-    let Running {
-        mut client,
-        mut server,
-        relay,
-    } = start(pending()).await;
+    let Running { mut client, mut server, relay } = start(pending()).await;
     client.write_all(&[0; 100]).await.unwrap();
     server.read_exact(&mut [0; 100]).await.unwrap();
     server.write_all(b"last words").await.unwrap();
@@ -74,25 +62,14 @@ async fn last_words_arrive_while_the_client_still_sends() {
 
 #[tokio::test]
 async fn a_reset_names_its_side() {
-    let Running {
-        client,
-        mut server,
-        relay,
-    } = start(pending()).await;
-    let at_once = linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let Running { client, mut server, relay } = start(pending()).await;
+    let at_once = linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&client, sockopt::Linger, &at_once).unwrap();
     drop(client);
     assert_eq!(all(&mut server).await, b"", "the other side is closed");
     assert!(matches!(relay.await.unwrap(), End::Failed(Side::Client, _)));
 
-    let Running {
-        mut client,
-        server,
-        relay,
-    } = start(pending()).await;
+    let Running { mut client, server, relay } = start(pending()).await;
     client.write_all(b"never read").await.unwrap();
     server.readable().await.unwrap();
     drop(server);
@@ -103,11 +80,7 @@ async fn a_reset_names_its_side() {
 
 #[tokio::test]
 async fn a_shutdown_closes_both_sides() {
-    let Running {
-        mut client,
-        mut server,
-        relay,
-    } = start(ready(())).await;
+    let Running { mut client, mut server, relay } = start(ready(())).await;
     assert_eq!(all(&mut client).await, b"");
     assert_eq!(all(&mut server).await, b"");
     drop(client);

@@ -32,11 +32,7 @@ struct Beat(JoinHandle<()>);
 
 impl Remote {
     pub(crate) fn new(client: Client, interval: Duration) -> Self {
-        Self {
-            client: Arc::new(client),
-            interval,
-            beats: Mutex::default(),
-        }
+        Self { client: Arc::new(client), interval, beats: Mutex::default() }
     }
 
     /// The beat of a branch, started if there is none.
@@ -71,11 +67,7 @@ impl Backends for Remote {
             let text = format!("branch \"{}\" was woken but has no socket", branch.name);
             return Err(Refusal::new(CANNOT_CONNECT_NOW, text).with_hint("Connect again later."));
         };
-        Ok(Upstream {
-            lease: Box::new(self.beat(&branch.name)),
-            branch: branch.name,
-            socket: socket.into(),
-        })
+        Ok(Upstream { lease: Box::new(self.beat(&branch.name)), branch: branch.name, socket: socket.into() })
     }
 }
 

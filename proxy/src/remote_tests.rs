@@ -46,15 +46,9 @@ fn answer(listener: &TcpListener) -> String {
         "/v1/branches/main/wake" => (200, MAIN.to_owned()),
         "/v1/branches/team%2FA/wake" => (200, ASLEEP.to_owned()),
         "/v1/branches/sick/wake" => (503, problem("start_failed", "branch sick: no space left")),
-        _ => (
-            404,
-            problem(BRANCH_NOT_FOUND, "branch gone does not exist; near: main"),
-        ),
+        _ => (404, problem(BRANCH_NOT_FOUND, "branch gone does not exist; near: main")),
     };
-    let head = format!(
-        "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
+    let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
     socket.write_all((head + &body).as_bytes()).unwrap();
     line.trim().to_owned()
 }
@@ -71,11 +65,7 @@ fn remote(url: &str) -> Remote {
 async fn finds_and_wakes_a_branch() {
     let (url, requests) = serve(5);
     let remote = remote(&url);
-    for selector in [
-        Selector::Default,
-        Selector::Host("main".into()),
-        Selector::Name("main".into()),
-    ] {
+    for selector in [Selector::Default, Selector::Host("main".into()), Selector::Name("main".into())] {
         let upstream = remote.acquire(&selector).await.unwrap();
         assert_eq!(upstream.branch, "main");
         assert_eq!(upstream.socket, Path::new("/run/main/.s.PGSQL.5432"));
@@ -90,21 +80,9 @@ async fn says_why_a_branch_is_not_there() {
     let (url, requests) = serve(5);
     let remote = remote(&url);
     let table = [
-        (
-            Selector::Name("gone".into()),
-            NO_SUCH_BRANCH,
-            "branch gone does not exist; near: main",
-        ),
-        (
-            Selector::Host("gone".into()),
-            NO_SUCH_BRANCH,
-            "branch \"gone\" does not exist",
-        ),
-        (
-            Selector::Name("sick".into()),
-            CANNOT_CONNECT_NOW,
-            "branch sick: no space left",
-        ),
+        (Selector::Name("gone".into()), NO_SUCH_BRANCH, "branch gone does not exist; near: main"),
+        (Selector::Host("gone".into()), NO_SUCH_BRANCH, "branch \"gone\" does not exist"),
+        (Selector::Name("sick".into()), CANNOT_CONNECT_NOW, "branch sick: no space left"),
         (
             Selector::Host("team-a".into()),
             CANNOT_CONNECT_NOW,
@@ -130,9 +108,7 @@ async fn keeps_a_branch_awake_while_a_session_lives() {
     assert_eq!(remote.beats.lock().unwrap().len(), 1, "one beat for both");
     drop(first);
     let before = Instant::now();
-    let lines = tokio::task::spawn_blocking(|| requests.join().unwrap())
-        .await
-        .unwrap();
+    let lines = tokio::task::spawn_blocking(|| requests.join().unwrap()).await.unwrap();
     assert_eq!(lines.last().unwrap(), "POST /v1/branches/main/wake HTTP/1.1");
     assert!(before.elapsed() >= INTERVAL / 2, "the third came from the beat");
     drop(second);

@@ -77,10 +77,7 @@ fn host_choice(sni: &str, domain: Option<&str>) -> Option<Host> {
 ///
 /// A database named like the user is what libpq sends when the user named none, so it chooses nothing.
 fn take_database_suffix(startup: &mut Startup) -> Result<Option<String>, Refusal> {
-    let Some(database) = startup
-        .get("database")
-        .filter(|name| startup.get("user") != Some(name))
-    else {
+    let Some(database) = startup.get("database").filter(|name| startup.get("user") != Some(name)) else {
         return Ok(None);
     };
     let Some(at) = database.iter().rposition(|byte| *byte == b'@') else {
@@ -167,12 +164,10 @@ fn checked_name(bytes: &[u8]) -> Result<String, Refusal> {
         return Ok(name.into_owned());
     }
     let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
-    Err(
-        Refusal::new(NO_SUCH_BRANCH, format!("\"{shown}\" is not a name of a branch")).with_hint(
-            "A branch name is a letter or digit, then up to 62 letters, digits, '.', '_', '/' and '-'. For a \
+    Err(Refusal::new(NO_SUCH_BRANCH, format!("\"{shown}\" is not a name of a branch")).with_hint(
+        "A branch name is a letter or digit, then up to 62 letters, digits, '.', '_', '/' and '-'. For a \
              database whose own name contains '@', name the branch too: \"a@b@main\".",
-        ),
-    )
+    ))
 }
 
 #[cfg(test)]

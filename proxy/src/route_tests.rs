@@ -34,23 +34,11 @@ fn options_name_a_branch() {
         ("--branch=a", Some("a"), None),
         ("-c branch=a/b.c_d-e", Some("a/b.c_d-e"), None),
         ("branch=a -c branch=b", Some("b"), None),
-        (
-            "-c work_mem=4MB branch=a --geqo=off",
-            Some("a"),
-            Some("-c work_mem=4MB --geqo=off"),
-        ),
+        ("-c work_mem=4MB branch=a --geqo=off", Some("a"), Some("-c work_mem=4MB --geqo=off")),
         ("-c work_mem=4MB -c branch=a", Some("a"), Some("-c work_mem=4MB")),
         ("br\\anch=a", Some("a"), None),
-        (
-            "-c search_path=a\\ branch=b\\\\ --branch=c",
-            Some("c"),
-            Some("-c search_path=a\\ branch=b\\\\"),
-        ),
-        (
-            "-c search_path=a\\ branch=b",
-            None,
-            Some("-c search_path=a\\ branch=b"),
-        ),
+        ("-c search_path=a\\ branch=b\\\\ --branch=c", Some("c"), Some("-c search_path=a\\ branch=b\\\\")),
+        ("-c search_path=a\\ branch=b", None, Some("-c search_path=a\\ branch=b")),
         ("-c  -cbranch=a", None, Some("-c  -cbranch=a")),
         ("-c", None, Some("-c")),
         ("branch=a -c", Some("a"), Some("-c")),
@@ -125,16 +113,9 @@ fn one_choice_goes_before_another() {
     for (sni, params, expected, database) in table {
         let (selector, left) = route(startup(params), sni, None).unwrap();
         assert_eq!(selector, expected, "{sni:?} {params:?}");
-        assert_eq!(
-            left.get("database"),
-            Some(database.as_bytes()),
-            "{sni:?} {params:?}"
-        );
+        assert_eq!(left.get("database"), Some(database.as_bytes()), "{sni:?} {params:?}");
         let options = left.get("options");
-        assert!(
-            options.is_none_or(|options| options == b"-e"),
-            "never shown to Postgres"
-        );
+        assert!(options.is_none_or(|options| options == b"-e"), "never shown to Postgres");
     }
 }
 
@@ -143,10 +124,7 @@ fn refuses_what_cannot_be_a_name() {
     let long = "a".repeat(NAME_BYTES_MAX + 1);
     for bad in ["", "-a", ".a", "a b", "a:b", "é", "a\u{1}", &long] {
         let escaped = bad.replace(' ', "\\ ");
-        for params in [
-            ("options", format!("branch={escaped}")),
-            ("database", format!("app@{bad}")),
-        ] {
+        for params in [("options", format!("branch={escaped}")), ("database", format!("app@{bad}"))] {
             let given = startup(&[("user", "u"), (params.0, &params.1)]);
             let refusal = route(given, None, None).unwrap_err();
             assert_eq!(refusal.sqlstate, NO_SUCH_BRANCH, "{params:?}");

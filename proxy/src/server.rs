@@ -122,10 +122,7 @@ pub async fn run<B: Backends>(
     drop(listener);
     phase.send_replace(Phase::Draining);
     let _ = timeout(grace, finish(&mut connections)).await;
-    tracing::info!(
-        sessions = connections.len(),
-        "closing what is left of the sessions"
-    );
+    tracing::info!(sessions = connections.len(), "closing what is left of the sessions");
     phase.send_replace(Phase::Closing);
     let _ = timeout(CLOSE_TIME, finish(&mut connections)).await;
     connections.shutdown().await;
@@ -188,10 +185,7 @@ fn admit<B: Backends>(
 /// Refuses without waiting for anything, so that the accept loop cannot be held up.
 fn turn_away(socket: TcpStream, peer: SocketAddr) {
     tracing::info!(%peer, "connection turned away: too many have not sent their startup packet yet");
-    let refusal = Refusal::new(
-        TOO_MANY_CONNECTIONS,
-        "too many connections are starting at the same time",
-    );
+    let refusal = Refusal::new(TOO_MANY_CONNECTIONS, "too many connections are starting at the same time");
     let refusal = refusal.with_hint("Connect again later.").encode();
     let written = socket.into_std().and_then(|mut socket| socket.write(&refusal));
     tracing::trace!(?written, "sent the refusal");

@@ -39,13 +39,7 @@ pub(crate) async fn serve<B: Backends>(
     slot: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + shared.limits.startup;
-    let connection = Connection {
-        peer,
-        shared: &shared,
-        slot: Some(slot),
-        sni: None,
-        tls: false,
-    };
+    let connection = Connection { peer, shared: &shared, slot: Some(slot), sni: None, tls: false };
     match connection.until(deadline, greeting::plain(&mut socket)).await {
         Ok(Plain::Wish(wish)) => connection.fulfil(socket, Ok(wish)).await,
         Ok(Plain::Tls { direct }) => connection.encrypt(socket, direct, deadline).await,
@@ -85,8 +79,7 @@ impl<B: Backends> Connection<'_, B> {
             let hint = "Use a client that supports sslnegotiation=direct, or sslnegotiation=postgres.";
             Err(Refusal::new(PROTOCOL_VIOLATION, text).with_hint(hint).into())
         } else {
-            self.until(deadline, greeting::encrypted(&mut handshake.stream))
-                .await
+            self.until(deadline, greeting::encrypted(&mut handshake.stream)).await
         };
         self.fulfil(handshake.stream, wish).await;
     }
@@ -124,9 +117,7 @@ impl<B: Backends> Connection<'_, B> {
             }
             Err(Failure::Refused(refusal)) => {
                 self.shared.metrics.refused_total.fetch_add(1, Ordering::Relaxed);
-                let Refusal {
-                    sqlstate, message, ..
-                } = &refusal;
+                let Refusal { sqlstate, message, .. } = &refusal;
                 // Debug form, since the message may quote what the client sent.
                 tracing::info!(peer = %self.peer, sqlstate, ?message, "connection refused");
                 let sent = timeout(REFUSAL_TIME, stream.write_all(&refusal.encode())).await;

@@ -53,19 +53,13 @@ pub struct Startup {
 /// How many bytes follow the length word `header`.
 pub fn body_bytes(header: [u8; LENGTH_BYTES]) -> Result<usize, Refusal> {
     let length = u32::from_be_bytes(header);
-    match usize::try_from(length)
-        .ok()
-        .and_then(|all| all.checked_sub(LENGTH_BYTES))
-    {
+    match usize::try_from(length).ok().and_then(|all| all.checked_sub(LENGTH_BYTES)) {
         Some(body) if (CODE_BYTES..=BODY_BYTES_MAX).contains(&body) => Ok(body),
-        _ => Err(Refusal::new(
-            PROTOCOL_VIOLATION,
-            format!("invalid length of startup packet: {length}"),
-        )
-        .with_hint(
-            "This port speaks the Postgres protocol: connect with psql or another Postgres client. \
+        _ => Err(Refusal::new(PROTOCOL_VIOLATION, format!("invalid length of startup packet: {length}"))
+            .with_hint(
+                "This port speaks the Postgres protocol: connect with psql or another Postgres client. \
                  The HTTP API has its own port.",
-        )),
+            )),
     }
 }
 
@@ -159,12 +153,7 @@ impl Startup {
             return;
         };
         assert!(!value.contains(&0), "a parameter contains no zero byte");
-        if let Some(param) = self
-            .params
-            .iter_mut()
-            .rev()
-            .find(|(key, _)| key == name.as_bytes())
-        {
+        if let Some(param) = self.params.iter_mut().rev().find(|(key, _)| key == name.as_bytes()) {
             param.1 = value;
         }
     }
@@ -194,10 +183,7 @@ fn take_string(bytes: &mut &[u8]) -> Result<Vec<u8>, Refusal> {
 /// A first packet: length word, code or version, rest.
 fn framed(code: u32, rest: &[u8]) -> Vec<u8> {
     let length = LENGTH_BYTES + CODE_BYTES + rest.len();
-    assert!(
-        length <= LENGTH_BYTES + BODY_BYTES_MAX,
-        "a first packet of {length} bytes"
-    );
+    assert!(length <= LENGTH_BYTES + BODY_BYTES_MAX, "a first packet of {length} bytes");
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     [&length.to_be_bytes()[..], &code.to_be_bytes()[..], rest].concat()
 }
@@ -213,10 +199,7 @@ mod tests {
 
     fn packet(params: &[(&str, &str)]) -> Vec<u8> {
         let bytes = |text: &&str| text.as_bytes().to_vec();
-        let params = params
-            .iter()
-            .map(|(name, value)| (bytes(name), bytes(value)))
-            .collect();
+        let params = params.iter().map(|(name, value)| (bytes(name), bytes(value))).collect();
         Startup { version: V3, params }.encode()
     }
 
@@ -257,10 +240,7 @@ mod tests {
             let key = CancelKey(vec![7; PID_BYTES + secret]);
             let request = key.encode_request();
             assert!(CancelRequest::is_cancel_request_packet(&request));
-            assert_eq!(
-                body_bytes([request[0], request[1], request[2], request[3]]),
-                Ok(8 + secret)
-            );
+            assert_eq!(body_bytes([request[0], request[1], request[2], request[3]]), Ok(8 + secret));
             assert_eq!(decode(&request[LENGTH_BYTES..]), Ok(Packet::Cancel(key)));
         }
     }
@@ -276,13 +256,7 @@ mod tests {
         for (length, body) in [(8, Some(4)), (9, Some(5)), (10_004, Some(10_000))] {
             assert_eq!(body_bytes(u32::to_be_bytes(length)).ok(), body, "{length}");
         }
-        for header in [
-            [0; 4],
-            *b"\0\0\0\x07",
-            10_005_u32.to_be_bytes(),
-            *b"GET ",
-            [0xff; 4],
-        ] {
+        for header in [[0; 4], *b"\0\0\0\x07", 10_005_u32.to_be_bytes(), *b"GET ", [0xff; 4]] {
             let refusal = body_bytes(header).unwrap_err();
             assert_eq!(refusal.sqlstate, PROTOCOL_VIOLATION, "{header:?}");
         }
@@ -304,12 +278,7 @@ mod tests {
         ];
         for (rest, sqlstate) in table {
             let refusal = decode(&[&version[..], rest].concat()).unwrap_err();
-            assert_eq!(
-                refusal.sqlstate,
-                sqlstate,
-                "{:?}",
-                rest.escape_ascii().to_string()
-            );
+            assert_eq!(refusal.sqlstate, sqlstate, "{:?}", rest.escape_ascii().to_string());
         }
         for version in [0, 1, 2 << 16, 4 << 16, u32::MAX, 80_877_105] {
             let refusal = decode(&framed(version, b"user\0a\0\0")[LENGTH_BYTES..]).unwrap_err();
@@ -317,20 +286,13 @@ mod tests {
         }
         for secret in [0, 3, 257] {
             let raw = framed(CANCEL_CODE.cast_unsigned(), &vec![1; PID_BYTES + secret]);
-            assert_eq!(
-                decode(&raw[LENGTH_BYTES..]).unwrap_err().sqlstate,
-                PROTOCOL_VIOLATION
-            );
+            assert_eq!(decode(&raw[LENGTH_BYTES..]).unwrap_err().sqlstate, PROTOCOL_VIOLATION);
         }
     }
 
     #[test]
     fn refuses_a_packet_cut_at_any_byte() {
-        let whole = packet(&[
-            ("user", "alice"),
-            ("database", "app"),
-            ("options", "-c work_mem=4MB"),
-        ]);
+        let whole = packet(&[("user", "alice"), ("database", "app"), ("options", "-c work_mem=4MB")]);
         for end in LENGTH_BYTES..whole.len() {
             let refusal = decode(&whole[LENGTH_BYTES..end]).unwrap_err();
             assert!(!refusal.message.is_empty(), "cut at {end}");

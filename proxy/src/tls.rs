@@ -57,10 +57,7 @@ impl Tls {
             .with_single_cert(chain, secret)
             .map_err(|error| unusable(key, &format!("the key of {}", cert.display()), &error))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self {
-            acceptor: Arc::new(config).into(),
-            domain: domain.map(str::to_owned),
-        })
+        Ok(Self { acceptor: Arc::new(config).into(), domain: domain.map(str::to_owned) })
     }
 
     /// Uses the self-signed certificate in `dir`, made at the first call.
@@ -79,10 +76,7 @@ impl Tls {
         let cert = dir.join(format!("{name}.crt"));
         let key = dir.join(format!("{name}.key"));
         // The key is put in place first, so a certificate that is there has its key.
-        if !cert
-            .try_exists()
-            .map_err(|error| named("look for", &cert, &error))?
-        {
+        if !cert.try_exists().map_err(|error| named("look for", &cert, &error))? {
             make(&cert, &key, domain)?;
         }
         Self::load(&cert, &key, domain)
@@ -106,24 +100,14 @@ fn is_domain(name: &str) -> bool {
     let legal = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     name.len() <= DOMAIN_BYTES_MAX && name.split('.').all(legal)
 }
 
 fn make(cert: &Path, key: &Path, domain: Option<&str>) -> io::Result<()> {
-    let mut names = vec![
-        "localhost".to_owned(),
-        "*.localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-    ];
-    names.extend(
-        domain
-            .into_iter()
-            .flat_map(|domain| [domain.to_owned(), format!("*.{domain}")]),
-    );
+    let mut names = vec!["localhost".to_owned(), "*.localhost".to_owned(), "127.0.0.1".to_owned()];
+    names.extend(domain.into_iter().flat_map(|domain| [domain.to_owned(), format!("*.{domain}")]));
     let pair = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;
     if let Some(dir) = cert.parent() {
         fs::create_dir_all(dir).map_err(|error| named("create", dir, &error))?;
@@ -141,11 +125,7 @@ fn publish(path: &Path, text: &str, mode: u32) -> io::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -154,10 +134,7 @@ fn publish(path: &Path, text: &str, mode: u32) -> io::Result<()> {
 }
 
 fn named(doing: &str, path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("cannot {doing} {}: {error}", path.display()),
-    )
+    io::Error::new(error.kind(), format!("cannot {doing} {}: {error}", path.display()))
 }
 
 fn unusable(path: &Path, what: &str, error: &dyn std::fmt::Display) -> io::Error {
@@ -200,11 +177,7 @@ mod tests {
         assert_eq!(fs::read(dir.0.join("localhost.crt")).unwrap(), cert);
         Tls::self_signed(&dir.0, Some("db.example.com")).unwrap();
         assert_ne!(fs::read(dir.0.join("db.example.com.crt")).unwrap(), cert);
-        assert_eq!(
-            fs::read_dir(&dir.0).unwrap().count(),
-            4,
-            "nothing temporary is left"
-        );
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 4, "nothing temporary is left");
     }
 
     #[test]
@@ -214,10 +187,7 @@ mod tests {
         fs::write(dir.0.join("localhost.key"), "of an earlier try").unwrap();
         fs::write(dir.0.join("localhost.new"), "of an earlier try").unwrap();
         Tls::self_signed(&dir.0, None).unwrap();
-        let mode = fs::metadata(dir.0.join("localhost.key"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.0.join("localhost.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -236,10 +206,7 @@ mod tests {
             ("localhost.crt", "other.key", "other.key"),
         ];
         for (cert, key, culprit) in table {
-            let error = Tls::load(&file(cert), &file(key), None)
-                .err()
-                .unwrap()
-                .to_string();
+            let error = Tls::load(&file(cert), &file(key), None).err().unwrap().to_string();
             assert!(error.contains(culprit), "{cert} with {key}: {error}");
         }
         for domain in ["", "../x", "a..b", "a b", "-a", "*.a", &"a".repeat(64)] {

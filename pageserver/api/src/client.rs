@@ -48,11 +48,7 @@ pub struct Error {
 
 impl Error {
     fn local(code: &str, detail: impl Into<String>) -> Self {
-        Self {
-            status: 0,
-            code: code.to_owned(),
-            detail: detail.into(),
-        }
+        Self { status: 0, code: code.to_owned(), detail: detail.into() }
     }
 
     /// What the user can do about it, where the detail does not say so already.
@@ -85,19 +81,16 @@ impl std::error::Error for Error {}
 /// Reads the bearer token that the server keeps in the file `api-token` of its data directory.
 pub fn read_token(path: &Path) -> Result<String, Error> {
     let bad = |why: String| {
-        Error::local(
-            "bad_token_file",
-            format!("cannot use token file {}: {why}", path.display()),
-        )
+        Error::local("bad_token_file", format!("cannot use token file {}: {why}", path.display()))
     };
     let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_string(&mut text))
-        .map_err(|error| {
+    File::open(path).and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_string(&mut text)).map_err(
+        |error| {
             bad(format!(
                 "{error}; give the path of the server's DATA/api-token and check that you may read it"
             ))
-        })?;
+        },
+    )?;
     let token = text.trim();
     if token.is_empty() {
         return Err(bad("it is empty".to_owned()));
@@ -116,9 +109,7 @@ pub struct Client {
 /// Leaves the token out.
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client")
-            .field("base", &self.base)
-            .finish_non_exhaustive()
+        f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
     }
 }
 
@@ -126,10 +117,7 @@ impl Client {
     /// A client of the server at `base_url` (such as `http://127.0.0.1:8432`). Sends nothing yet.
     pub fn new(base_url: &str, token: Option<String>) -> Result<Self, Error> {
         let base = check_base(base_url)?;
-        if token
-            .as_deref()
-            .is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic()))
-        {
+        if token.as_deref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(Error::local(
                 "bad_token",
                 "the API token holds a blank or a character outside ASCII",
@@ -191,30 +179,17 @@ impl Client {
 
     /// `DELETE /v1/branches/{name}`.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
-        self.send(Method::DELETE, &branch_path(name, ""), None, CHANGE_TIMEOUT)
-            .map(drop)
+        self.send(Method::DELETE, &branch_path(name, ""), None, CHANGE_TIMEOUT).map(drop)
     }
 
     /// `POST /v1/branches/{name}/suspend`: returns once its Postgres has stopped.
     pub fn suspend(&self, name: &str) -> Result<Branch, Error> {
-        self.send(
-            Method::POST,
-            &branch_path(name, "/suspend"),
-            Some(Vec::new()),
-            CHANGE_TIMEOUT,
-        )?
-        .decode()
+        self.send(Method::POST, &branch_path(name, "/suspend"), Some(Vec::new()), CHANGE_TIMEOUT)?.decode()
     }
 
     /// `POST /v1/branches/{name}/wake`: returns once its Postgres accepts connections.
     pub fn wake(&self, name: &str) -> Result<Branch, Error> {
-        self.send(
-            Method::POST,
-            &branch_path(name, "/wake"),
-            Some(Vec::new()),
-            CHANGE_TIMEOUT,
-        )?
-        .decode()
+        self.send(Method::POST, &branch_path(name, "/wake"), Some(Vec::new()), CHANGE_TIMEOUT)?.decode()
     }
 
     /// `GET /v1/branches/{name}/connection`: a URL for `database` and `role`, or the server's defaults.
@@ -230,11 +205,7 @@ impl Client {
             .filter_map(|(key, value)| value.map(|value| format!("{key}={}", encode(value))))
             .collect();
         let mark = if query.is_empty() { "" } else { "?" };
-        self.read(&format!(
-            "{}{mark}{}",
-            branch_path(name, "/connection"),
-            query.join("&")
-        ))
+        self.read(&format!("{}{mark}{}", branch_path(name, "/connection"), query.join("&")))
     }
 
     /// `POST /v1/imports`.
@@ -262,8 +233,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        self.send(method, path, Some(encode_body(body)?), CHANGE_TIMEOUT)?
-            .decode()
+        self.send(method, path, Some(encode_body(body)?), CHANGE_TIMEOUT)?.decode()
     }
 
     /// Sends one request; an answer with a status of 400 or more becomes an error.
@@ -274,9 +244,7 @@ impl Client {
         body: Option<Vec<u8>>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base));
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -285,24 +253,14 @@ impl Client {
                 if !body.is_empty() {
                     request = request.header("content-type", "application/json");
                 }
-                request
-                    .body(body)
-                    .map_err(ureq::Error::from)
-                    .and_then(|r| self.run(r, timeout))
+                request.body(body).map_err(ureq::Error::from).and_then(|r| self.run(r, timeout))
             }
-            None => request
-                .body(())
-                .map_err(ureq::Error::from)
-                .and_then(|r| self.run(r, timeout)),
+            None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.run(r, timeout)),
         };
         let mut response = result.map_err(|error| self.explain(&error))?;
         let status = response.status().as_u16();
         // Refused before any of it is read where its length is announced; the limit below is for the other answers.
-        if response
-            .body()
-            .content_length()
-            .is_some_and(|length| length > ANSWER_BYTES_MAX)
-        {
+        if response.body().content_length().is_some_and(|length| length > ANSWER_BYTES_MAX) {
             return Err(self.too_large());
         }
         let bytes = response
@@ -312,11 +270,7 @@ impl Client {
             .read_to_vec()
             .map_err(|error| self.explain(&error))?;
         let answer = Answer { status, bytes };
-        if (200..300).contains(&status) {
-            Ok(answer)
-        } else {
-            Err(answer.into_error(&self.base))
-        }
+        if (200..300).contains(&status) { Ok(answer) } else { Err(answer.into_error(&self.base)) }
     }
 
     fn run(
@@ -324,21 +278,13 @@ impl Client {
         request: Request<impl ureq::AsSendBody>,
         timeout: Duration,
     ) -> Result<Response<ureq::Body>, ureq::Error> {
-        self.agent.run(
-            self.agent
-                .configure_request(request)
-                .timeout_global(Some(timeout))
-                .build(),
-        )
+        self.agent.run(self.agent.configure_request(request).timeout_global(Some(timeout)).build())
     }
 
     fn too_large(&self) -> Error {
         Error::local(
             "bad_answer",
-            format!(
-                "the answer of {} is larger than {ANSWER_BYTES_MAX} bytes",
-                self.base
-            ),
+            format!("the answer of {} is larger than {ANSWER_BYTES_MAX} bytes", self.base),
         )
     }
 
@@ -358,10 +304,7 @@ impl Client {
             ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
                 Error::local("unreachable", format!("cannot reach {base}: {error}"))
             }
-            other => Error::local(
-                "disconnected",
-                format!("the exchange with {base} broke off: {other}"),
-            ),
+            other => Error::local("disconnected", format!("the exchange with {base} broke off: {other}")),
         }
     }
 }
@@ -384,11 +327,7 @@ impl Answer {
     fn into_error(self, base: &str) -> Error {
         let status = self.status;
         match serde_json::from_slice::<Problem>(&self.bytes) {
-            Ok(problem) => Error {
-                status,
-                code: problem.code,
-                detail: problem.detail,
-            },
+            Ok(problem) => Error { status, code: problem.code, detail: problem.detail },
             Err(_) => Error {
                 status,
                 code: "bad_answer".to_owned(),
@@ -403,34 +342,23 @@ impl Answer {
 /// Whether an I/O error means that a connection that stood was lost, so that the request may have arrived.
 fn ended_underway(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    matches!(
-        kind,
-        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
-    )
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// Accepts `http://HOST[:PORT]` and nothing else.
 fn check_base(url: &str) -> Result<String, Error> {
     let bad = |why: &str| {
-        Error::local(
-            "bad_api_url",
-            format!("API address `{url}` {why}; give one such as {DEFAULT_API}"),
-        )
+        Error::local("bad_api_url", format!("API address `{url}` {why}; give one such as {DEFAULT_API}"))
     };
     let uri: Uri = url.parse().map_err(|_| bad("is not a URL"))?;
     match uri.scheme_str() {
         Some("http") => {}
         Some("https") => {
-            return Err(bad(
-                "uses https, which this client does not speak: use a tunnel such as `ssh -L`",
-            ));
+            return Err(bad("uses https, which this client does not speak: use a tunnel such as `ssh -L`"));
         }
         _ => return Err(bad("does not start with http://")),
     }
-    let authority = uri
-        .authority()
-        .map(|authority| authority.as_str())
-        .unwrap_or_default();
+    let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     if authority.is_empty() || authority.contains('@') {
         return Err(bad("must name a host, and no user"));
     }

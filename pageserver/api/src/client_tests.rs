@@ -15,10 +15,7 @@ fn answer_once(answer: &'static str) -> (String, JoinHandle<String>) {
         let mut head = String::new();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         while !head.ends_with("\r\n\r\n") {
-            assert!(
-                reader.read_line(&mut head).unwrap() > 0,
-                "connection ended in the head"
-            );
+            assert!(reader.read_line(&mut head).unwrap() > 0, "connection ended in the head");
         }
         stream.write_all(answer.as_bytes()).unwrap();
         head
@@ -29,25 +26,16 @@ fn answer_once(answer: &'static str) -> (String, JoinHandle<String>) {
 #[test]
 fn sends_the_token_and_keeps_a_slash_in_one_segment() {
     let (url, server) = answer_once("HTTP/1.1 204 No Content\r\n\r\n");
-    Client::new(&url, Some("secret".to_owned()))
-        .unwrap()
-        .delete("feature/lögin")
-        .unwrap();
+    Client::new(&url, Some("secret".to_owned())).unwrap().delete("feature/lögin").unwrap();
     let head = server.join().unwrap().to_lowercase();
-    assert!(
-        head.starts_with("delete /v1/branches/feature%2fl%c3%b6gin http/1.1\r\n"),
-        "{head}"
-    );
+    assert!(head.starts_with("delete /v1/branches/feature%2fl%c3%b6gin http/1.1\r\n"), "{head}");
     assert!(head.contains("authorization: bearer secret\r\n"), "{head}");
 }
 
 #[test]
 fn a_problem_becomes_an_error_with_the_servers_words() {
     let body = r#"{"type":"about:blank","title":"Not Found","status":404,"code":"branch_not_found","detail":"no branch `x`"}"#;
-    let answer = format!(
-        "HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
+    let answer = format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let (url, _server) = answer_once(answer.leak());
     let error = Client::new(&url, None).unwrap().get("x").unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (404, "branch_not_found"));
@@ -57,10 +45,7 @@ fn a_problem_becomes_an_error_with_the_servers_words() {
 #[test]
 fn says_where_the_token_is_found() {
     let body = r#"{"type":"about:blank","title":"Unauthorized","status":401,"code":"unauthorized","detail":"wrong token"}"#;
-    let answer = format!(
-        "HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
+    let answer = format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let (url, _server) = answer_once(answer.leak());
     let error = Client::new(&url, None).unwrap().status().unwrap_err();
     assert!(error.to_string().contains("COPPICE_TOKEN_FILE"), "{error}");
@@ -95,25 +80,15 @@ fn a_lost_answer_is_not_taken_for_a_server_that_is_down() {
 fn a_server_that_is_down_gives_the_remedy() {
     // Bound and dropped: nothing listens there now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let error = Client::new(&format!("http://{address}"), None)
-        .unwrap()
-        .list()
-        .unwrap_err();
+    let error = Client::new(&format!("http://{address}"), None).unwrap().list().unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (0, "unreachable"));
     let words = error.to_string();
-    assert!(
-        words.contains("pageserver serve --data DIR") && words.contains("COPPICE_API"),
-        "{words}"
-    );
+    assert!(words.contains("pageserver serve --data DIR") && words.contains("COPPICE_API"), "{words}");
 }
 
 #[test]
 fn only_plain_http_addresses_are_accepted() {
-    for good in [
-        "http://127.0.0.1:8432",
-        "http://localhost:1/",
-        "http://[::1]:8432",
-    ] {
+    for good in ["http://127.0.0.1:8432", "http://localhost:1/", "http://[::1]:8432"] {
         assert!(Client::new(good, None).is_ok(), "{good}");
     }
     for bad in [

@@ -44,10 +44,7 @@ impl Token {
         match File::open(path) {
             Ok(file) => load(path, file),
             Err(error) if error.kind() == ErrorKind::NotFound => create(path),
-            Err(error) => Err(Error::io(
-                format!("open API token file {}", path.display()),
-                &error,
-            )),
+            Err(error) => Err(Error::io(format!("open API token file {}", path.display()), &error)),
         }
     }
 
@@ -68,18 +65,12 @@ impl Token {
 }
 
 fn load(path: &Path, file: File) -> Result<Token> {
-    let bad = |why: &str| {
-        Error::invalid(
-            "bad_token_file",
-            format!("API token file {} {why}", path.display()),
-        )
-    };
+    let bad =
+        |why: &str| Error::invalid("bad_token_file", format!("API token file {} {why}", path.display()));
     let read = |error| Error::io(format!("read API token file {}", path.display()), &error);
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() {
-        return Err(bad(
-            "is not a regular file; move it away and start again to get a new token",
-        ));
+        return Err(bad("is not a regular file; move it away and start again to get a new token"));
     }
     // Group access is the administrator's choice: that is how the users of a team are let in.
     if metadata.mode() & 0o007 != 0 {
@@ -88,9 +79,7 @@ fn load(path: &Path, file: File) -> Result<Token> {
         ));
     }
     let mut text = String::new();
-    file.take(FILE_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(read)?;
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(read)?;
     let token = text.trim();
     if token.is_empty() {
         return Err(bad("is empty; delete it and start again to get a new token"));
@@ -114,22 +103,13 @@ fn create(path: &Path) -> Result<Token> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(doing(error)),
         _ => {}
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(doing)?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(doing)?;
     file.write_all(format!("{token}\n").as_bytes()).map_err(doing)?;
     file.sync_all().map_err(doing)?;
     fs::rename(&temporary, path).map_err(doing)?;
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(doing)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(doing)?;
     Ok(Token(token))
 }
 
@@ -141,10 +121,7 @@ fn random() -> std::io::Result<String> {
 
 /// Lets only requests with the right token through.
 pub(super) async fn require(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let presented = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .map(|value| value.as_bytes());
+    let presented = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let detail = match presented.map(bearer) {
         Some(Some(token)) if app.token.matches(token) => return next.run(request).await,
         Some(Some(_)) => {
@@ -204,19 +181,9 @@ mod tests {
         let token = Token::load_or_create(&one.file()).unwrap();
         assert_eq!(token.secret().len(), 2 * RANDOM_BYTES);
         assert_eq!(fs::metadata(one.file()).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(
-            Token::load_or_create(&one.file()).unwrap().secret(),
-            token.secret()
-        );
-        assert_ne!(
-            Token::load_or_create(&two.file()).unwrap().secret(),
-            token.secret()
-        );
-        assert_eq!(
-            fs::read_dir(&one.0).unwrap().count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(Token::load_or_create(&one.file()).unwrap().secret(), token.secret());
+        assert_ne!(Token::load_or_create(&two.file()).unwrap().secret(), token.secret());
+        assert_eq!(fs::read_dir(&one.0).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]
@@ -232,16 +199,10 @@ mod tests {
             dir.write(text, mode);
             let error = Token::load_or_create(&dir.file()).unwrap_err();
             assert_eq!(error.code, "bad_token_file");
-            assert!(
-                error.detail.contains(expected) && error.detail.contains("api-token"),
-                "{error}"
-            );
+            assert!(error.detail.contains(expected) && error.detail.contains("api-token"), "{error}");
         }
         dir.write("0123456789abcdef\n", 0o640);
-        assert_eq!(
-            Token::load_or_create(&dir.file()).unwrap().secret(),
-            "0123456789abcdef"
-        );
+        assert_eq!(Token::load_or_create(&dir.file()).unwrap().secret(), "0123456789abcdef");
     }
 
     #[test]
@@ -254,13 +215,7 @@ mod tests {
     fn only_the_whole_token_matches() {
         let token = Token("0123456789abcdef".to_owned());
         assert!(token.matches(b"0123456789abcdef"));
-        for wrong in [
-            "",
-            "0123456789abcde",
-            "0123456789abcdeg",
-            "0123456789abcdef0",
-            "0123456789abcdef\0",
-        ] {
+        for wrong in ["", "0123456789abcde", "0123456789abcdeg", "0123456789abcdef0", "0123456789abcdef\0"] {
             assert!(!token.matches(wrong.as_bytes()), "{wrong}");
         }
         assert_eq!(format!("{token:?}"), "Token(..)");

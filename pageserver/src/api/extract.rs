@@ -60,11 +60,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(name)) => Ok(Self(name)),
-            Err(_) => Err(Fault::new(
-                StatusCode::BAD_REQUEST,
-                "bad_path",
-                "the path is not percent-encoded UTF-8",
-            )),
+            Err(_) => {
+                Err(Fault::new(StatusCode::BAD_REQUEST, "bad_path", "the path is not percent-encoded UTF-8"))
+            }
         }
     }
 }
@@ -78,25 +76,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(params)) => Ok(Self(params)),
-            Err(error) => Err(Fault::new(
-                StatusCode::BAD_REQUEST,
-                "bad_query",
-                error.body_text(),
-            )),
+            Err(error) => Err(Fault::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text())),
         }
     }
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Fault> {
-    let given = headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.as_bytes())
-        .unwrap_or_default();
-    let essence = given
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii();
+    let given = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()).unwrap_or_default();
+    let essence = given.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     if essence.eq_ignore_ascii_case(b"application/json") {
         return Ok(());
     }
@@ -114,11 +101,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
             "bad_field",
             format!("the body does not fit: {error}; /openapi.json describes it"),
         ),
-        Category::Io | Category::Syntax | Category::Eof => Fault::new(
-            StatusCode::BAD_REQUEST,
-            "bad_json",
-            format!("the body is not JSON: {error}"),
-        ),
+        Category::Io | Category::Syntax | Category::Eof => {
+            Fault::new(StatusCode::BAD_REQUEST, "bad_json", format!("the body is not JSON: {error}"))
+        }
     })
 }
 
@@ -141,11 +126,7 @@ async fn collect(mut body: Stream) -> Result<Vec<u8>, Fault> {
     let mut total = 0_usize;
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         let frame = frame.map_err(|error| {
-            Fault::new(
-                StatusCode::BAD_REQUEST,
-                "bad_body",
-                format!("cannot read the body: {error}"),
-            )
+            Fault::new(StatusCode::BAD_REQUEST, "bad_body", format!("cannot read the body: {error}"))
         })?;
         let Ok(data) = frame.into_data() else { continue };
         total = total.saturating_add(data.len());

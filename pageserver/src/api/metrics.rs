@@ -22,6 +22,11 @@ const BUCKETS_US: [u64; 14] = [
 pub struct Counter(Arc<AtomicU64>);
 
 impl Counter {
+    /// Takes the value of a count that is kept elsewhere.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// Counts `n` more.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
@@ -125,10 +130,7 @@ impl Metrics {
     /// # Panics
     /// When the name was registered as another kind of metric.
     pub fn histogram(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)]) -> Histogram {
-        assert!(
-            name.ends_with("_seconds"),
-            "histogram {name} does not end in _seconds"
-        );
+        assert!(name.ends_with("_seconds"), "histogram {name} does not end in _seconds");
         match self.series(name, help, labels, || Series::Histogram(Histogram::default())) {
             Series::Histogram(histogram) => histogram,
             other => panic!("metric {name} is a {}, not a histogram", other.kind()),
@@ -142,15 +144,10 @@ impl Metrics {
         labels: &[(&str, &str)],
         new: impl FnOnce() -> Series,
     ) -> Series {
-        let labels: Vec<String> = labels
-            .iter()
-            .map(|(key, value)| format!("{key}=\"{}\"", escape(value)))
-            .collect();
+        let labels: Vec<String> =
+            labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
         let mut families = self.lock();
-        let family = families.entry(name).or_insert_with(|| Family {
-            help,
-            series: BTreeMap::new(),
-        });
+        let family = families.entry(name).or_insert_with(|| Family { help, series: BTreeMap::new() });
         family.series.entry(labels.join(",")).or_insert_with(new).clone()
     }
 
@@ -171,15 +168,8 @@ impl Metrics {
             for (labels, series) in &family.series {
                 match series {
                     Series::Counter(Counter(value)) | Series::Gauge(Gauge(value)) => {
-                        let braces = if labels.is_empty() {
-                            String::new()
-                        } else {
-                            format!("{{{labels}}}")
-                        };
-                        put(
-                            &mut out,
-                            format_args!("{name}{braces} {}", value.load(Ordering::Relaxed)),
-                        );
+                        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+                        put(&mut out, format_args!("{name}{braces} {}", value.load(Ordering::Relaxed)));
                     }
                     Series::Histogram(histogram) => render_histogram(&mut out, name, labels, histogram),
                 }
@@ -191,27 +181,14 @@ impl Metrics {
 
 fn render_histogram(out: &mut String, name: &str, labels: &str, histogram: &Histogram) {
     let comma = if labels.is_empty() { "" } else { "," };
-    let braces = if labels.is_empty() {
-        String::new()
-    } else {
-        format!("{{{labels}}}")
-    };
+    let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
     let mut total = 0;
     for (index, count) in histogram.0.counts.iter().enumerate() {
         total += count.load(Ordering::Relaxed);
         let bound = BUCKETS_US.get(index).map_or("+Inf".to_owned(), |us| seconds(*us));
-        put(
-            out,
-            format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"),
-        );
+        put(out, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"));
     }
-    put(
-        out,
-        format_args!(
-            "{name}_sum{braces} {}",
-            seconds(histogram.0.sum_us.load(Ordering::Relaxed))
-        ),
-    );
+    put(out, format_args!("{name}_sum{braces} {}", seconds(histogram.0.sum_us.load(Ordering::Relaxed))));
     // The sum of the buckets just printed, not a counter of its own, so that a scrape always adds up.
     put(out, format_args!("{name}_count{braces} {total}"));
 }
@@ -229,10 +206,7 @@ fn put(out: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 fn escape(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -32,24 +32,11 @@ pub(super) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("unmatched", MatchedPath::as_str)
-        .to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let params = request.extract_parts::<RawPathParams>().await.ok();
-    let name = params.and_then(|params| {
-        params
-            .iter()
-            .find(|(key, _)| *key == "name")
-            .map(|(_, name)| name.to_owned())
-    });
-    let seen = Seen {
-        method: request.method().clone(),
-        route,
-        branch: name,
-        started: Instant::now(),
-    };
+    let name = params
+        .and_then(|params| params.iter().find(|(key, _)| *key == "name").map(|(_, name)| name.to_owned()));
+    let seen = Seen { method: request.method().clone(), route, branch: name, started: Instant::now() };
     let task = tokio::spawn(async move {
         // The inner task turns a panic into an answer that is then counted like any other.
         let response = match tokio::spawn(next.run(request)).await {
@@ -74,28 +61,14 @@ fn record(metrics: &Metrics, seen: &Seen, response: &Response) {
     let duration = seen.started.elapsed();
     let status = response.status();
     let route = seen.route.as_str();
-    let labels = [
-        ("route", route),
-        ("method", method_label(&seen.method)),
-        ("status", status.as_str()),
-    ];
+    let labels = [("route", route), ("method", method_label(&seen.method)), ("status", status.as_str())];
+    metrics.counter("coppice_http_requests_total", "API requests answered.", &labels).add(1);
     metrics
-        .counter("coppice_http_requests_total", "API requests answered.", &labels)
-        .add(1);
-    metrics
-        .histogram(
-            "coppice_http_request_seconds",
-            "Time to answer API requests.",
-            &[("route", route)],
-        )
+        .histogram("coppice_http_request_seconds", "Time to answer API requests.", &[("route", route)])
         .observe(duration);
 
     let method = &seen.method;
-    let branch = response
-        .extensions()
-        .get::<Subject>()
-        .map(|subject| &subject.0)
-        .or(seen.branch.as_ref());
+    let branch = response.extensions().get::<Subject>().map(|subject| &subject.0).or(seen.branch.as_ref());
     // Debug formatting escapes control characters, so that a name cannot forge a log line.
     let branch = branch.map(tracing::field::debug);
     let ms = duration.as_secs_f64() * 1000.0;
@@ -123,9 +96,5 @@ fn method_label(method: &Method) -> &str {
         Method::DELETE,
         Method::OPTIONS,
     ];
-    if known.contains(method) {
-        method.as_str()
-    } else {
-        "other"
-    }
+    if known.contains(method) { method.as_str() } else { "other" }
 }

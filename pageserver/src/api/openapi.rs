@@ -39,9 +39,7 @@ impl Modify for Token {
     fn modify(&self, document: &mut Document) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some(
-                "Contents of the file `api-token` in the server's data directory",
-            ))
+            .description(Some("Contents of the file `api-token` in the server's data directory"))
             .build();
         document
             .components
@@ -64,20 +62,14 @@ type Responses = BTreeMap<String, RefOr<Response>>;
 
 /// One kind of error that a route can answer with: status, an example of its code, when it comes.
 fn fault(status: u16, code: &str, when: &str) -> (String, RefOr<Response>) {
-    let title = StatusCode::from_u16(status)
-        .ok()
-        .and_then(|status| status.canonical_reason());
+    let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let example = json!({
         "type": "about:blank", "title": title, "status": status, "code": code, "detail": when,
     });
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name("Problem")))
-        .example(Some(example))
-        .build();
-    let response = ResponseBuilder::new()
-        .description(when)
-        .content("application/problem+json", content)
-        .build();
+    let content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).example(Some(example)).build();
+    let response =
+        ResponseBuilder::new().description(when).content("application/problem+json", content).build();
     (status.to_string(), RefOr::T(response))
 }
 

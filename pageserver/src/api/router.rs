@@ -17,7 +17,6 @@ use crate::branches::Branches;
 use crate::import::Imports;
 
 /// What the handlers work on.
-#[derive(Debug)]
 pub struct App {
     /// The branch service.
     pub branches: Arc<Branches>,
@@ -27,6 +26,8 @@ pub struct App {
     pub token: Token,
     /// Where requests are counted, with whatever other parts of the server registered.
     pub metrics: Arc<Metrics>,
+    /// What the proxy counts.
+    pub proxy: Arc<proxy::Metrics>,
 }
 
 /// The words that may follow a branch's name in a path.
@@ -41,10 +42,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/branches", get(branches::list).post(branches::create))
         .route(
             "/v1/branches/{name}",
-            get(branches::show)
-                .put(branches::ensure)
-                .patch(branches::update)
-                .delete(branches::delete),
+            get(branches::show).put(branches::ensure).patch(branches::update).delete(branches::delete),
         )
         .route("/v1/branches/{name}/reset", post(branches::reset))
         .route("/v1/branches/{name}/restore", post(branches::restore))
@@ -57,9 +55,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/status", get(server::status))
         .route("/metrics", get(server::metrics))
         .route_layer(from_fn_with_state(Arc::clone(&app), auth::require));
-    let open = Router::new()
-        .route("/healthz", get(server::healthz))
-        .route("/openapi.json", get(server::openapi));
+    let open =
+        Router::new().route("/healthz", get(server::healthz)).route("/openapi.json", get(server::openapi));
     wrap(guarded.merge(open).with_state(app), metrics)
 }
 
@@ -70,9 +67,7 @@ pub(super) fn wrap(routes: Router, metrics: Arc<Metrics>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(metrics, observe));
     // A layer of the router itself would run after the route is chosen; this one has to run before.
-    Router::new()
-        .fallback_service(routes)
-        .layer(map_request(join_name))
+    Router::new().fallback_service(routes).layer(map_request(join_name))
 }
 
 /// Lets a branch name's `/` be written as it is: `/v1/branches/feature/login/reset` is taken as
@@ -90,10 +85,9 @@ async fn join_name(mut request: Request) -> Request {
         return request;
     }
     let mut path = format!("{BRANCHES}{}", name.replace('/', "%2F"));
-    for part in [
-        action.map(|action| format!("/{action}")),
-        request.uri().query().map(|query| format!("?{query}")),
-    ] {
+    for part in
+        [action.map(|action| format!("/{action}")), request.uri().query().map(|query| format!("?{query}"))]
+    {
         path.push_str(&part.unwrap_or_default());
     }
     // What was a valid path stays one; were it not, the request would go on unchanged to a 404.
@@ -116,9 +110,6 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Fault {
     Fault::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
-        format!(
-            "`{}` does not take {method}; /openapi.json lists what it takes",
-            uri.path()
-        ),
+        format!("`{}` does not take {method}; /openapi.json lists what it takes", uri.path()),
     )
 }

@@ -53,14 +53,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     }
     drop(listener);
     stop.send_replace(());
-    let drained = timeout(SHUTDOWN_GRACE, async {
-        while connections.join_next().await.is_some() {}
-    });
+    let drained = timeout(SHUTDOWN_GRACE, async { while connections.join_next().await.is_some() {} });
     if drained.await.is_err() {
-        warn!(
-            connections = connections.len(),
-            "API requests still under way at shutdown were cut off"
-        );
+        warn!(connections = connections.len(), "API requests still under way at shutdown were cut off");
     }
 }
 

@@ -60,13 +60,7 @@ impl Server {
         let router = wrap(routes, Arc::clone(&metrics));
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(serve(listener, router, async { drop(stopped.await) }));
-        Self {
-            address,
-            metrics,
-            slow,
-            stop,
-            task,
-        }
+        Self { address, metrics, slow, stop, task }
     }
 
     /// Sends bytes and reads until the server closes.
@@ -79,8 +73,7 @@ impl Server {
     }
 
     async fn get(&self, path: &str) -> String {
-        self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
-            .await
+        self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await
     }
 
     async fn echo(&self, content_type: &str, body: &str) -> String {
@@ -95,40 +88,20 @@ impl Server {
 #[track_caller]
 fn assert_fault(answer: &str, status: u16, code: &str) {
     assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
-    assert!(
-        answer.contains("content-type: application/problem+json"),
-        "{answer}"
-    );
+    assert!(answer.contains("content-type: application/problem+json"), "{answer}");
     assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{answer}");
 }
 
 #[tokio::test]
 async fn bodies_are_checked() {
     let server = Server::start().await;
-    let good = server
-        .echo("Application/JSON; charset=utf-8", r#"{"word":"hi"}"#)
-        .await;
-    assert!(
-        good.starts_with("HTTP/1.1 200 ") && good.ends_with("hi"),
-        "{good}"
-    );
+    let good = server.echo("Application/JSON; charset=utf-8", r#"{"word":"hi"}"#).await;
+    assert!(good.starts_with("HTTP/1.1 200 ") && good.ends_with("hi"), "{good}");
     assert_fault(&server.echo("application/json", "{").await, 400, "bad_json");
     assert_fault(&server.echo("application/json", "").await, 400, "bad_json");
-    assert_fault(
-        &server.echo("application/json", r#"{"word":1}"#).await,
-        422,
-        "bad_field",
-    );
-    assert_fault(
-        &server.echo("application/json", r#"{"word":"a","x":1}"#).await,
-        422,
-        "bad_field",
-    );
-    assert_fault(
-        &server.echo("text/plain", r#"{"word":"hi"}"#).await,
-        415,
-        "unsupported_media_type",
-    );
+    assert_fault(&server.echo("application/json", r#"{"word":1}"#).await, 422, "bad_field");
+    assert_fault(&server.echo("application/json", r#"{"word":"a","x":1}"#).await, 422, "bad_field");
+    assert_fault(&server.echo("text/plain", r#"{"word":"hi"}"#).await, 415, "unsupported_media_type");
     let deep = "[".repeat(60_000);
     assert_fault(&server.echo("application/json", &deep).await, 422, "bad_field");
 }
@@ -138,22 +111,9 @@ async fn a_large_body_gets_its_answer() {
     let server = Server::start().await;
     let exact = format!("{{\"word\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX - 11));
     assert_eq!(exact.len(), BODY_BYTES_MAX);
-    assert!(
-        server
-            .echo("application/json", &exact)
-            .await
-            .starts_with("HTTP/1.1 200 ")
-    );
-    assert_fault(
-        &server.echo("application/json", &format!("{exact} ")).await,
-        413,
-        "body_too_large",
-    );
-    assert_fault(
-        &server.echo("application/json", &"x".repeat(10 << 20)).await,
-        413,
-        "body_too_large",
-    );
+    assert!(server.echo("application/json", &exact).await.starts_with("HTTP/1.1 200 "));
+    assert_fault(&server.echo("application/json", &format!("{exact} ")).await, 413, "body_too_large");
+    assert_fault(&server.echo("application/json", &"x".repeat(10 << 20)).await, 413, "body_too_large");
 }
 
 #[tokio::test]
@@ -181,10 +141,7 @@ async fn a_slash_in_a_name_may_be_plain_or_encoded() {
         ("/v1/branches/reset", "show reset"),
     ] {
         let answer = server.get(path).await;
-        assert!(
-            answer.ends_with(&format!("\r\n\r\n{expected}")),
-            "{path}: {answer}"
-        );
+        assert!(answer.ends_with(&format!("\r\n\r\n{expected}")), "{path}: {answer}");
     }
 }
 
@@ -207,15 +164,10 @@ async fn a_panic_is_answered_and_counted() {
 async fn work_goes_on_when_the_client_hangs_up() {
     let server = Server::start().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream
-        .write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     drop(stream);
-    timeout(Duration::from_secs(5), server.slow.notified())
-        .await
-        .expect("the handler was dropped");
+    timeout(Duration::from_secs(5), server.slow.notified()).await.expect("the handler was dropped");
 }
 
 #[tokio::test]
@@ -223,30 +175,19 @@ async fn shutdown_lets_requests_finish_and_closes_idle_connections() {
     let server = Server::start().await;
     let _idle = TcpStream::connect(server.address).await.unwrap();
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream
-        .write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.stop.send(()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("done"), "{answer}");
-    timeout(Duration::from_secs(5), server.task)
-        .await
-        .expect("serve did not return")
-        .unwrap();
+    timeout(Duration::from_secs(5), server.task).await.expect("serve did not return").unwrap();
     assert!(TcpStream::connect(server.address).await.is_err(), "still accepts");
 }
 
 #[tokio::test]
 async fn garbage_is_refused_and_the_server_lives() {
     let server = Server::start().await;
-    assert!(
-        server
-            .raw(b"\0\x01\x02\r\n\r\n")
-            .await
-            .starts_with("HTTP/1.1 400 ")
-    );
+    assert!(server.raw(b"\0\x01\x02\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
     assert!(server.get("/slow").await.ends_with("done"));
 }

@@ -57,7 +57,9 @@ fn check_timeline(
                 let offset = (found.pages_offset() + nth * PAGE_BYTES) as u64;
                 let read = file.read_exact_at(&mut page, offset);
                 if read.is_err() || crc32fast::hash(&page) != crc {
-                    report.faults.push(format!("{name} at {offset}: block {block} of inode {inode:#x} is damaged"));
+                    report
+                        .faults
+                        .push(format!("{name} at {offset}: block {block} of inode {inode:#x} is damaged"));
                 } else {
                     report.pages += 1;
                 }

@@ -5,6 +5,7 @@
 //! [`check`].
 
 pub mod catalog;
+pub mod check;
 pub mod disk;
 pub mod format;
 pub mod index;

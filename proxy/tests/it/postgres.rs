@@ -51,10 +51,7 @@ impl Cluster {
         if let Some(user) = owner() {
             chown(&dir, Some(user.uid), Some(user.gid)).unwrap();
         }
-        let mut cluster = Self {
-            dir,
-            servers: Vec::new(),
-        };
+        let mut cluster = Self { dir, servers: Vec::new() };
         cluster.initialize();
         for server in ["main", "feature"] {
             cluster.servers.push(spawn(cluster.postgres(server)));
@@ -72,31 +69,18 @@ impl Cluster {
         let passwords = self.dir.join("passwords");
         fs::write(&passwords, PASSWORD).unwrap();
         let mut initdb = as_owner(&bin("initdb"));
-        initdb.args([
-            "--no-sync",
-            "--username=postgres",
-            "--auth=scram-sha-256",
-            "--pwfile",
-        ]);
+        initdb.args(["--no-sync", "--username=postgres", "--auth=scram-sha-256", "--pwfile"]);
         run(initdb.arg(&passwords).arg("-D").arg(&main));
         let hba = format!("local all {GUEST} trust\nlocal all postgres scram-sha-256\n");
         fs::write(main.join("pg_hba.conf"), hba).unwrap();
-        run(as_owner(Path::new("cp"))
-            .arg("-a")
-            .arg(&main)
-            .arg(self.dir.join("feature")));
+        run(as_owner(Path::new("cp")).arg("-a").arg(&main).arg(self.dir.join("feature")));
     }
 
     fn postgres(&self, server: &str) -> Command {
         let data = self.dir.join(server);
         let mut postgres = as_owner(&bin("postgres"));
         postgres.arg("-D").arg(&data).arg("-k").arg(&data);
-        for setting in [
-            "listen_addresses=",
-            "fsync=off",
-            "max_connections=250",
-            "log_min_messages=panic",
-        ] {
+        for setting in ["listen_addresses=", "fsync=off", "max_connections=250", "log_min_messages=panic"] {
             postgres.args(["-c", setting]);
         }
         postgres.args(["-c", &format!("cluster_name={server}")]);
@@ -108,8 +92,7 @@ impl Cluster {
     fn sql(&self, statements: &str) {
         for server in ["main", "feature"] {
             let mut psql = Command::new(bin("psql"));
-            psql.env("PGPASSWORD", PASSWORD)
-                .args(["-qX", "-U", "postgres", "-d", "postgres", "-h"]);
+            psql.env("PGPASSWORD", PASSWORD).args(["-qX", "-U", "postgres", "-d", "postgres", "-h"]);
             psql.arg(self.dir.join(server));
             statements.split("; ").for_each(|statement| {
                 psql.args(["-c", statement]);
@@ -134,20 +117,13 @@ pub(crate) fn bin(program: &str) -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("the package `postgresql` is installed");
     let versions = versions.map(|entry| entry.unwrap().path());
     let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
-    let newest = versions
-        .filter(|path| path.join("bin/postgres").exists())
-        .max_by_key(number);
-    newest
-        .expect("the package `postgresql` is installed")
-        .join("bin")
-        .join(program)
+    let newest = versions.filter(|path| path.join("bin/postgres").exists()).max_by_key(number);
+    newest.expect("the package `postgresql` is installed").join("bin").join(program)
 }
 
 /// The user to run Postgres as: it refuses to run as root.
 fn owner() -> Option<User> {
-    Uid::effective()
-        .is_root()
-        .then(|| User::from_name("postgres").unwrap().expect("a user `postgres`"))
+    Uid::effective().is_root().then(|| User::from_name("postgres").unwrap().expect("a user `postgres`"))
 }
 
 /// A command that runs as [`owner`], and ends when the thread that starts it does.
@@ -174,15 +150,9 @@ fn spawn(mut command: Command) -> Child {
 }
 
 fn run(command: &mut Command) {
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let errors: Vec<String> = BufReader::new(child.stderr.take().unwrap())
-        .lines()
-        .map_while(Result::ok)
-        .collect();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let errors: Vec<String> =
+        BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
     assert!(child.wait().unwrap().success(), "{command:?}: {errors:?}");
 }
 
@@ -193,13 +163,7 @@ fn wait_for(socket: &Path) {
         std::thread::sleep(Duration::from_millis(20));
     }
     // It listens a moment before it accepts sessions.
-    let ready = || {
-        Command::new(bin("pg_isready"))
-            .arg("-q")
-            .arg("-h")
-            .arg(socket.parent().unwrap())
-            .status()
-    };
+    let ready = || Command::new(bin("pg_isready")).arg("-q").arg("-h").arg(socket.parent().unwrap()).status();
     while !ready().unwrap().success() {
         assert!(Instant::now() < deadline, "no sessions at {}", socket.display());
         std::thread::sleep(Duration::from_millis(20));

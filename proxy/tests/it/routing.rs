@@ -6,11 +6,7 @@ use crate::world::World;
 async fn ask(world: &World, conninfo: &str, sql: &str) -> Result<String, String> {
     let output = world.psql(conninfo, sql).await;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
-    if output.status.success() {
-        Ok(text(output.stdout))
-    } else {
-        Err(text(output.stderr))
-    }
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,29 +22,15 @@ async fn psql_reaches_the_branch_it_names() {
         ("sslmode=require dbname=app@feature/x", "feature"),
         ("sslmode=require host=feature-x.localhost", "feature"),
         ("sslmode=require host=feature-x.example.com", "feature"),
-        (
-            "sslmode=require host=feature-x.localhost options=branch=main",
-            "feature",
-        ),
-        (
-            "sslmode=require host=feature-x.example.com options=branch=main",
-            "main",
-        ),
+        ("sslmode=require host=feature-x.localhost options=branch=main", "feature"),
+        ("sslmode=require host=feature-x.example.com options=branch=main", "main"),
         ("sslmode=require host=feature-x.localhost sslsni=0", "main"),
         ("sslmode=disable dbname=@feature/x", "feature"),
     ];
     for (conninfo, server) in table {
         let sql = "select current_setting('cluster_name') || ' ' || current_database()";
-        let database = if conninfo.contains("dbname=@") {
-            "postgres"
-        } else {
-            "app"
-        };
-        assert_eq!(
-            ask(&world, conninfo, sql).await,
-            Ok(format!("{server} {database}")),
-            "{conninfo}"
-        );
+        let database = if conninfo.contains("dbname=@") { "postgres" } else { "app" };
+        assert_eq!(ask(&world, conninfo, sql).await, Ok(format!("{server} {database}")), "{conninfo}");
     }
 }
 
@@ -62,28 +44,16 @@ async fn other_options_reach_postgres() {
     let conninfo = format!("{conninfo} fallback_application_name=''");
     let answer = ask(&world, &conninfo, sql).await.unwrap();
     assert!(answer.starts_with("feature|5MB|"), "{answer}");
-    let error = ask(&world, "options='branch=main nonsense'", "select 1")
-        .await
-        .unwrap_err();
-    assert!(
-        error.contains("invalid command-line argument") && error.contains("nonsense"),
-        "{error}"
-    );
+    let error = ask(&world, "options='branch=main nonsense'", "select 1").await.unwrap_err();
+    assert!(error.contains("invalid command-line argument") && error.contains("nonsense"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_branch_is_named_with_a_hint() {
     let world = World::start().await;
-    for conninfo in [
-        "dbname=app@nope",
-        "sslmode=require host=nope.localhost",
-        "options=branch=nope",
-    ] {
+    for conninfo in ["dbname=app@nope", "sslmode=require host=nope.localhost", "options=branch=nope"] {
         let error = ask(&world, conninfo, "select 1").await.unwrap_err();
-        assert!(
-            error.contains("FATAL:  branch \"nope\" does not exist"),
-            "{error}"
-        );
+        assert!(error.contains("FATAL:  branch \"nope\" does not exist"), "{error}");
         assert!(error.contains("HINT:  There is: main, feature/x."), "{error}");
     }
     let error = world.connect("app@nope", "any").await.err().unwrap();
@@ -101,8 +71,6 @@ async fn clients_can_verify_the_certificate() {
     let conninfo = format!("{verify} host=feature-x.localhost");
     assert_eq!(ask(&world, &conninfo, server).await, Ok("feature".to_owned()));
     assert_eq!(ask(&world, &verify, server).await, Ok("main".to_owned()));
-    let error = ask(&world, &format!("{verify} host=feature-x.example.com"), server)
-        .await
-        .unwrap_err();
+    let error = ask(&world, &format!("{verify} host=feature-x.example.com"), server).await.unwrap_err();
     assert!(error.contains("does not match host name"), "{error}");
 }

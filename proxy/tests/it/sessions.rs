@@ -17,31 +17,19 @@ use crate::world::{PATIENCE, World, fatal, read_all, read_message, startup, unti
 async fn passwords_are_checked_by_the_branch() {
     let world = World::start().await;
     let client = world.connect("app", PASSWORD).await.unwrap();
-    let row = client
-        .query_one(
-            "select rolpassword from pg_authid where rolname = 'postgres'",
-            &[],
-        )
-        .await
-        .unwrap();
+    let row =
+        client.query_one("select rolpassword from pg_authid where rolname = 'postgres'", &[]).await.unwrap();
     assert!(row.get::<_, String>(0).starts_with("SCRAM-SHA-256$"));
     let error = world.connect("app", "wrong").await.err().unwrap();
     assert_eq!(error.code(), Some(&SqlState::INVALID_PASSWORD));
     let metrics = &world.metrics;
     assert_eq!(metrics.connections_total.load(Ordering::Relaxed), 2);
-    assert_eq!(
-        metrics.refused_total.load(Ordering::Relaxed),
-        0,
-        "Postgres refused, not the proxy"
-    );
+    assert_eq!(metrics.refused_total.load(Ordering::Relaxed), 0, "Postgres refused, not the proxy");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_request_reaches_the_right_query() {
-    let limits = Limits {
-        sessions: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { sessions: 2, ..Limits::default() };
     let world = World::with(limits).await;
     let sleepers = [
         world.connect("app", PASSWORD).await.unwrap(),
@@ -54,10 +42,7 @@ async fn a_cancel_request_reaches_the_right_query() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     for (token, query) in tokens.into_iter().zip([first, second]).rev() {
         assert!(!query.is_finished(), "only its own request cancels a query");
-        timeout(PATIENCE, token.cancel_query(NoTls))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, token.cancel_query(NoTls)).await.unwrap().unwrap();
         let error = timeout(PATIENCE, query).await.expect("the query ends").unwrap();
         assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
     }
@@ -79,12 +64,7 @@ async fn two_hundred_connections_at_once() {
     for number in 0..200 {
         clients.spawn(async move {
             let mut config = tokio_postgres::Config::new();
-            config
-                .host("127.0.0.1")
-                .port(port)
-                .user("postgres")
-                .dbname("app@feature/x")
-                .password(PASSWORD);
+            config.host("127.0.0.1").port(port).user("postgres").dbname("app@feature/x").password(PASSWORD);
             let (client, connection) = config.connect(NoTls).await.unwrap();
             tokio::spawn(connection);
             let row = client.query_one("select $1::int4", &[&number]).await.unwrap();
@@ -92,19 +72,11 @@ async fn two_hundred_connections_at_once() {
             client
         });
     }
-    let open = timeout(PATIENCE, clients.join_all())
-        .await
-        .expect("all get their row");
+    let open = timeout(PATIENCE, clients.join_all()).await.expect("all get their row");
     assert_eq!(world.branches.leases.load(Ordering::SeqCst), 200);
     drop(open);
-    until("all leases given back", || {
-        world.branches.leases.load(Ordering::SeqCst) == 0
-    })
-    .await;
-    until("all connections closed", || {
-        world.metrics.connections_now.load(Ordering::Relaxed) == 0
-    })
-    .await;
+    until("all leases given back", || world.branches.leases.load(Ordering::SeqCst) == 0).await;
+    until("all connections closed", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,60 +105,35 @@ async fn bulk_data_arrives_unchanged() {
 async fn the_last_words_of_postgres_reach_the_client() {
     let world = World::start().await;
     let client = world.connect("app", PASSWORD).await.unwrap();
-    let error = client
-        .batch_execute("select pg_terminate_backend(pg_backend_pid())")
-        .await
-        .unwrap_err();
+    let error = client.batch_execute("select pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
     assert_eq!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN));
-    until("the lease given back", || {
-        world.branches.leases.load(Ordering::SeqCst) == 0
-    })
-    .await;
+    until("the lease given back", || world.branches.leases.load(Ordering::SeqCst) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_stops_sending_still_gets_its_answer() {
     let world = World::start().await;
     let mut socket = world.dial().await;
-    socket
-        .write_all(&startup(0, &[("user", GUEST), ("database", "app")]))
-        .await
-        .unwrap();
+    socket.write_all(&startup(0, &[("user", GUEST), ("database", "app")])).await.unwrap();
     while read_message(&mut socket).await.0 != b'Z' {}
     let query = b"select 'late ' || pg_sleep(0.3) || 'answer'\0";
     let length = u32::try_from(query.len() + 4).unwrap();
-    socket
-        .write_all(&[b"Q", &length.to_be_bytes()[..], query].concat())
-        .await
-        .unwrap();
+    socket.write_all(&[b"Q", &length.to_be_bytes()[..], query].concat()).await.unwrap();
     socket.shutdown().await.unwrap();
     let rest = read_all(&mut socket).await;
-    assert!(
-        rest.windows(11).any(|window| window == b"late answer"),
-        "{}",
-        rest.escape_ascii()
-    );
-    until("the lease given back", || {
-        world.branches.leases.load(Ordering::SeqCst) == 0
-    })
-    .await;
+    assert!(rest.windows(11).any(|window| window == b"late answer"), "{}", rest.escape_ascii());
+    until("the lease given back", || world.branches.leases.load(Ordering::SeqCst) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_session_too_many_is_refused() {
-    let limits = Limits {
-        sessions: 1,
-        ..Limits::default()
-    };
+    let limits = Limits { sessions: 1, ..Limits::default() };
     let world = World::with(limits).await;
     let first = world.connect("app", PASSWORD).await.unwrap();
     let error = world.connect("app", PASSWORD).await.err().unwrap();
     assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS));
     drop(first);
-    until("the first session over", || {
-        world.metrics.connections_now.load(Ordering::Relaxed) == 0
-    })
-    .await;
+    until("the first session over", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
     world.connect("app", PASSWORD).await.unwrap();
 }
 
@@ -195,10 +142,7 @@ async fn nothing_waits_for_a_client_that_left() {
     let world = World::start().await;
     let waiting = || world.branches.waiting.load(Ordering::SeqCst);
     let mut socket = world.dial().await;
-    socket
-        .write_all(&startup(0, &[("user", GUEST), ("database", "app@asleep")]))
-        .await
-        .unwrap();
+    socket.write_all(&startup(0, &[("user", GUEST), ("database", "app@asleep")])).await.unwrap();
     until("it waits", || waiting() == 1).await;
     drop(socket);
     until("it stopped waiting", || waiting() == 0).await;
@@ -206,19 +150,13 @@ async fn nothing_waits_for_a_client_that_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_that_cannot_be_reached_is_reported() {
-    let limits = Limits {
-        wake: Duration::from_millis(200),
-        ..Limits::default()
-    };
+    let limits = Limits { wake: Duration::from_millis(200), ..Limits::default() };
     let world = World::with(limits).await;
-    for (branch, text) in [
-        ("broken", "cannot reach the Postgres of branch \"broken\""),
-        ("asleep", "not ready within 200ms"),
-    ] {
+    for (branch, text) in
+        [("broken", "cannot reach the Postgres of branch \"broken\""), ("asleep", "not ready within 200ms")]
+    {
         let database = format!("app@{branch}");
-        let bytes = world
-            .exchange(&startup(0, &[("user", GUEST), ("database", &database)]))
-            .await;
+        let bytes = world.exchange(&startup(0, &[("user", GUEST), ("database", &database)])).await;
         let (sqlstate, message) = fatal(&bytes);
         assert_eq!(sqlstate, "57P03");
         assert!(message.contains(text), "{message}");
@@ -230,37 +168,21 @@ async fn a_branch_that_cannot_be_reached_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_closes_what_is_left_after_the_grace_period() {
     let grace = Duration::from_millis(500);
-    let mut world = World::with(Limits {
-        grace,
-        ..Limits::default()
-    })
-    .await;
+    let mut world = World::with(Limits { grace, ..Limits::default() }).await;
     let mut session = world.dial().await;
-    session
-        .write_all(&startup(0, &[("user", GUEST), ("database", "app")]))
-        .await
-        .unwrap();
+    session.write_all(&startup(0, &[("user", GUEST), ("database", "app")])).await.unwrap();
     while read_message(&mut session).await.0 != b'Z' {}
     let mut waking = world.dial().await;
-    waking
-        .write_all(&startup(0, &[("user", GUEST), ("database", "app@asleep")]))
-        .await
-        .unwrap();
+    waking.write_all(&startup(0, &[("user", GUEST), ("database", "app@asleep")])).await.unwrap();
     let mut silent = world.dial().await;
     until("it waits", || world.branches.waiting.load(Ordering::SeqCst) == 1).await;
-    until("all are accepted", || {
-        world.metrics.connections_now.load(Ordering::Relaxed) == 3
-    })
-    .await;
+    until("all are accepted", || world.metrics.connections_now.load(Ordering::Relaxed) == 3).await;
     let started = Instant::now();
     let stopped = world.stop();
     assert_eq!(fatal(&read_all(&mut waking).await).0, "57P01");
     assert_eq!(fatal(&read_all(&mut silent).await).0, "57P01");
     let mut rest = Vec::new();
-    timeout(PATIENCE, session.read_to_end(&mut rest))
-        .await
-        .expect("the session is closed")
-        .unwrap();
+    timeout(PATIENCE, session.read_to_end(&mut rest)).await.expect("the session is closed").unwrap();
     assert!(started.elapsed() >= grace, "it had its time");
     drop(session);
     timeout(PATIENCE, stopped).await.expect("the proxy ends").unwrap();

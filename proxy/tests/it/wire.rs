@@ -24,20 +24,14 @@ const DOMAIN: Option<&str> = Some("coppice.test");
 /// Starts TLS without asking first.
 async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<tokio::net::TcpStream> {
     let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(&world.certificate).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_file(&world.certificate).unwrap()).unwrap();
     let provider = Arc::new(crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap();
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     let name = ServerName::try_from(host.to_owned()).unwrap();
-    TlsConnector::from(Arc::new(config))
-        .connect(name, world.dial().await)
-        .await
-        .unwrap()
+    TlsConnector::from(Arc::new(config)).connect(name, world.dial().await).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,10 +64,7 @@ async fn gss_encryption_is_declined_and_tls_offered() {
         assert_eq!(socket.read_u8().await.unwrap(), answer);
     }
     let mut socket = world.dial().await;
-    socket
-        .write_all(&[GSS_REQUEST, GSS_REQUEST].concat())
-        .await
-        .unwrap();
+    socket.write_all(&[GSS_REQUEST, GSS_REQUEST].concat()).await.unwrap();
     let answer = read_all(&mut socket).await;
     assert_eq!(answer[0], b'N');
     assert_eq!(fatal(&answer[1..]).0, "08P01");
@@ -92,11 +83,7 @@ async fn the_protocol_version_is_for_postgres_to_judge() {
     assert!(kinds.contains(&b'K'), "the session starts");
     let mut socket = world.dial().await;
     socket.write_all(&startup(99, &params)).await.unwrap();
-    assert_eq!(
-        read_message(&mut socket).await.0,
-        b'v',
-        "Postgres offers what it speaks instead"
-    );
+    assert_eq!(read_message(&mut socket).await.0, b'v', "Postgres offers what it speaks instead");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,10 +111,7 @@ async fn garbage_gets_a_postgres_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packet_cut_at_any_byte_gets_an_error() {
     let world = World::start().await;
-    let whole = startup(
-        0,
-        &[("user", GUEST), ("database", "app"), ("options", "branch=main")],
-    );
+    let whole = startup(0, &[("user", GUEST), ("database", "app"), ("options", "branch=main")]);
     for end in 1..whole.len() {
         let mut socket = world.dial().await;
         socket.write_all(&whole[..end]).await.unwrap();
@@ -139,11 +123,7 @@ async fn a_packet_cut_at_any_byte_gets_an_error() {
             "cut at {end}"
         );
     }
-    assert_eq!(
-        world.exchange_closed().await,
-        b"",
-        "who says nothing is told nothing"
-    );
+    assert_eq!(world.exchange_closed().await, b"", "who says nothing is told nothing");
 }
 
 impl World {
@@ -157,48 +137,27 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_client_is_told_and_closed() {
-    let limits = Limits {
-        startup: Duration::from_millis(300),
-        ..Limits::default()
-    };
+    let limits = Limits { startup: Duration::from_millis(300), ..Limits::default() };
     let world = World::under(DOMAIN, limits).await;
     for bytes in [&b""[..], b"\0", &startup(0, &[("user", GUEST)])[..12]] {
         let (sqlstate, message) = fatal(&world.exchange(bytes).await);
         assert_eq!(sqlstate, "08P01");
-        assert!(
-            message.contains("no complete startup packet within 300ms"),
-            "{message}"
-        );
+        assert!(message.contains("no complete startup packet within 300ms"), "{message}");
     }
-    assert_eq!(
-        world.exchange(SSL_REQUEST).await,
-        b"S",
-        "a TLS handshake that never comes"
-    );
+    assert_eq!(world.exchange(SSL_REQUEST).await, b"S", "a TLS handshake that never comes");
     assert_eq!(world.exchange(&[0x16, 3, 1]).await, b"", "half a TLS handshake");
     let mut stream = direct_tls(&world, "main.coppice.test", &[b"postgresql"]).await;
-    assert_eq!(
-        fatal(&read_all(&mut stream).await).0,
-        "08P01",
-        "silence within TLS"
-    );
+    assert_eq!(fatal(&read_all(&mut stream).await).0, "08P01", "silence within TLS");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_are_bounded() {
-    let world = World::with(Limits {
-        greetings: 2,
-        ..Limits::default()
-    })
-    .await;
+    let world = World::with(Limits { greetings: 2, ..Limits::default() }).await;
     let silent = [world.dial().await, world.dial().await];
     let mut third = world.dial().await;
     assert_eq!(fatal(&read_all(&mut third).await).0, "53300");
     drop(silent);
-    crate::world::until("they are gone", || {
-        world.metrics.connections_now.load(Ordering::Relaxed) == 0
-    })
-    .await;
+    crate::world::until("they are gone", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
     // A session does not count among them.
     let mut sessions = Vec::new();
     for _ in 0..4 {

@@ -76,11 +76,7 @@ impl Backends for Branches {
                 return Err(Refusal::new("3D000", text).with_hint("There is: main, feature/x."));
             }
         };
-        Ok(Upstream {
-            branch: name.to_owned(),
-            socket,
-            lease: Box::new(Counted::new(&self.leases)),
-        })
+        Ok(Upstream { branch: name.to_owned(), socket, lease: Box::new(Counted::new(&self.leases)) })
     }
 }
 
@@ -109,14 +105,7 @@ impl World {
         let metrics = Arc::new(Metrics::default());
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
-        let work = proxy::run(
-            listener,
-            tls,
-            limits,
-            Arc::clone(&branches),
-            Arc::clone(&metrics),
-            shutdown,
-        );
+        let work = proxy::run(listener, tls, limits, Arc::clone(&branches), Arc::clone(&metrics), shutdown);
         Self {
             address,
             metrics,
@@ -136,31 +125,17 @@ impl World {
 
     /// Runs `sql` with psql; `conninfo` is added to what every connection here needs.
     pub(crate) async fn psql(&self, conninfo: &str, sql: &str) -> Output {
-        let base = format!(
-            "host=localhost hostaddr=127.0.0.1 port={} user=postgres",
-            self.address.port()
-        );
+        let base = format!("host=localhost hostaddr=127.0.0.1 port={} user=postgres", self.address.port());
         let mut psql = Command::new(bin("psql"));
-        psql.args([
-            "-qXAt",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            &format!("{base} dbname=app {conninfo}"),
-        ]);
+        psql.args(["-qXAt", "-v", "ON_ERROR_STOP=1", "-d", &format!("{base} dbname=app {conninfo}")]);
         psql.env("PGPASSWORD", PASSWORD).kill_on_drop(true);
-        psql.stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = psql.spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
         let sql = sql.to_owned();
         // A psql that cannot connect does not read its input.
         let feed = tokio::spawn(async move { input.write_all(sql.as_bytes()).await });
-        let output = timeout(PATIENCE, child.wait_with_output())
-            .await
-            .expect("psql ends")
-            .unwrap();
+        let output = timeout(PATIENCE, child.wait_with_output()).await.expect("psql ends").unwrap();
         drop(feed.await);
         output
     }
@@ -168,11 +143,7 @@ impl World {
     /// Connects with tokio-postgres, without TLS.
     pub(crate) async fn connect(&self, database: &str, password: &str) -> Result<Client, Error> {
         let mut config = tokio_postgres::Config::new();
-        config
-            .host("127.0.0.1")
-            .port(self.address.port())
-            .user("postgres")
-            .dbname(database);
+        config.host("127.0.0.1").port(self.address.port()).user("postgres").dbname(database);
         let (client, connection) = config.password(password).connect(NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
@@ -214,8 +185,7 @@ pub(crate) fn startup(minor: u8, params: &[(&str, &str)]) -> Vec<u8> {
 pub(crate) async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut bytes = Vec::new();
     let read = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
-    read.expect("the proxy closes")
-        .expect("it closes without a reset");
+    read.expect("the proxy closes").expect("it closes without a reset");
     bytes
 }
 
@@ -238,9 +208,7 @@ pub(crate) fn fatal(bytes: &[u8]) -> (String, String) {
     assert_eq!(length + 1, bytes.len(), "{}", bytes.escape_ascii());
     let field = |code: u8| {
         let mut fields = bytes[5..].split(|byte| *byte == 0);
-        let field = fields
-            .find(|field| field.first() == Some(&code))
-            .unwrap_or_default();
+        let field = fields.find(|field| field.first() == Some(&code)).unwrap_or_default();
         String::from_utf8(field.get(1..).unwrap_or_default().to_vec()).unwrap()
     };
     assert_eq!(field(b'S'), "FATAL");
@@ -254,7 +222,5 @@ pub(crate) async fn until(what: &str, done: impl Fn() -> bool) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }

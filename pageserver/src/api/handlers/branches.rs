@@ -75,11 +75,7 @@ pub(in crate::api) async fn ensure(
     OptionalBody(request): OptionalBody<CreateBranch>,
 ) -> Answer<Response> {
     let (branch, new) = app.branches.ensure(CreateBranch { name, ..request }).await?;
-    Ok(if new {
-        created(branch)
-    } else {
-        Json(branch).into_response()
-    })
+    Ok(if new { created(branch) } else { Json(branch).into_response() })
 }
 
 /// Rename a branch, or protect it from reset and delete.
@@ -182,9 +178,7 @@ pub(in crate::api) async fn connection(
     Name(name): Name,
     Params(target): Params<Target>,
 ) -> Answer<Response> {
-    let connection = app
-        .branches
-        .connection(&name, target.database.as_deref(), target.role.as_deref())?;
+    let connection = app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
     // It holds a password.
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(connection)).into_response())
 }
@@ -210,10 +204,6 @@ fn created(branch: Branch) -> Response {
 }
 
 fn not_yet(what: &str) -> Fault {
-    Error::new(
-        Kind::NotYet,
-        "not_yet",
-        format!("{what} is not available in this version of the server"),
-    )
-    .into()
+    Error::new(Kind::NotYet, "not_yet", format!("{what} is not available in this version of the server"))
+        .into()
 }

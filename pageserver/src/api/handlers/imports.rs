@@ -13,6 +13,7 @@ use crate::api::extract::{Body, Name};
 use crate::api::observe::Subject;
 use crate::api::openapi::{Always, Clash, Missing, NoRoom, Takes};
 use crate::api::router::App;
+use crate::error::Error;
 
 /// Start an import. It goes on after this answer, whether or not anyone polls it.
 #[utoipa::path(
@@ -29,12 +30,7 @@ pub(in crate::api) async fn start(
     let subject = Subject(request.name.clone());
     let import = app.imports.start(request).await?;
     let location = format!("/v1/imports/{}", import.id);
-    Ok((
-        StatusCode::ACCEPTED,
-        [(header::LOCATION, location)],
-        Extension(subject),
-        Json(import),
-    )
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Extension(subject), Json(import))
         .into_response())
 }
 
@@ -45,5 +41,10 @@ pub(in crate::api) async fn start(
     responses((status = 200, description = "The import", body = Import), Always, Missing)
 )]
 pub(in crate::api) async fn show(State(app): State<Arc<App>>, Name(id): Name) -> Answer<Json<Import>> {
-    Ok(Json(app.imports.get(&id)?))
+    let unknown = || {
+        let detail =
+            format!("there is no import {id}; the server forgets old ones, and all of them when it restarts");
+        Error::not_found("import_not_found", detail)
+    };
+    Ok(Json(app.imports.get(&id).ok_or_else(unknown)?))
 }

@@ -1,6 +1,7 @@
 //! The server itself: status, metrics, health, and its own description.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ::api::types::{Health, Status};
 use axum::Json;
@@ -35,43 +36,32 @@ pub(in crate::api) async fn metrics(State(app): State<Arc<App>>) -> Response {
     if let Ok(status) = app.branches.status() {
         set_gauges(&app.metrics, &status);
     }
-    (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        app.metrics.render(),
-    )
-        .into_response()
+    set_proxy_counts(&app.metrics, &app.proxy);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
 
 fn set_gauges(metrics: &Metrics, status: &Status) {
     for (name, help, value) in [
         ("coppice_branches", "Branches.", status.branches),
-        (
-            "coppice_computes_running",
-            "Branches whose Postgres runs.",
-            status.running,
-        ),
-        (
-            "coppice_connections",
-            "Client connections through the proxy.",
-            status.connections,
-        ),
-        (
-            "coppice_store_bytes",
-            "Bytes the store takes on disk.",
-            status.store_bytes,
-        ),
-        (
-            "coppice_free_bytes",
-            "Bytes free on the store's file system.",
-            status.free_bytes,
-        ),
-        (
-            "coppice_uptime_seconds",
-            "Seconds since the server started.",
-            status.uptime_s,
-        ),
+        ("coppice_computes_running", "Branches whose Postgres runs.", status.running),
+        ("coppice_connections", "Client connections through the proxy.", status.connections),
+        ("coppice_store_bytes", "Bytes the store takes on disk.", status.store_bytes),
+        ("coppice_free_bytes", "Bytes free on the store's file system.", status.free_bytes),
+        ("coppice_uptime_seconds", "Seconds since the server started.", status.uptime_s),
     ] {
         metrics.gauge(name, help, &[]).set(value);
+    }
+}
+
+fn set_proxy_counts(metrics: &Metrics, proxy: &proxy::Metrics) {
+    for (name, help, value) in [
+        ("coppice_proxy_connections_total", "Connections the proxy accepted.", &proxy.connections_total),
+        ("coppice_proxy_refused_total", "Connections the proxy refused.", &proxy.refused_total),
+        ("coppice_proxy_cancels_total", "Cancel requests.", &proxy.cancels_total),
+        ("coppice_proxy_received_bytes_total", "Bytes from clients.", &proxy.bytes_from_clients_total),
+        ("coppice_proxy_sent_bytes_total", "Bytes to clients.", &proxy.bytes_to_clients_total),
+    ] {
+        metrics.counter(name, help, &[]).set(value.load(Ordering::Relaxed));
     }
 }
 

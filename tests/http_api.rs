@@ -2,10 +2,7 @@
 //! described there, with the status and the content type of the answer, and a JSON object must hold what its schema
 //! requires and nothing that the schema does not know.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "the lint knows test functions, but not their helpers"
-)]
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
 mod support;
 
@@ -38,11 +35,7 @@ impl Answer {
 }
 
 fn send(url: &str, method: &str, token: Option<&str>, content_type: &str, body: &str) -> Answer {
-    let agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .proxy(None)
-        .build()
-        .new_agent();
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
     let mut request = Request::builder().method(method).uri(url);
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -50,20 +43,11 @@ fn send(url: &str, method: &str, token: Option<&str>, content_type: &str, body: 
     let result = if matches!(method, "GET" | "DELETE") {
         agent.run(request.body(()).unwrap())
     } else {
-        agent.run(
-            request
-                .header("content-type", content_type)
-                .body(body.to_owned())
-                .unwrap(),
-        )
+        agent.run(request.header("content-type", content_type).body(body.to_owned()).unwrap())
     };
     let mut response = result.unwrap();
     let text = response.body_mut().read_to_string().unwrap();
-    Answer {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        text,
-    }
+    Answer { status: response.status().as_u16(), headers: response.headers().clone(), text }
 }
 
 impl Api {
@@ -77,13 +61,8 @@ impl Api {
     #[track_caller]
     fn call(&self, method: &str, path: &str, body: &str) -> Answer {
         let token = self.server.token.as_str();
-        let answer = send(
-            &format!("{}{path}", self.server.url),
-            method,
-            Some(token),
-            "application/json",
-            body,
-        );
+        let answer =
+            send(&format!("{}{path}", self.server.url), method, Some(token), "application/json", body);
         self.check(method, path, &answer);
         answer
     }
@@ -99,33 +78,20 @@ impl Api {
             .filter(|(pattern, _)| {
                 let pattern: Vec<&str> = pattern.split('/').collect();
                 pattern.len() == parts.len()
-                    && pattern
-                        .iter()
-                        .zip(&parts)
-                        .all(|(a, b)| a.starts_with('{') || a == b)
+                    && pattern.iter().zip(&parts).all(|(a, b)| a.starts_with('{') || a == b)
             })
             .max_by_key(|(pattern, _)| !pattern.contains('{'))
             .unwrap_or_else(|| panic!("{path} is not described"));
         let operation = &item[method.to_lowercase()];
         let response = &operation["responses"][answer.status.to_string()];
-        assert!(
-            response.is_object(),
-            "{method} {path}: {} is not described: {}",
-            answer.status,
-            answer.text
-        );
-        let Some((kind, content)) = response["content"]
-            .as_object()
-            .and_then(|content| content.iter().next())
+        assert!(response.is_object(), "{method} {path}: {} is not described: {}", answer.status, answer.text);
+        let Some((kind, content)) = response["content"].as_object().and_then(|content| content.iter().next())
         else {
             assert_eq!(answer.text, "");
             return;
         };
         let given = answer.headers["content-type"].to_str().unwrap();
-        assert!(
-            given.starts_with(kind.as_str()),
-            "{method} {path}: {given}, described as {kind}"
-        );
+        assert!(given.starts_with(kind.as_str()), "{method} {path}: {given}, described as {kind}");
         if let Some(name) = content["schema"]["$ref"].as_str() {
             let name = name.rsplit('/').next().unwrap();
             self.check_object(&self.document["components"]["schemas"][name], &answer.json());
@@ -134,17 +100,12 @@ impl Api {
 
     #[track_caller]
     fn check_object(&self, schema: &Value, object: &Value) {
-        let known = schema["properties"]
-            .as_object()
-            .unwrap_or_else(|| panic!("no properties in {schema}"));
+        let known = schema["properties"].as_object().unwrap_or_else(|| panic!("no properties in {schema}"));
         for field in object.as_object().unwrap().keys() {
             assert!(known.contains_key(field), "{field} is not in {schema}");
         }
         for field in schema["required"].as_array().into_iter().flatten() {
-            assert!(
-                object.get(field.as_str().unwrap()).is_some(),
-                "{field} is not in {object}"
-            );
+            assert!(object.get(field.as_str().unwrap()).is_some(), "{field} is not in {object}");
         }
     }
 
@@ -163,49 +124,22 @@ impl Api {
 #[test]
 fn a_branch_lives_and_dies() {
     let api = Api::start();
-    let created = api.call(
-        "POST",
-        "/v1/branches",
-        r#"{"name":"feature/login","parent":"main"}"#,
-    );
+    let created = api.call("POST", "/v1/branches", r#"{"name":"feature/login","parent":"main"}"#);
     assert_eq!(created.status, 201);
     assert_eq!(created.headers["location"], "/v1/branches/feature%2Flogin");
     assert_eq!(created.json()["parent"], "main");
-    api.refuses(
-        "POST",
-        "/v1/branches",
-        r#"{"name":"feature/login"}"#,
-        409,
-        "branch_exists",
-    );
-    assert_eq!(
-        api.call("GET", "/v1/branches/feature%2Flogin", "").json()["name"],
-        "feature/login"
-    );
+    api.refuses("POST", "/v1/branches", r#"{"name":"feature/login"}"#, 409, "branch_exists");
+    assert_eq!(api.call("GET", "/v1/branches/feature%2Flogin", "").json()["name"], "feature/login");
     let list = api.call("GET", "/v1/branches", "").json();
     assert_eq!(list["branches"].as_array().unwrap().len(), 2);
     let path = "/v1/branches/feature%2Flogin";
     let before = api.call("GET", path, "").json()["timeline"].clone();
-    assert_ne!(
-        api.call("POST", &format!("{path}/reset"), "").json()["timeline"],
-        before
-    );
-    assert_ne!(
-        api.call("POST", &format!("{path}/reset"), "{}").json()["timeline"],
-        before
-    );
-    assert_eq!(
-        api.call("PATCH", path, r#"{"protected":true}"#).json()["protected"],
-        true
-    );
+    assert_ne!(api.call("POST", &format!("{path}/reset"), "").json()["timeline"], before);
+    assert_ne!(api.call("POST", &format!("{path}/reset"), "{}").json()["timeline"], before);
+    assert_eq!(api.call("PATCH", path, r#"{"protected":true}"#).json()["protected"], true);
     assert_eq!(api.call("DELETE", path, "").status, 409);
-    let renamed = api
-        .call("PATCH", path, r#"{"name":"done","protected":false}"#)
-        .json();
-    assert_eq!(
-        (&renamed["name"], &renamed["protected"]),
-        (&json!("done"), &json!(false))
-    );
+    let renamed = api.call("PATCH", path, r#"{"name":"done","protected":false}"#).json();
+    assert_eq!((&renamed["name"], &renamed["protected"]), (&json!("done"), &json!(false)));
     api.refuses("GET", path, "", 404, "branch_not_found");
     assert_eq!(api.call("DELETE", "/v1/branches/done", "").status, 204);
     api.refuses("DELETE", "/v1/branches/done", "", 404, "branch_not_found");
@@ -214,47 +148,24 @@ fn a_branch_lives_and_dies() {
 #[test]
 fn ensure_creates_once() {
     let api = Api::start();
-    assert_eq!(
-        api.call("PUT", "/v1/branches/a", r#"{"name":"ignored","parent":"main"}"#)
-            .status,
-        201
-    );
+    assert_eq!(api.call("PUT", "/v1/branches/a", r#"{"name":"ignored","parent":"main"}"#).status, 201);
     assert_eq!(api.call("PUT", "/v1/branches/a", "").status, 200);
     api.call("PUT", "/v1/branches/b", "");
     let other = api.call("PUT", "/v1/branches/a", r#"{"parent":"b"}"#);
-    assert_eq!(
-        (other.status, &other.json()["parent"]),
-        (200, &json!("main")),
-        "untouched"
-    );
-    api.refuses(
-        "PUT",
-        "/v1/branches/c",
-        r#"{"parent":"nowhere"}"#,
-        404,
-        "branch_not_found",
-    );
+    assert_eq!((other.status, &other.json()["parent"]), (200, &json!("main")), "untouched");
+    api.refuses("PUT", "/v1/branches/c", r#"{"parent":"nowhere"}"#, 404, "branch_not_found");
 }
 
 #[test]
 fn computes_and_connections() {
     let api = Api::start();
-    assert_eq!(
-        api.call("POST", "/v1/branches/main/wake", "").json()["state"],
-        "running"
-    );
+    assert_eq!(api.call("POST", "/v1/branches/main/wake", "").json()["state"], "running");
     assert_eq!(api.call("GET", "/v1/status", "").json()["running"], 1);
-    assert_eq!(
-        api.call("POST", "/v1/branches/main/suspend", "").json()["state"],
-        "suspended"
-    );
+    assert_eq!(api.call("POST", "/v1/branches/main/suspend", "").json()["state"], "suspended");
     let connection = api.call("GET", "/v1/branches/main/connection?database=shop&role=ann", "");
     assert_eq!(connection.headers["cache-control"], "no-store");
     let url = connection.json()["url"].as_str().unwrap().to_owned();
-    assert!(
-        url.starts_with("postgresql://ann") && url.contains("/shop"),
-        "{url}"
-    );
+    assert!(url.starts_with("postgresql://ann") && url.contains("/shop"), "{url}");
     api.refuses("GET", "/v1/branches/main/connection?x=1", "", 400, "bad_query");
     api.refuses("GET", "/v1/branches/none/connection", "", 404, "branch_not_found");
 }
@@ -264,41 +175,14 @@ fn bad_requests_are_told_apart() {
     let api = Api::start();
     api.refuses("POST", "/v1/branches", "nonsense", 400, "bad_json");
     api.refuses("POST", "/v1/branches", r#"{"name":7}"#, 422, "bad_field");
-    api.refuses(
-        "POST",
-        "/v1/branches",
-        r#"{"name":"a","colour":"red"}"#,
-        422,
-        "bad_field",
-    );
-    api.refuses(
-        "POST",
-        "/v1/branches",
-        &" ".repeat(10 << 20),
-        413,
-        "body_too_large",
-    );
-    api.refuses(
-        "POST",
-        "/v1/branches",
-        r#"{"name":"a","parent":"nowhere"}"#,
-        404,
-        "branch_not_found",
-    );
+    api.refuses("POST", "/v1/branches", r#"{"name":"a","colour":"red"}"#, 422, "bad_field");
+    api.refuses("POST", "/v1/branches", &" ".repeat(10 << 20), 413, "body_too_large");
+    api.refuses("POST", "/v1/branches", r#"{"name":"a","parent":"nowhere"}"#, 404, "branch_not_found");
     api.refuses("GET", "/v1/branches/%ff", "", 400, "bad_path");
     assert_eq!(api.call("POST", "/v1/branches", r#"{"name":"a b"}"#).status, 400);
     let url = format!("{}/v1/branches", api.server.url);
-    let answer = send(
-        &url,
-        "POST",
-        Some(&api.server.token),
-        "text/plain",
-        r#"{"name":"a"}"#,
-    );
-    assert_eq!(
-        (answer.status, answer.code().as_str()),
-        (415, "unsupported_media_type")
-    );
+    let answer = send(&url, "POST", Some(&api.server.token), "text/plain", r#"{"name":"a"}"#);
+    assert_eq!((answer.status, answer.code().as_str()), (415, "unsupported_media_type"));
 }
 
 #[test]
@@ -306,28 +190,10 @@ fn moments_and_history_are_not_yet() {
     let api = Api::start();
     let at = r#"{"name":"a","at":{"position":7}}"#;
     api.refuses("POST", "/v1/branches", at, 501, "not_yet");
-    api.refuses(
-        "PUT",
-        "/v1/branches/a",
-        r#"{"at":{"time":"2026-01-01T00:00:00Z"}}"#,
-        501,
-        "not_yet",
-    );
+    api.refuses("PUT", "/v1/branches/a", r#"{"at":{"time":"2026-01-01T00:00:00Z"}}"#, 501, "not_yet");
     api.call("PUT", "/v1/branches/a", "");
-    api.refuses(
-        "POST",
-        "/v1/branches/a/reset",
-        r#"{"at":{"lsn":"0/16B3748"}}"#,
-        501,
-        "not_yet",
-    );
-    api.refuses(
-        "POST",
-        "/v1/branches/a/restore",
-        r#"{"at":{"position":7}}"#,
-        501,
-        "not_yet",
-    );
+    api.refuses("POST", "/v1/branches/a/reset", r#"{"at":{"lsn":"0/16B3748"}}"#, 501, "not_yet");
+    api.refuses("POST", "/v1/branches/a/restore", r#"{"at":{"position":7}}"#, 501, "not_yet");
     api.refuses("GET", "/v1/branches/a/history", "", 501, "not_yet");
 }
 
@@ -335,42 +201,24 @@ fn moments_and_history_are_not_yet() {
 fn imports_are_followed_by_their_id() {
     let api = Api::start();
     api.refuses("GET", "/v1/imports/none", "", 404, "import_not_found");
-    assert_eq!(
-        api.call("POST", "/v1/imports", r#"{"name":"a","source":"nonsense"}"#)
-            .status,
-        400
-    );
+    assert_eq!(api.call("POST", "/v1/imports", r#"{"name":"a","source":"nonsense"}"#).status, 400);
     api.refuses("POST", "/v1/imports", r#"{"name":"a"}"#, 422, "bad_field");
-    let started = api.call(
-        "POST",
-        "/v1/imports",
-        r#"{"name":"a","source":"postgresql://h/d"}"#,
-    );
+    let started = api.call("POST", "/v1/imports", r#"{"name":"a","source":"postgresql://h/d"}"#);
     assert_eq!(started.status, 202);
     let id = started.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(started.headers["location"], format!("/v1/imports/{id}").as_str());
-    assert_eq!(
-        api.call("GET", &format!("/v1/imports/{id}"), "").json()["name"],
-        "a"
-    );
+    assert_eq!(api.call("GET", &format!("/v1/imports/{id}"), "").json()["name"], "a");
 }
 
 #[test]
 fn only_health_and_the_document_need_no_token() {
     let api = Api::start();
     let scheme = &api.document["components"]["securitySchemes"]["token"];
-    assert_eq!(
-        (&scheme["type"], &scheme["scheme"]),
-        (&json!("http"), &json!("bearer"))
-    );
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
     assert_eq!(api.document["openapi"], "3.1.0");
     let wrong = "0".repeat(api.server.token.len());
     for (path, method, operation) in operations(&api.document) {
-        let url = format!(
-            "{}{}",
-            api.server.url,
-            path.replace("{name}", "main").replace("{id}", "x")
-        );
+        let url = format!("{}{}", api.server.url, path.replace("{name}", "main").replace("{id}", "x"));
         let open = operation["security"] == json!([{}]);
         for token in [None, Some(wrong.as_str()), Some(&wrong[1..])] {
             let answer = send(&url, &method, token, "application/json", "{}");
@@ -378,18 +226,11 @@ fn only_health_and_the_document_need_no_token() {
                 assert_eq!(answer.status, 200, "{method} {path}");
                 continue;
             }
-            assert_eq!(
-                (answer.status, answer.code().as_str()),
-                (401, "unauthorized"),
-                "{method} {path}"
-            );
+            assert_eq!((answer.status, answer.code().as_str()), (401, "unauthorized"), "{method} {path}");
             assert_eq!(answer.headers["www-authenticate"], "Bearer realm=\"coppice\"");
         }
     }
-    let open = operations(&api.document)
-        .iter()
-        .filter(|(.., o)| o["security"] == json!([{}]))
-        .count();
+    let open = operations(&api.document).iter().filter(|(.., o)| o["security"] == json!([{}])).count();
     assert_eq!(open, 2);
 }
 
@@ -411,10 +252,7 @@ fn every_described_route_is_there() {
     let text = api.document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
-        assert!(
-            api.document["components"]["schemas"][name].is_object(),
-            "{name} is not described"
-        );
+        assert!(api.document["components"]["schemas"][name].is_object(), "{name} is not described");
     }
 }
 
@@ -424,8 +262,7 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
     paths
         .into_iter()
         .flat_map(|(path, item)| {
-            item.into_iter()
-                .map(move |(method, o)| (path.clone(), method.to_uppercase(), o))
+            item.into_iter().map(move |(method, o)| (path.clone(), method.to_uppercase(), o))
         })
         .collect()
 }
@@ -443,15 +280,8 @@ fn metrics_count_requests_and_show_the_status() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
-    for name in [
-        "coppice_connections",
-        "coppice_store_bytes",
-        "coppice_free_bytes",
-        "coppice_uptime_seconds",
-    ] {
-        assert!(
-            text.contains(&format!("# TYPE {name} gauge\n{name} ")),
-            "{name} is not in\n{text}"
-        );
+    for name in ["coppice_connections", "coppice_store_bytes", "coppice_free_bytes", "coppice_uptime_seconds"]
+    {
+        assert!(text.contains(&format!("# TYPE {name} gauge\n{name} ")), "{name} is not in\n{text}");
     }
 }
