@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::mount::Mount;
 use crate::import::ImportTarget;
 use crate::locks::lock;
-use crate::storage::catalog::{BranchRecord, Update};
+use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH, Update};
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use api::types::{Branch, Connection, CreateBranch, ResetBranch, Status, UpdateBranch};
@@ -21,8 +21,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// The branch that connections get that name none, whatever it is called: the first one made.
-const DEFAULT_BRANCH: u64 = 1;
 /// Role whose password the server knows.
 const SUPERUSER: &str = "postgres";
 /// Database that a first start makes.

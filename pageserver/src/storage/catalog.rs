@@ -20,6 +20,9 @@ const CATALOG_FORMAT: u64 = 1;
 /// The pages are few and the operating system caches them.
 const CACHE_BYTES: usize = 4 << 20;
 
+/// Number of the first branch, the default one whatever it is called later.
+pub const DEFAULT_BRANCH: u64 = 1;
+
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const TIMELINES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("timelines");
 const BRANCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("branches");
@@ -153,7 +156,7 @@ impl Catalog {
 
     fn number(&self, of: &'static str) -> u64 {
         let mut state = write(&self.state);
-        let next = state.next.entry(of).or_insert(1);
+        let Some(next) = state.next.get_mut(of) else { panic!("there are no numbers of a {of}") };
         *next += 1;
         *next - 1
     }
@@ -336,9 +339,9 @@ fn load(database: &Database) -> Result<State> {
     let transaction = database.begin_read().map_err(|e| failed("read", e))?;
     let mut state = State::default();
     let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
-    for key in ["timeline", "branch"] {
+    for (key, first) in [("timeline", 1), ("branch", DEFAULT_BRANCH + 1)] {
         let value = numbers.get(key).map_err(|e| failed("read", e))?;
-        state.next.insert(key, value.map_or(1, |value| value.value()));
+        state.next.insert(key, value.map_or(first, |value| value.value()));
     }
     let mut update = Update::default();
     let timelines = transaction.open_table(TIMELINES).map_err(|e| failed("read", e))?;
