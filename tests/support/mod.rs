@@ -1,1 +1,237 @@
-//! Support for the tests on real Postgres.
+//! Support for the tests on real Postgres: a real server process with its own directory and free ports.
+//!
+//! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
+
+use api::client::Client;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to become ready or to stop.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// A directory of a test's own, removed when dropped.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// Makes a directory whose short path leaves room for sockets, and which other users may pass through.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("coppice-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("make a directory for the test");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, open).expect("open the test's directory");
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        unmount(&self.0.join("data/mount"));
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn unmount(mountpoint: &Path) {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').nth(1).map(Path::new) == Some(mountpoint)) {
+        let _ = Command::new("fusermount3").arg("-uz").arg(mountpoint).status();
+    }
+}
+
+/// A program of this workspace, built beside the tests.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("find the test's own program");
+    let built = test.ancestors().map(|directory| directory.join(name)).find(|path| path.is_file());
+    built.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
+}
+
+/// A program of Postgres.
+pub fn postgres_program(name: &str) -> PathBuf {
+    pageserver::compute::Installation::find(None).expect("Postgres is installed").program(name)
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    args: Vec<String>,
+    log: Arc<Mutex<Vec<String>>>,
+    /// URL of the API.
+    pub api: String,
+    /// Address of the proxy.
+    pub proxy: SocketAddr,
+    /// Where everything of it is; the server's data directory is `data` in it.
+    pub directory: Arc<Directory>,
+}
+
+struct Started {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    api: String,
+    proxy: SocketAddr,
+}
+
+impl Server {
+    /// Starts a server on an empty directory.
+    pub fn start() -> Self {
+        Self::start_with(Arc::new(Directory::new()), &[])
+    }
+
+    /// Starts a server on a directory with more flags.
+    pub fn start_with(directory: Arc<Directory>, args: &[&str]) -> Self {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let Started { child, log, api, proxy } = launch(&directory, &args);
+        Self { child, args, log, api, proxy, directory }
+    }
+
+    /// The server's data directory.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("the log's lock").join("\n")
+    }
+
+    /// The API's bearer token.
+    pub fn token(&self) -> String {
+        std::fs::read_to_string(self.data().join("api-token")).expect("read the token").trim().to_owned()
+    }
+
+    /// A client of its API.
+    pub fn client(&self) -> Client {
+        Client::new(&self.api, Some(self.token())).expect("make a client")
+    }
+
+    /// The URL of a database of a branch.
+    pub fn url(&self, branch: &str) -> String {
+        self.client().connection(branch, None, None).expect("ask for a connection").url
+    }
+
+    /// Runs SQL with `psql` through the proxy; the output, unaligned.
+    pub fn sql(&self, branch: &str, sql: &str) -> Result<String, String> {
+        let output = self.psql(branch, &["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Runs `psql` through the proxy.
+    pub fn psql(&self, branch: &str, args: &[&str]) -> Output {
+        let psql = Command::new(postgres_program("psql")).args(args).arg(self.url(branch)).output();
+        psql.expect("run psql")
+    }
+
+    /// Kills the server as a crash would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill the server");
+        self.child.wait().expect("wait for the server");
+    }
+
+    /// Starts it again on the same directory after [`Server::kill`] or [`Server::stop`].
+    pub fn restart(&mut self) {
+        let started = launch(&self.directory, &self.args);
+        (self.child, self.log) = (started.child, started.log);
+        (self.api, self.proxy) = (started.api, started.proxy);
+    }
+
+    /// Asks it to stop and waits.
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = nix_pid(&self.child);
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for the server") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server did not stop:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn nix_pid(child: &Child) -> String {
+    child.id().to_string()
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the server\n{}", self.log());
+        }
+        if let Ok(None) = self.child.try_wait() {
+            let _ = Command::new("kill").args(["-TERM", &nix_pid(&self.child)]).status();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The command that starts a server, for tests that start it in their own way.
+pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
+    let mut command = Command::new(program("pageserver"));
+    command.arg("serve").arg("--data").arg(directory.path().join("data"));
+    for (flag, value) in [("--api", "127.0.0.1:0"), ("--proxy", "127.0.0.1:0")] {
+        if !args.iter().any(|arg| arg == flag) {
+            command.args([flag, value]);
+        }
+    }
+    command.args(args).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn launch(directory: &Directory, args: &[String]) -> Started {
+    let mut child = serve_command(directory, args).spawn().expect("start the server");
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let stderr = child.stderr.take().expect("the server's log");
+    let (sender, ready) = mpsc::channel();
+    let lines = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let addresses = (field(&line, "api="), field(&line, "proxy="));
+            if let (true, (Some(api), Some(proxy))) = (line.contains(" ready "), addresses) {
+                let _ = sender.send((format!("http://{api}"), proxy));
+            }
+            lines.lock().expect("the log's lock").push(line);
+        }
+    });
+    match ready.recv_timeout(LIMIT) {
+        Ok((api, proxy)) => Started { child, log, api, proxy: proxy.parse().expect("the proxy's address") },
+        Err(_) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the server did not start:\n{}", log.lock().expect("the log's lock").join("\n"));
+        }
+    }
+}
+
+fn field(line: &str, name: &str) -> Option<String> {
+    line.split(' ').find_map(|word| word.strip_prefix(name)).map(str::to_owned)
+}
