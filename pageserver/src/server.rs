@@ -203,6 +203,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let data = std::path::absolute(&config.data).map_err(|e| Error::io("find the data directory", &e))?;
     let config = Config { data, ..config };
     let layout = Layout::of(&config.data);
+    // A session takes two, an open timeline a few.
+    proxy::server::raise_file_limit().map_err(|e| Error::io("raise the limit of open files", &e))?;
     let _lock = lock_data(&config.data)?;
     let api_listener = bind(config.api, "API", "--api").await?;
     let proxy_listener = bind(config.proxy, "proxy", "--proxy").await?;

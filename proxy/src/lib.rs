@@ -2,7 +2,7 @@
 //!
 //! A connection passes through the modules in this order:
 //!
-//! 1. [`server`] accepts it, within [`Limits`](server::Limits);
+//! 1. [`server`] accepts it, within [`Limits`];
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
 //! 4. `session` connects the two, and `relay` copies bytes until one side ends, while `cancel` remembers the key

@@ -122,7 +122,10 @@ pub async fn run<B: Backends>(
     drop(listener);
     phase.send_replace(Phase::Draining);
     let _ = timeout(grace, finish(&mut connections)).await;
-    tracing::info!(sessions = connections.len(), "closing what is left of the sessions");
+    if !connections.is_empty() {
+        let left = connections.len();
+        tracing::info!(left, "closing the sessions that are left after the grace period");
+    }
     phase.send_replace(Phase::Closing);
     let _ = timeout(CLOSE_TIME, finish(&mut connections)).await;
     connections.shutdown().await;

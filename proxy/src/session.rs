@@ -119,7 +119,7 @@ impl<B: Backends> Connection<'_, B> {
                 self.shared.metrics.refused_total.fetch_add(1, Ordering::Relaxed);
                 let Refusal { sqlstate, message, .. } = &refusal;
                 // Debug form, since the message may quote what the client sent.
-                tracing::info!(peer = %self.peer, sqlstate, ?message, "connection refused");
+                tracing::info!(peer = %self.peer, sqlstate, reason = ?message, "connection refused");
                 let sent = timeout(REFUSAL_TIME, stream.write_all(&refusal.encode())).await;
                 tracing::trace!(?sent, "sent the refusal");
             }

@@ -167,7 +167,7 @@ async fn a_branch_that_cannot_be_reached_is_reported() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_closes_what_is_left_after_the_grace_period() {
-    let grace = Duration::from_millis(500);
+    let grace = Duration::from_secs(1);
     let mut world = World::with(Limits { grace, ..Limits::default() }).await;
     let mut session = world.dial().await;
     session.write_all(&startup(0, &[("user", GUEST), ("database", "app")])).await.unwrap();
@@ -181,9 +181,11 @@ async fn a_shutdown_closes_what_is_left_after_the_grace_period() {
     let stopped = world.stop();
     assert_eq!(fatal(&read_all(&mut waking).await).0, "57P01");
     assert_eq!(fatal(&read_all(&mut silent).await).0, "57P01");
+    assert!(started.elapsed() < grace, "who has no session is told at once");
     let mut rest = Vec::new();
     timeout(PATIENCE, session.read_to_end(&mut rest)).await.expect("the session is closed").unwrap();
     assert!(started.elapsed() >= grace, "it had its time");
+    assert!(started.elapsed() < 4 * grace, "and no more");
     drop(session);
     timeout(PATIENCE, stopped).await.expect("the proxy ends").unwrap();
     assert!(tokio::net::TcpStream::connect(world.address).await.is_err());
