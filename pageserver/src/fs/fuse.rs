@@ -222,6 +222,9 @@ impl Filesystem for Adapter {
             std::io::Error::other("the kernel's FUSE has no write-back cache: Linux 3.15 or later is needed")
         };
         config.add_capabilities(needed).map_err(missing)?;
+        // Times in whole seconds, so that the kernel has a new one to report with a commit's sync once a second and
+        // not at every commit.
+        let _ = config.set_time_granularity(Duration::from_secs(1));
         // Less than asked for is fine.
         let _ = config.set_max_write(MAX_TRANSFER_BYTES);
         let _ = config.set_max_readahead(MAX_TRANSFER_BYTES);
