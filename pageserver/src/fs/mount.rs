@@ -10,6 +10,7 @@ use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
+use crate::storage::syncer::MAX_INLINE;
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -20,8 +21,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-/// Threads that serve the kernel's requests.
-const THREADS: usize = 4;
+/// Threads that serve the kernel's requests; some of them may be syncing.
+const THREADS: usize = MAX_INLINE + 4;
 
 /// The mounted store.
 pub struct Mount {

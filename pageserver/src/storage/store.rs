@@ -238,15 +238,9 @@ impl Store {
                 timeline.sync(kind, Box::new(|_| ()));
             }
         }
-        loop {
-            match self.shared.lane_files.refill() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "no spare lane file could be written");
-                    return;
-                }
-            }
+        // One at a time: under a bulk load, writing out spare files would take the disk from the load itself.
+        if let Err(error) = self.shared.lane_files.refill() {
+            tracing::warn!(%error, "no spare lane file could be written");
         }
     }
 

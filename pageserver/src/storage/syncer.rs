@@ -7,10 +7,14 @@ use crate::error::Result;
 use crate::locks::lock;
 use crate::storage::format::LaneKind;
 use crate::storage::timeline::Timeline;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 /// Threads, and so lanes that sync at once.
 const THREADS: usize = 4;
+/// Callers that may sync on their own thread at once. Waking another thread costs as much as the sync of a commit
+/// itself, so a lone commit does without; the limit keeps threads free for the file system when many sync.
+pub const MAX_INLINE: usize = 4;
 
 /// Called once with the outcome of a sync, on any thread.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -35,6 +39,13 @@ impl SyncQueue {
         !std::mem::replace(&mut queue.running, true)
     }
 
+    /// Ends the turn of the thread if no request waits.
+    pub(super) fn end_turn(&self) -> bool {
+        let mut queue = lock(&self.0);
+        queue.running = !queue.waiting.is_empty();
+        !queue.running
+    }
+
     /// All requests that wait; none ends the turn of the thread.
     pub(super) fn take(&self) -> Vec<Done> {
         let mut queue = lock(&self.0);
@@ -45,7 +56,11 @@ impl SyncQueue {
 
 /// The threads; they end when the last clone of the syncer is dropped.
 #[derive(Clone)]
-pub struct Syncer(mpsc::Sender<Job>);
+pub struct Syncer {
+    sender: mpsc::Sender<Job>,
+    /// Threads of callers that sync themselves at the moment.
+    inline: Arc<AtomicUsize>,
+}
 
 impl Syncer {
     /// Starts the threads.
@@ -57,17 +72,25 @@ impl Syncer {
             let run = move || {
                 // The guard is gone before the job runs.
                 while let Ok((timeline, lane)) = { lock(&receiver).recv() } {
-                    timeline.run_syncs(lane);
+                    while timeline.run_sync(lane) {}
                 }
             };
             std::thread::Builder::new().name(format!("sync-{nth}")).spawn(run)?;
         }
-        Ok(Self(sender))
+        Ok(Self { sender, inline: Arc::default() })
     }
 
-    pub(super) fn submit(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+    /// Serves a lane whose queue has begun to fill: the first sync on the caller's own thread if few others do so
+    /// at the moment, and the rest on the syncer's.
+    pub(super) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+        let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
+        let served = inline && timeline.run_sync(lane);
+        self.inline.fetch_sub(1, Ordering::SeqCst);
+        if served && timeline.end_turn(lane) {
+            return;
+        }
         // The threads live as long as a sender does, and this is one.
-        if self.0.send((Arc::clone(timeline), lane)).is_err() {
+        if self.sender.send((Arc::clone(timeline), lane)).is_err() {
             unreachable!("the sync threads ended before their sender");
         }
     }

@@ -366,7 +366,7 @@ impl Timeline {
             return done(Ok(()));
         }
         if self.lane(kind).queue.add(done) {
-            self.shared.syncer.submit(self, kind);
+            self.shared.syncer.serve(self, kind);
         }
     }
 
@@ -389,24 +389,28 @@ impl Timeline {
         receiver.recv().unwrap_or_else(|_| unreachable!("a sync always answers"))
     }
 
-    /// Serves the sync requests of a lane until none waits; on a thread of the syncer.
-    pub(super) fn run_syncs(self: &Arc<Self>, kind: LaneKind) {
+    /// Serves the sync requests of a lane that wait now; false if there were none.
+    pub(super) fn run_sync(self: &Arc<Self>, kind: LaneKind) -> bool {
         let lane = self.lane(kind);
-        loop {
-            let waiting = lane.queue.take();
-            if waiting.is_empty() {
-                return;
-            }
-            let outcome = self.refuse_if_latched().and_then(|()| {
-                let work = write(&lane.state).log.begin_sync();
-                work.run(&self.shared.lane_files).map_err(|error| self.latch(error))?;
-                lane.durable.fetch_max(work.target, Ordering::SeqCst);
-                Ok(())
-            });
-            for done in waiting {
-                done(outcome.clone());
-            }
+        let waiting = lane.queue.take();
+        if waiting.is_empty() {
+            return false;
         }
+        let outcome = self.refuse_if_latched().and_then(|()| {
+            let work = write(&lane.state).log.begin_sync();
+            work.run(&self.shared.lane_files).map_err(|error| self.latch(error))?;
+            lane.durable.fetch_max(work.target, Ordering::SeqCst);
+            Ok(())
+        });
+        for done in waiting {
+            done(outcome.clone());
+        }
+        true
+    }
+
+    /// Ends the turn of a thread that served syncs of a lane, unless more have come.
+    pub(super) fn end_turn(&self, kind: LaneKind) -> bool {
+        self.lane(kind).queue.end_turn()
     }
 
     /// Takes a position that sees everything so far and keeps it readable. Returns it with the newest positions of
