@@ -130,9 +130,9 @@ impl RecordHeader {
         RECORD_HEADER_BYTES + self.changes_bytes
     }
 
-    /// Bytes of the record with its padding.
+    /// Bytes of the record; the changes are padded, so that the next record is aligned.
     pub fn total_bytes(&self) -> usize {
-        (self.pages_offset() + self.pages * PAGE_BYTES).next_multiple_of(RECORD_ALIGNMENT)
+        self.pages_offset() + self.pages * PAGE_BYTES
     }
 }
 

@@ -132,8 +132,7 @@ impl Log {
         let encode = |salt| {
             format::encode_record(salt, position, self.last, durable, changes, page_bytes / PAGE_BYTES)
         };
-        let length =
-            |head: &[u8]| (head.len() + page_bytes).next_multiple_of(format::RECORD_ALIGNMENT) as u64;
+        let length = |head: &[u8]| (head.len() + page_bytes) as u64;
         let mut head = id.map(encode).unwrap_or_default();
         if head.is_empty() || !self.tail_holds(length(&head)) {
             let sequence = self.files.keys().next_back().map_or(0, |last| last + 1);

@@ -17,3 +17,6 @@ pub mod sim_disk;
 pub mod store;
 pub mod syncer;
 pub mod timeline;
+
+#[cfg(test)]
+mod tests;

@@ -102,9 +102,7 @@ impl Scanner {
         let Some(header) = format::decode_header(self.bytes(offset, format::RECORD_HEADER_BYTES)?) else {
             return Ok(None);
         };
-        if offset + header.total_bytes() as u64
-            > self.length.next_multiple_of(format::RECORD_ALIGNMENT as u64)
-        {
+        if offset + header.total_bytes() as u64 > self.length {
             return Ok(None);
         }
         let (salt, head) = (self.salt, self.bytes(offset, header.pages_offset().min(MAX_HEAD_BYTES))?);

@@ -1,0 +1,374 @@
+//! The page store as a whole, on the simulated disk.
+
+use crate::fs::tree::{NewInode, Tree, Wanted};
+use crate::storage::catalog::{BranchRecord, Update};
+use crate::storage::check;
+use crate::storage::disk::Disk;
+use crate::storage::format::{FileKind, LaneFileId, LaneKind};
+use crate::storage::lane_files::LaneFiles;
+use crate::storage::page::{PAGE_BYTES, ROOT_INODE, TimelineId};
+use crate::storage::recovery;
+use crate::storage::sim_disk::{Random, SimDisk, Unsynced};
+use crate::storage::store::Store;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+fn open(disk: &SimDisk) -> crate::error::Result<Store> {
+    Store::open(Arc::new(disk.clone()), 5)
+}
+
+fn named(name: &str, timeline: TimelineId) -> Update {
+    let record = BranchRecord {
+        id: timeline.0,
+        timeline: timeline.0,
+        parent: None,
+        created_ns: 0,
+        forked_ns: 0,
+        protected: false,
+        password: None,
+    };
+    Update { put_branches: vec![(name.to_owned(), record)], ..Update::default() }
+}
+
+/// A store with one named root timeline that has its root directory.
+fn new_store(disk: &SimDisk) -> (Store, TimelineId) {
+    let store = open(disk).unwrap();
+    let id = store.create_root().unwrap();
+    store.publish(named("main", id)).unwrap();
+    tree(&store, id).make_root((1, 1), 0).unwrap();
+    (store, id)
+}
+
+fn tree(store: &Store, id: TimelineId) -> Tree {
+    Tree::new(store.timeline(id).unwrap())
+}
+
+fn make(tree: &Tree, name: &[u8]) -> u64 {
+    let new = NewInode { kind: FileKind::File, mode: 0o600, owner: (1, 1), target: &[] };
+    tree.make(ROOT_INODE, name, &new, 0).unwrap().0
+}
+
+fn sync(tree: &Tree, inode: u64) -> crate::error::Result<()> {
+    let (sender, receiver) = sync_channel(1);
+    tree.sync(inode, true, Box::new(move |outcome| sender.send(outcome).unwrap()));
+    receiver.recv().unwrap()
+}
+
+fn contents(tree: &Tree, name: &[u8]) -> Option<Vec<u8>> {
+    let (inode, attributes) = tree.lookup(ROOT_INODE, name).ok()?;
+    let (buffer, range) = tree.read(inode, 0, u32::try_from(attributes.size).unwrap()).unwrap();
+    Some(buffer[range].to_vec())
+}
+
+#[test]
+fn the_order_of_durability_is_data_then_names() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let tree = tree(&store, id);
+    let inode = make(&tree, b"f");
+    sync(&tree, inode).unwrap();
+    disk.take_trace();
+    tree.write(inode, 0, &[7; PAGE_BYTES]).unwrap();
+    sync(&tree, inode).unwrap();
+    sync(&tree, inode).unwrap();
+    let trace = disk.take_trace();
+    assert_eq!(trace.len(), 2, "one write, one sync, and nothing for a sync with nothing new: {trace:?}");
+    assert!(trace[0].starts_with("write lanes/00000001.d.00000000 "), "{trace:?}");
+    assert_eq!(trace[1], "sync lanes/00000001.d.00000000");
+    let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
+    let fork = disk.take_trace();
+    assert!(
+        fork.iter().all(|line| line.ends_with("catalog") || line.contains("catalog ")),
+        "a fork made files: {fork:?}"
+    );
+    let child = Tree::new(store.timeline(child).unwrap());
+    let inode = child.lookup(ROOT_INODE, b"f").unwrap().0;
+    child.write(inode, 0, &[8; PAGE_BYTES]).unwrap();
+    sync(&child, inode).unwrap();
+    let first: Vec<String> = disk.take_trace();
+    let tail: Vec<&str> = first.iter().map(String::as_str).rev().take(2).collect();
+    assert_eq!(tail, ["sync-directory lanes", "sync lanes/00000002.d.00000000"], "{first:?}");
+}
+
+#[test]
+fn a_log_cut_at_every_byte_gives_a_prefix() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let tree_ = tree(&store, id);
+    let inode = make(&tree_, b"f");
+    let versions: Vec<Vec<u8>> = (1..=4u8).map(|fill| vec![fill; 100 * usize::from(fill)]).collect();
+    for version in &versions {
+        tree_.write(inode, 0, version).unwrap();
+    }
+    drop((tree_, store));
+    let name = "lanes/00000001.d.00000000";
+    let mut log = Vec::new();
+    disk.alter(name, |bytes| log.clone_from(bytes));
+    let alone = SimDisk::default();
+    alone.create(name).unwrap();
+    let (lane_files, mut found) = LaneFiles::open(Arc::new(alone.clone()), 5).unwrap();
+    let ids: Vec<LaneFileId> = found.remove(&id).unwrap().into_iter().map(|(file, _)| file).collect();
+    let mut records = 0;
+    for cut in 0..=log.len() {
+        alone.alter(name, |bytes| *bytes = log[..cut].to_vec());
+        let mut positions = Vec::new();
+        recovery::inspect(&lane_files, &ids, 0, &mut |found, file| {
+            assert_eq!(recovery::first_bad_page(found, &**file)?, None, "cut at {cut}: a torn page counts");
+            positions.push(found.header.position);
+            Ok(())
+        })
+        .unwrap();
+        assert!(positions.is_sorted() && positions.len() >= records, "cut at {cut}: {positions:?}");
+        records = positions.len();
+    }
+    assert_eq!(records, 2 + versions.len());
+    let mut newest = 0;
+    for cut in (0..=log.len()).step_by(1009).chain([log.len()]) {
+        let image = disk.after_power_loss(Unsynced::Kept);
+        image.alter(name, |bytes| bytes.truncate(cut));
+        let store = open(&image).unwrap();
+        let Some(found) = contents(&tree(&store, id), b"f") else { continue };
+        let version = versions.iter().rposition(|version| *version == found).map_or(0, |nth| nth + 1);
+        assert!(
+            version > 0 || found.is_empty(),
+            "cut at {cut}: {} bytes that were never written",
+            found.len()
+        );
+        assert!(version >= newest, "cut at {cut}: version {version} after {newest}");
+        newest = version;
+    }
+    assert_eq!(newest, versions.len());
+}
+
+#[test]
+fn damage_to_a_synced_record_is_refused_and_to_a_page_is_an_error() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    main.write(inode, 0, &[1; PAGE_BYTES]).unwrap();
+    sync(&main, inode).unwrap();
+    main.write(inode, PAGE_BYTES as u64, &[2; PAGE_BYTES]).unwrap();
+    drop(main);
+    store.close().unwrap();
+    drop(store);
+    let name = "lanes/00000001.d.00000000";
+    let length = usize::try_from(disk.open(name).unwrap().len_bytes().unwrap()).unwrap();
+    let mut seen = [0; 2];
+    // Every byte but the closing record's own, which nothing vouches for.
+    for at in (0..length - 48).step_by(29) {
+        let image = disk.after_power_loss(Unsynced::Kept);
+        image.alter(name, |bytes| bytes[at] ^= 0x10);
+        let store = open(&image).unwrap();
+        match store.timeline(id) {
+            Err(error) => {
+                assert_eq!(error.code, "corrupt", "{error}");
+                assert!(error.detail.contains(name), "{error}");
+                seen[0] += 1;
+            }
+            Ok(timeline) => {
+                let tree = Tree::new(timeline);
+                let (inode, _) = tree.lookup(ROOT_INODE, b"f").unwrap();
+                let read = tree.read(inode, 0, 2 * u32::try_from(PAGE_BYTES).unwrap());
+                assert!(read.is_err(), "byte {at} changed unnoticed");
+                seen[1] += 1;
+            }
+        }
+        let faults = check::check(&(Arc::new(image) as Arc<dyn Disk>)).unwrap().faults;
+        assert!(faults.iter().any(|fault| fault.contains(name)), "the check missed byte {at}");
+    }
+    assert!(seen[0] > 5 && seen[1] > 300, "{seen:?}");
+    assert!(check::check(&(Arc::new(disk) as Arc<dyn Disk>)).unwrap().faults.is_empty());
+}
+
+#[test]
+fn a_failed_sync_latches_until_the_timeline_is_opened_anew() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    main.write(inode, 0, b"kept").unwrap();
+    sync(&main, inode).unwrap();
+    main.write(inode, 0, b"lost").unwrap();
+    disk.fail_after(Some(0));
+    assert!(sync(&main, inode).is_err());
+    disk.fail_after(None);
+    assert!(main.write(inode, 0, b"more").is_err(), "a latched timeline took a write");
+    assert!(sync(&main, inode).is_err(), "a latched timeline took a sync");
+    assert_eq!(store.timeline(id).unwrap().latched().unwrap().code, "io");
+    drop(main);
+    store.reopen_if_latched(id).unwrap();
+    let main = tree(&store, id);
+    main.write(inode, 0, b"more").unwrap();
+    sync(&main, inode).unwrap();
+    assert_eq!(contents(&main, b"f").unwrap(), b"more");
+}
+
+#[test]
+fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    main.write(inode, 0, b"kept").unwrap();
+    sync(&main, inode).unwrap();
+    let used = disk.total_bytes().unwrap() - disk.free_bytes().unwrap();
+    disk.set_capacity_bytes(Some(used + 1000));
+    let error = main.write(inode, 0, &[9; 3 * PAGE_BYTES]).unwrap_err();
+    assert_eq!(error.errno(), nix::errno::Errno::ENOSPC);
+    drop(main);
+    disk.set_capacity_bytes(None);
+    store.reopen_if_latched(id).unwrap();
+    let main = tree(&store, id);
+    assert_eq!(contents(&main, b"f").unwrap(), b"kept");
+    main.write(inode, 0, b"more").unwrap();
+    sync(&main, inode).unwrap();
+}
+
+#[test]
+fn a_dropped_timeline_writes_into_nobodys_file() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
+    let old = tree(&store, child);
+    let inode = make(&old, b"f");
+    let freed = store.publish(Update { remove_branches: vec!["child".into()], ..Update::default() }).unwrap();
+    store.free(&freed);
+    let error = old.write(inode, 0, b"late").unwrap_err();
+    assert_eq!(error.errno(), nix::errno::Errno::EIO);
+    assert!(store.timeline(child).is_err());
+    let left = disk.list("lanes").unwrap();
+    assert!(!left.iter().any(|(name, _)| name.starts_with(&child.to_string())), "{left:?}");
+}
+
+/// A file name, and what it holds by the model.
+type Model = BTreeMap<String, Vec<u8>>;
+
+struct World {
+    disk: SimDisk,
+    store: Store,
+    branches: Vec<(TimelineId, Model)>,
+    random: Random,
+}
+
+impl World {
+    fn step(&mut self) {
+        let nth = usize::try_from(self.random.below(self.branches.len() as u64)).unwrap();
+        let id = self.branches[nth].0;
+        let main = tree(&self.store, id);
+        let name = format!("f{}", self.random.below(4));
+        let offset = self.random.below(40_000);
+        let length = usize::try_from(self.random.below(20_000)).unwrap();
+        let fill = u8::try_from(self.random.below(3)).unwrap();
+        let room = self.branches.len() < 12;
+        let count = self.branches.len();
+        let model = &mut self.branches[nth].1;
+        match self.random.below(12) {
+            0 if room => {
+                let copy = model.clone();
+                let name = format!("b{count}");
+                let (child, _) = self.store.fork(id, |timeline| named(&name, timeline)).unwrap();
+                self.branches.push((child, copy));
+            }
+            1 if model.remove(&name).is_some() => main.remove(ROOT_INODE, name.as_bytes(), false, 0).unwrap(),
+            2 => {
+                if let Ok((inode, _)) = main.lookup(ROOT_INODE, name.as_bytes()) {
+                    let wanted = Wanted { size: Some(offset), ..Wanted::default() };
+                    main.set_attributes(inode, &wanted).unwrap();
+                    model.entry(name).or_default().resize(usize::try_from(offset).unwrap(), 0);
+                }
+            }
+            3 => {
+                let other = format!("f{}", self.random.below(4));
+                if other != name && model.contains_key(&name) {
+                    let (from, to) = ((ROOT_INODE, name.as_bytes()), (ROOT_INODE, other.as_bytes()));
+                    main.rename(from, to, false, 0).unwrap();
+                    let moved = model.remove(&name).unwrap();
+                    model.insert(other, moved);
+                }
+            }
+            _ => {
+                let inode = match main.lookup(ROOT_INODE, name.as_bytes()) {
+                    Ok((inode, _)) => inode,
+                    Err(_) => make(&main, name.as_bytes()),
+                };
+                main.write(inode, offset, &vec![fill; length]).unwrap();
+                let file = model.entry(name).or_default();
+                let (start, end) =
+                    (usize::try_from(offset).unwrap(), usize::try_from(offset).unwrap() + length);
+                file.resize(file.len().max(end), 0);
+                file[start..end].fill(fill);
+            }
+        }
+    }
+
+    fn compare(&self, when: &str) {
+        for (id, model) in &self.branches {
+            let tree = tree(&self.store, *id);
+            let names: Vec<String> = tree
+                .list(ROOT_INODE)
+                .into_iter()
+                .map(|(_, name, _)| String::from_utf8(name).unwrap())
+                .collect();
+            let mut sorted = names.clone();
+            sorted.sort();
+            assert_eq!(sorted, model.keys().cloned().collect::<Vec<_>>(), "{when}: names of {id}");
+            for (name, expected) in model {
+                let found = contents(&tree, name.as_bytes()).unwrap();
+                assert!(found == *expected, "{when}: {name} of {id} differs ({} bytes)", expected.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn random_operations_agree_with_a_plain_model_across_forks_and_crashes() {
+    for seed in 1..=12 {
+        let disk = SimDisk::default();
+        let (store, id) = new_store(&disk);
+        let mut world =
+            World { disk, store, branches: vec![(id, Model::new())], random: Random(seed * 7919) };
+        for round in 0..8 {
+            for _ in 0..60 {
+                world.step();
+            }
+            let when = format!("seed {seed}, round {round}");
+            world.compare(&when);
+            // What is synced must be there after a crash that loses whatever else it likes.
+            for (id, _) in &world.branches {
+                world.store.timeline(*id).unwrap().sync_and_wait().unwrap();
+            }
+            let unsynced = if round % 2 == 0 { Unsynced::Lost } else { Unsynced::Mixed(seed + round) };
+            world.disk = world.disk.after_power_loss(unsynced);
+            world.store = open(&world.disk).unwrap();
+            world.compare(&format!("{when}, after a crash"));
+        }
+    }
+}
+
+#[test]
+fn a_lane_goes_on_in_further_files() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let new = NewInode { kind: FileKind::Directory, mode: 0o700, owner: (1, 1), target: &[] };
+    let (wal, _) = main.make(ROOT_INODE, b"pg_wal", &new, 0).unwrap();
+    let file = NewInode { kind: FileKind::File, ..new };
+    let (inode, _) = main.make(wal, b"1", &file, 0).unwrap();
+    let megabyte: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 2] | 1).collect();
+    for nth in 0..40 {
+        main.write(inode, nth << 20, &megabyte).unwrap();
+    }
+    sync(&main, inode).unwrap();
+    let files = disk.list("lanes").unwrap();
+    let wal_files = files.iter().filter(|(name, _)| name.starts_with("00000001.w.")).count();
+    assert_eq!(wal_files, 3, "{files:?}");
+    assert!(!store.timeline(id).unwrap().is_dirty(LaneKind::Wal));
+    let store = open(&disk.after_power_loss(Unsynced::Mixed(3))).unwrap();
+    let main = tree(&store, id);
+    for nth in 0..40 {
+        let (buffer, range) = main.read(inode, nth << 20, 1 << 20).unwrap();
+        assert!(buffer[range] == megabyte[..], "megabyte {nth}");
+    }
+}
