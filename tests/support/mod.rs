@@ -2,6 +2,8 @@
 //!
 //! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
 
+pub mod commits;
+pub mod processes;
 pub mod tpcb;
 
 use api::client::Client;
