@@ -2,6 +2,8 @@
 //!
 //! `COPPICE_TEST_CRASHES` sets how often the server is killed, 3 times if it is not set.
 
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
 use api::types::{Branch, ComputeState, CreateBranch};
 use coppice::commits::{self, Acknowledged, Clients};
 use coppice::processes::{self, Process};

@@ -1,5 +1,7 @@
 //! The mount is a file system like any other: each operation, and thousands of random ones beside a local directory.
 
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
 use coppice::Directory;
 use coppice::mirror::{Mirror, allocate};
 use coppice::volume::Volume;
@@ -132,7 +134,7 @@ fn attributes_are_kept() {
     let volume = Volume::new();
     let path = volume.root().join("file");
     let file = open(&path);
-    let (modified, owner) = (UNIX_EPOCH + Duration::new(1_000_000_007, 123_456_789), (12_345, 54_321));
+    let (modified, owner) = (UNIX_EPOCH + Duration::from_secs(1_000_000_007), (12_345, 54_321));
     fs::set_permissions(&path, PermissionsExt::from_mode(0o2751)).unwrap();
     // Only root may give files away; others can still set the rest.
     let is_root = volume.root().metadata().unwrap().uid() == 0;

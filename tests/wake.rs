@@ -1,5 +1,7 @@
 //! What wakes a branch, what puts it to sleep, and that it shares nothing but the past with its relatives.
 
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
 use api::types::{ComputeState, CreateBranch};
 use coppice::{LIMIT, Server, processes};
 use std::collections::BTreeMap;

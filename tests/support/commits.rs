@@ -1,6 +1,6 @@
 //! Clients that keep their own record of what Postgres acknowledged, to hold it against what is there after a crash.
 
-use crate::Server;
+use super::Server;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -52,7 +52,7 @@ impl Clients {
     /// Waits until at least `count` more numbers are acknowledged on `branch`.
     pub fn wait_for(&self, branch: &str, count: usize) {
         let known = || self.so_far().get(branch).map_or(0, BTreeSet::len);
-        let (goal, deadline) = (known() + count, std::time::Instant::now() + crate::LIMIT);
+        let (goal, deadline) = (known() + count, std::time::Instant::now() + super::LIMIT);
         while known() < goal {
             assert!(std::time::Instant::now() < deadline, "no commits on {branch}");
             std::thread::sleep(Duration::from_millis(5));

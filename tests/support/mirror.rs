@@ -190,7 +190,8 @@ impl Mirror {
 
     fn change_attributes(&mut self, path: &Path) {
         let mode = u32::try_from(self.random.below(0o1000)).unwrap_or(0);
-        let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(self.random.below(1 << 60));
+        // Whole seconds are all that the mount keeps.
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.random.below(1 << 31));
         self.both("chmod", |root| fs::set_permissions(root.join(path), PermissionsExt::from_mode(mode)));
         self.both("utimens", |root| {
             let file = File::open(root.join(path))?;

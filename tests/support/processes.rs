@@ -1,6 +1,6 @@
 //! The Postgres processes of a server, as `/proc` shows them.
 
-use crate::Server;
+use super::Server;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! The TPC-B load of pgbench on a branch, and the checks that its data came through a fork or a crash whole.
 
-use crate::{Server, postgres_program};
+use super::{Server, postgres_program};
 use std::process::{Child, Command, Stdio};
 
 /// What TPC-B keeps true at every commit: all four sums are the same, and each history row has its account.

@@ -2,7 +2,7 @@
 //!
 //! Nothing works in the background here: what is synced is what the test asked for.
 
-use crate::Directory;
+use super::Directory;
 use pageserver::branches::Branches;
 use pageserver::fs::mount::Mount;
 use pageserver::server::{open_disk, random_number};
