@@ -2,6 +2,12 @@
 //!
 //! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
 
+pub mod commits;
+pub mod mirror;
+pub mod processes;
+pub mod tpcb;
+pub mod volume;
+
 use api::client::Client;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -34,6 +34,9 @@ const MAX_BACKGROUND: u16 = 64;
 /// Cookies of `.` and `..`; those of names are positions, which are far above.
 const DOT_COOKIES: [u64; 2] = [1, 2];
 
+/// What the data directory of a running Postgres has.
+const LOCK_FILE: &[u8] = b"postmaster.pid";
+
 /// Trees by the name of their directory in the mount.
 pub type Roots = Arc<RwLock<BTreeMap<String, Arc<Tree>>>>;
 
@@ -83,6 +86,9 @@ impl Adapter {
 
     /// The target to store for a symbolic link: relative if it leads into the same tree, refused if it leads out,
     /// where branches would share what is there.
+    ///
+    /// A running Postgres may not give an absolute one at all: it logs the place of a new tablespace, and a branch
+    /// that replays this would find its parent's directory there. Tools that work before it starts log nothing.
     fn link_target(&self, node: &Node, target: &Path) -> Result<Vec<u8>> {
         let mut depth = self.depth(node)?;
         let mut relative = PathBuf::new();
@@ -103,10 +109,14 @@ impl Adapter {
                 target = %target.display(),
                 timeline = %node.tree.timeline().id(),
                 "refused a symbolic link out of the branch: what it leads to would be shared between branches; \
-                 use a directory inside the data directory (for a tablespace too)"
+                 use a relative link inside the data directory, and for a tablespace \
+                 SET allow_in_place_tablespaces = on; CREATE TABLESPACE name LOCATION ''"
             );
             TreeError::Errno(Errno::EPERM)
         };
+        if target.is_absolute() && node.tree.lookup(ROOT_INODE, LOCK_FILE).is_ok() {
+            return Err(leads_out());
+        }
         relative.push(inside.ok_or_else(leads_out)?);
         for part in relative.components() {
             match part {

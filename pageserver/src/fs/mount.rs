@@ -148,10 +148,9 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
 
 /// Removes the mount that a killed server left behind, whose every use fails with "not connected".
 fn clear_stale(mountpoint: &Path) -> Result<()> {
-    let stale = |error: &io::Error| error.raw_os_error() == Some(nix::libc::ENOTCONN);
-    match fs::metadata(mountpoint) {
-        Err(error) if stale(&error) => {}
-        _ => return Ok(()),
+    // Attributes would not do: the kernel has those of the dead mount in its cache, and may keep them for ever.
+    if nix::sys::statvfs::statvfs(mountpoint) != Err(nix::errno::Errno::ENOTCONN) {
+        return Ok(());
     }
     tracing::info!(mount = %mountpoint.display(), "removing the mount of a killed server");
     let flags = nix::mount::MntFlags::MNT_DETACH;

@@ -1,0 +1,116 @@
+//! A store mounted in this process, for tests of the file system without Postgres.
+//!
+//! Nothing works in the background here: what is synced is what the test asked for.
+
+use super::Directory;
+use pageserver::branches::Branches;
+use pageserver::fs::mount::Mount;
+use pageserver::server::{open_disk, random_number};
+use pageserver::storage::catalog::{BranchRecord, Update};
+use pageserver::storage::page::TimelineId;
+use pageserver::storage::store::Store;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A mounted store with one timeline. Dropped, it is unmounted.
+pub struct Volume {
+    store: Arc<Store>,
+    mount: Mount,
+    timeline: TimelineId,
+    root: PathBuf,
+    directory: Directory,
+}
+
+impl Volume {
+    /// Makes a store and mounts it.
+    pub fn new() -> Self {
+        Self::open(Directory::new())
+    }
+
+    /// Opens or makes the store in `directory`, and mounts it.
+    fn open(directory: Directory) -> Self {
+        let data = directory.path().join("data");
+        std::fs::create_dir_all(&data).expect("make the data directory");
+        let number = random_number().expect("draw a number");
+        let disk = open_disk(&data).expect("open the store's directory");
+        let store = Arc::new(Store::open(disk, number).expect("open the store"));
+        let made = std::fs::metadata(&data).expect("look at the data directory");
+        let me = (made.uid(), made.gid());
+        let mount = Mount::new(Arc::clone(&store), &data.join("mount"), me).expect("mount the store");
+        let known = store.catalog().timelines().into_iter().min_by_key(|id| id.0);
+        let (timeline, root) = known.map_or_else(
+            || {
+                let timeline = store.create_root().expect("make a timeline");
+                let root = mount.attach_new(timeline).expect("attach the timeline");
+                let put_branches = vec![("main".to_owned(), Branches::first_record(timeline, String::new()))];
+                store.publish(Update { put_branches, ..Update::default() }).expect("name the timeline");
+                (timeline, root)
+            },
+            |timeline| (timeline, mount.attach(timeline).expect("attach the timeline")),
+        );
+        Self { store, mount, timeline, root, directory }
+    }
+
+    /// The timeline's directory in the mount.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Forks the timeline; the child's directory in the mount.
+    pub fn fork(&self) -> PathBuf {
+        let name = |timeline| {
+            let id = self.store.catalog().new_branch();
+            let record = BranchRecord { id, ..Branches::first_record(timeline, String::new()) };
+            Update { put_branches: vec![(timeline.to_string(), record)], ..Update::default() }
+        };
+        let (child, _) = self.store.fork(self.timeline, name).expect("fork the timeline");
+        self.mount.attach(child).expect("attach the child")
+    }
+
+    /// Unmounts, closes the store, and opens everything anew.
+    pub fn reopen(self) -> Self {
+        let Self { store, mount, directory, .. } = self;
+        mount.unmount().expect("unmount");
+        store.close().expect("close the store");
+        drop((mount, store));
+        Self::open(directory)
+    }
+
+    /// The files of the data lane with their lengths now.
+    pub fn data_lane(&self) -> Vec<(String, u64)> {
+        let entries =
+            std::fs::read_dir(self.directory.path().join("data/store/lanes")).expect("list the lanes");
+        let files = entries.flatten().map(|entry| {
+            let length = entry.metadata().expect("look at a lane file").len();
+            (entry.file_name().into_string().expect("a plain name"), length)
+        });
+        files.filter(|(name, _)| name.contains(".d.")).collect()
+    }
+
+    /// Opens a copy of the store as it is on disk at this moment, as after a crash. `cut` shortens files of the copy.
+    pub fn crash_image(&self, cut: &[(String, u64)]) -> Self {
+        let copy = Directory::new();
+        let (from, to) = (self.directory.path().join("data/store"), copy.path().join("data/store"));
+        std::fs::create_dir_all(to.join("lanes")).expect("make the copy's directory");
+        for directory in ["", "lanes"] {
+            for entry in std::fs::read_dir(from.join(directory)).expect("list the store").flatten() {
+                if entry.path().is_file() {
+                    let target = to.join(directory).join(entry.file_name());
+                    std::fs::copy(entry.path(), target).expect("copy a file of the store");
+                }
+            }
+        }
+        for (name, length) in cut {
+            let file = std::fs::OpenOptions::new().write(true).open(to.join("lanes").join(name));
+            file.and_then(|file| file.set_len(*length)).expect("cut a lane file");
+        }
+        Self::open(copy)
+    }
+}
+
+impl Default for Volume {
+    fn default() -> Self {
+        Self::new()
+    }
+}
