@@ -8,8 +8,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
+
+mod source;
+
+pub use source::{Source, free_port};
 
 /// How long a server may take to become ready or to stop.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -91,6 +95,17 @@ impl Server {
     /// Starts a server on an empty directory.
     pub fn start() -> Self {
         Self::start_with(Arc::new(Directory::new()), &[])
+    }
+
+    /// The server that the tests of this program share: it lives as long as any of them holds it.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let server = Arc::new(Self::start());
+            *shared = Arc::downgrade(&server);
+            server
+        })
     }
 
     /// Starts a server on a directory with more flags.
