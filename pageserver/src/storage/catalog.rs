@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
-use crate::storage::catalog_file::CatalogFile;
+use crate::storage::catalog_file::{Backend, CatalogFile};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::page::{Position, TimelineId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -89,11 +89,17 @@ struct State {
     next: BTreeMap<&'static str, u64>,
 }
 
+/// The database with the file below it.
+struct Opened {
+    database: Database,
+    file: Arc<CatalogFile>,
+}
+
 /// The open catalog.
 pub struct Catalog {
     file: Arc<dyn DiskFile>,
     /// Held while something is published. None after a failure, until the next publication.
-    database: Mutex<Option<Database>>,
+    database: Mutex<Option<Opened>>,
     state: RwLock<State>,
     store: u64,
     run: u64,
@@ -129,10 +135,10 @@ impl Catalog {
             }
             opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
         };
-        let database = open_database(&file)?;
-        let (store, run) = begin_run(&database, new_store)?;
-        let state = load(&database)?;
-        Ok(Self { file, database: Mutex::new(Some(database)), state: RwLock::new(state), store, run })
+        let opened = open_database(&file)?;
+        let (store, run) = begin_run(&opened.database, new_store)?;
+        let state = load(&opened.database)?;
+        Ok(Self { file, database: Mutex::new(Some(opened)), state: RwLock::new(state), store, run })
     }
 
     /// The store's own random number.
@@ -196,31 +202,37 @@ impl Catalog {
 
     /// Publishes `update`, removes timelines that no name and no child needs any more, and returns those.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
-        let mut open = lock(&self.database);
+        let mut slot = lock(&self.database);
         let (freed, next) = {
             let state = read(&self.state);
             (state.freed_by(&update), state.next.clone())
         };
-        let database = match open.take() {
-            Some(database) => database,
+        let opened = match slot.take() {
+            Some(opened) => opened,
             None => self.reopen()?,
         };
-        commit(&database, &update, &freed, &next)?;
+        if !(update.put_branches.is_empty() && update.add_timelines.is_empty())
+            && let Err(error) = opened.file.reserve()
+        {
+            *slot = Some(opened);
+            return Err(Error::io("reserve room for the catalog", &error));
+        }
+        commit(&opened.database, &update, &freed, &next)?;
         // Only now: after a failure the database is good for nothing and stays closed.
-        *open = Some(database);
+        *slot = Some(opened);
         write(&self.state).apply(update, &freed);
         Ok(freed)
     }
 
     /// Opens the database after a failed change, which must not be in it: the caller was told that it did not happen.
-    fn reopen(&self) -> Result<Database> {
+    fn reopen(&self) -> Result<Opened> {
         // After a failed sync the cache may hold what never reached the disk.
         self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
-        let database = open_database(&self.file)?;
-        let (found, known) = (load(&database)?, read(&self.state));
+        let opened = open_database(&self.file)?;
+        let (found, known) = (load(&opened.database)?, read(&self.state));
         if found.branches == known.branches && found.timelines == known.timelines {
             tracing::info!("the catalog was opened anew after a failed change");
-            return Ok(database);
+            return Ok(opened);
         }
         let detail = "the catalog holds a change whose writing failed; restart the server to take it in";
         Err(Error::new(Kind::Io, "catalog", detail))
@@ -233,11 +245,13 @@ impl Catalog {
     }
 }
 
-fn open_database(file: &Arc<dyn DiskFile>) -> Result<Database> {
+fn open_database(file: &Arc<dyn DiskFile>) -> Result<Opened> {
     let file = CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
+    let file = Arc::new(file);
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
-    builder.create_with_backend(file).map_err(|e| failed("open", e))
+    let database = builder.create_with_backend(Backend(Arc::clone(&file)));
+    Ok(Opened { database: database.map_err(|e| failed("open", e))?, file })
 }
 
 fn commit(
@@ -533,30 +547,34 @@ mod tests {
     }
 
     #[test]
-    fn on_a_full_disk_changes_are_refused_at_last_and_go_on_once_there_is_room() {
+    fn on_a_full_disk_additions_are_refused_and_deletions_are_not() {
         let disk = SimDisk::default();
         let (catalog, [main, ..]) = family(&disk);
-        let used: u64 = disk.list("").unwrap().iter().map(|(_, length)| length).sum();
-        disk.set_capacity_bytes(Some(used));
-        let add = |nth: u64| {
+        let add = |nth: usize| {
             let fresh = catalog.new_timeline();
             let put_branches = vec![(format!("full-{nth}-{}", "x".repeat(1000)), branch(9, fresh, None))];
             let add_timelines = vec![(fresh, fork_of(main))];
             catalog.publish(Update { add_timelines, put_branches, ..Update::default() })
         };
-        catalog.publish(remove("b")).expect("a deletion finds the room in reserve");
-        // The first refusal makes the catalog take in the last of its reserve.
-        let full = |nth| add(nth).or_else(|_| add(nth)).err();
-        let (nth, error) = (0..100_000).find_map(|nth| Some((nth, full(nth)?))).unwrap();
+        let length = |disk: &SimDisk| disk.list("").unwrap().iter().map(|(_, length)| length).sum::<u64>();
+        disk.set_capacity_bytes(Some(length(&disk)));
+        let (count, error) = (0..10_000).find_map(|nth| Some((nth, add(nth).err()?))).unwrap();
         assert_eq!((error.kind, error.code), (Kind::Full, "disk_full"), "{error}");
-        assert!(nth > 100, "{nth} changes found room");
-        assert_eq!(add(nth).unwrap_err().kind, Kind::Full);
-        assert!(catalog.branch("a").is_some() && catalog.branches().len() as u64 == nth + 2);
+        let names: Vec<String> = catalog.branches().into_keys().filter(|n| n.starts_with("full")).collect();
+        assert_eq!(names.len(), count);
+        for name in &names[..count / 2] {
+            catalog.publish(remove(name)).expect("a deletion finds the room in reserve");
+        }
+        assert_eq!(add(count).unwrap_err().kind, Kind::Full, "the reserve is not for additions");
         disk.set_capacity_bytes(None);
-        add(nth).unwrap();
+        add(count).unwrap();
         let branches = catalog.branches();
-        let catalog =
-            Catalog::open(&(Arc::new(disk.after_power_loss(Unsynced::Lost)) as Arc<dyn Disk>), 1).unwrap();
-        assert_eq!(catalog.branches(), branches);
+        drop(catalog);
+        let before = length(&disk);
+        for _ in 0..5 {
+            let disk = Arc::new(disk.clone()) as Arc<dyn Disk>;
+            assert_eq!(Catalog::open(&disk, 1).unwrap().branches(), branches);
+        }
+        assert_eq!(length(&disk), before, "an opening made the file longer");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and refuses everything
 //! after one failed write. On a full disk even a deletion, which needs a few pages, would then fail, though it is
-//! what frees space. So the file on disk is always twice as long as `redb` believes, really written, and never
-//! shrinks: a change finds its pages there when nothing else on the disk has room.
+//! what frees space. So when `redb` grows its file, as much again is written out behind it, and the file on disk never
+//! shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
+//! growth are left to deletions. An opening hands all that is written out to `redb`; it knows what is in use.
 
 use crate::locks::lock;
 use crate::storage::disk::DiskFile;
@@ -24,12 +25,22 @@ pub(super) struct CatalogFile {
 struct Lengths {
     believed: u64,
     written: u64,
+    /// What should be written out.
+    wanted: u64,
 }
 
 impl CatalogFile {
     pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         let written = file.len_bytes()?;
-        Ok(Self { file, lengths: Mutex::new(Lengths { believed: written, written }) })
+        let lengths = Mutex::new(Lengths { believed: written, written, wanted: written });
+        Ok(Self { file, lengths })
+    }
+
+    /// Makes sure that there is room in reserve.
+    pub(super) fn reserve(&self) -> io::Result<()> {
+        let mut lengths = lock(&self.lengths);
+        let wanted = lengths.wanted;
+        if wanted > lengths.written { self.write_out(&mut lengths, wanted) } else { Ok(()) }
     }
 
     /// Lengthens the file to `length`, with blocks that the disk has really given.
@@ -61,34 +72,36 @@ impl std::fmt::Debug for CatalogFile {
     }
 }
 
-impl redb::StorageBackend for CatalogFile {
+/// The part of the file's owner that `redb` holds.
+#[derive(Debug)]
+pub(super) struct Backend(pub(super) Arc<CatalogFile>);
+
+impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        Ok(lock(&self.lengths).believed)
+        Ok(lock(&self.0.lengths).believed)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
+        self.0.file.read_exact_at(out, offset)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        let mut lengths = lock(&self.lengths);
+        let mut lengths = lock(&self.0.lengths);
         if length > lengths.written {
-            self.write_out(&mut lengths, length)?;
+            self.0.write_out(&mut lengths, length)?;
+        }
+        if length > lengths.believed {
+            lengths.wanted = lengths.wanted.max(2 * length);
         }
         lengths.believed = length;
-        if lengths.written < 2 * length
-            && let Err(error) = self.write_out(&mut lengths, 2 * length)
-        {
-            tracing::warn!(%error, "the catalog has no room in reserve; free some space");
-        }
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync()
+        self.0.file.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(&[data], offset)
+        self.0.file.write_all_at(&[data], offset)
     }
 }
