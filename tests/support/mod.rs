@@ -209,6 +209,23 @@ impl Drop for Server {
     }
 }
 
+/// Verifies the store of a stopped server with `pageserver check`: its exit code and what it printed.
+pub fn check(data: &Path) -> (i32, String) {
+    let output = Command::new(program("pageserver")).arg("check").arg("--data").arg(data).output();
+    let output = output.expect("run the check");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().expect("an exit code"), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Waits until `condition` holds; fails the test, saying `what`, if it does not in time.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The command that starts a server, for tests that start it in their own way.
 pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
     let mut command = Command::new(program("pageserver"));
