@@ -75,6 +75,7 @@ pub fn postgres_program(name: &str) -> PathBuf {
 pub struct Server {
     child: Child,
     args: Vec<String>,
+    wrapper: Vec<String>,
     log: Arc<Mutex<Vec<String>>>,
     /// URL of the API.
     pub api: String,
@@ -110,9 +111,15 @@ impl Server {
 
     /// Starts a server on a directory with more flags.
     pub fn start_with(directory: Arc<Directory>, args: &[&str]) -> Self {
+        Self::start_wrapped(directory, args, &[])
+    }
+
+    /// Starts a server through a command that ends by becoming the one in its last arguments, such as `env`.
+    pub fn start_wrapped(directory: Arc<Directory>, args: &[&str], wrapper: &[String]) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let Started { child, log, api, proxy } = launch(&directory, &args);
-        Self { child, args, log, api, proxy, directory }
+        let wrapper = wrapper.to_vec();
+        let Started { child, log, api, proxy } = launch(&directory, &args, &wrapper);
+        Self { child, args, wrapper, log, api, proxy, directory }
     }
 
     /// The server's data directory.
@@ -168,7 +175,7 @@ impl Server {
 
     /// Starts it again on the same directory after [`Server::kill`] or [`Server::stop`].
     pub fn restart(&mut self) {
-        let started = launch(&self.directory, &self.args);
+        let started = launch(&self.directory, &self.args, &self.wrapper);
         (self.child, self.log) = (started.child, started.log);
         (self.api, self.proxy) = (started.api, started.proxy);
     }
@@ -239,8 +246,15 @@ pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
     command
 }
 
-fn launch(directory: &Directory, args: &[String]) -> Started {
-    let mut child = serve_command(directory, args).spawn().expect("start the server");
+fn launch(directory: &Directory, args: &[String], wrapper: &[String]) -> Started {
+    let mut command = serve_command(directory, args);
+    if let [first, rest @ ..] = wrapper {
+        let mut wrapped = Command::new(first);
+        wrapped.args(rest).arg(command.get_program()).args(command.get_args());
+        wrapped.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command = wrapped;
+    }
+    let mut child = command.spawn().expect("start the server");
     let log = Arc::new(Mutex::new(Vec::new()));
     let stderr = child.stderr.take().expect("the server's log");
     let (sender, ready) = mpsc::channel();

@@ -9,9 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Password of its superuser `postgres`.
-const PASSWORD: &str = "s3cret-of-the-source";
-
 /// A running Postgres server that is no branch.
 pub struct Source {
     child: Child,
@@ -21,6 +18,9 @@ pub struct Source {
 }
 
 impl Source {
+    /// Password of its superuser `postgres`, and of that of an imported branch.
+    pub const PASSWORD: &str = "s3cret-of-the-source";
+
     /// Makes a new cluster and starts it on a free port of the loopback interface.
     pub fn start() -> Self {
         let (directory, user) = (Directory::new(), OsUser::resolve(None).expect("find the user of Postgres"));
@@ -28,7 +28,7 @@ impl Source {
         let data = directory.path().join("source");
         own(&data, &user);
         let password = data.with_extension("password");
-        fs::write(&password, PASSWORD).expect("write the password");
+        fs::write(&password, Self::PASSWORD).expect("write the password");
         let mut initdb = as_user(&postgres_program("initdb"), &user);
         initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "--pwfile"]);
         let made = initdb.arg(&password).output().expect("run initdb");
@@ -45,7 +45,7 @@ impl Source {
 
     /// Where imports find it, with its password.
     pub fn url(&self) -> String {
-        format!("postgresql://postgres:{PASSWORD}@127.0.0.1:{}/postgres", self.port)
+        format!("postgresql://postgres:{}@127.0.0.1:{}/postgres", Self::PASSWORD, self.port)
     }
 
     /// Its data directory.
@@ -82,7 +82,9 @@ impl Source {
 
     /// Ends it as a crash would.
     pub fn crash(&mut self) {
-        let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
+        if let Ok(None) = self.child.try_wait() {
+            let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
+        }
         let _ = self.child.wait();
     }
 }
