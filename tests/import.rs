@@ -146,6 +146,10 @@ fn an_import_that_fails_in_the_middle_leaves_nothing() {
     assert_ne!(timelines_on_disk(&server), before);
     server.kill();
     server.restart();
+    let mount = server.data().join("mount");
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let there = mounts.lines().filter(|line| line.split(' ').nth(1).map(Path::new) == Some(&mount)).count();
+    assert_eq!(there, 1, "the killed server's mount is still below");
     eventually("nobody copies", || !in_use(&server.data().join("mount"), &server));
     let client = server.client();
     assert_eq!(timelines_on_disk(&server), before);
