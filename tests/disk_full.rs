@@ -2,6 +2,8 @@
 //!
 //! The store is on a small ext4 file system of its own, in a loop-mounted file, which needs root.
 
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
 use coppice::{Directory, Server, check, eventually};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -4,6 +4,8 @@
 //! machine stays as it is. A process holds the namespace, which otherwise would go with a killed server and take the
 //! stale mount along.
 
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
 use coppice::{Directory, Server, eventually, program};
 use std::fs;
 use std::io::{BufRead, BufReader};
