@@ -2,16 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-mod support;
-
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
+use coppice::{Directory, Server, Source, program};
 use serde_json::Value;
-use support::Server;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 struct Run {
     exit: i32,
@@ -21,7 +17,7 @@ struct Run {
 
 /// The binary, with nothing of this process's environment but the search path.
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_branchctl"));
+    let mut command = Command::new(program("branchctl"));
     command.args(args).env_clear().env("PATH", std::env::var("PATH").unwrap()).stdin(Stdio::null());
     command
 }
@@ -35,7 +31,7 @@ fn run(command: &mut Command) -> Run {
 /// The binary, told where `server` is.
 fn at(server: &Server, args: &[&str]) -> Command {
     let mut command = command(args);
-    command.env("COPPICE_API", &server.url).env("COPPICE_TOKEN", &server.token);
+    command.env("COPPICE_API", &server.api).env("COPPICE_TOKEN", server.token());
     command
 }
 
@@ -54,32 +50,19 @@ fn fails(server: &Server, args: &[&str], exit: i32, words: &str) {
     assert!(run.err.contains(words), "{args:?}: {}", run.err);
 }
 
-/// A directory of its own, removed at the end.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("coppice-cli-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn a_branch_lives_and_dies() {
-    let server = Server::start();
+    let server = Server::shared();
     let table = ok(&server, &["create", "feature/login", "--parent", "main"]);
     assert!(table.starts_with("NAME ") && table.contains("\nfeature/login  main "), "{table}");
     fails(&server, &["create", "feature/login"], 4, "feature/login");
     ok(&server, &["ensure", "feature/login"]);
     ok(&server, &["ensure", "other", "--parent", "feature/login"]);
-    assert_eq!(ok(&server, &["list"]).lines().count(), 4);
+    let list = ok(&server, &["list"]);
+    assert!(
+        ["main ", "feature/login ", "other "].iter().all(|n| list.lines().any(|l| l.starts_with(n))),
+        "{list}"
+    );
     ok(&server, &["reset", "feature/login"]);
     ok(&server, &["rename", "other", "third"]);
     fails(&server, &["show", "other"], 3, "other");
@@ -95,26 +78,26 @@ fn a_branch_lives_and_dies() {
 
 #[test]
 fn json_is_the_apis() {
-    let server = Server::start();
+    let server = Server::shared();
     let json = |args: &[&str]| -> Value { serde_json::from_str(&ok(&server, args)).unwrap() };
-    assert_eq!(json(&["-o", "json", "create", "a"])["name"], "a");
-    assert_eq!(json(&["list", "-o", "json"])["branches"].as_array().unwrap().len(), 2);
+    assert_eq!(json(&["-o", "json", "create", "as-json"])["name"], "as-json");
+    assert!(json(&["list", "-o", "json"])["branches"].as_array().unwrap().len() >= 2);
     assert_eq!(json(&["status", "-o", "json"])["default_branch"], "main");
-    assert_eq!(ok(&server, &["-o", "json", "delete", "a"]), "");
+    assert_eq!(ok(&server, &["-o", "json", "delete", "as-json"]), "");
 }
 
 #[test]
 fn deleting_several_goes_on_past_a_failure() {
-    let server = Server::start();
-    ok(&server, &["create", "a"]);
-    let run = run(&mut at(&server, &["delete", "none", "a", "main"]));
-    assert_eq!((run.exit, run.out.as_str()), (3, "a deleted\n"));
+    let server = Server::shared();
+    ok(&server, &["create", "several"]);
+    let run = run(&mut at(&server, &["delete", "none", "several", "main"]));
+    assert_eq!((run.exit, run.out.as_str()), (3, "several deleted\n"));
     assert!(run.err.contains("branchctl: none: ") && run.err.contains("branchctl: main: "), "{}", run.err);
 }
 
 #[test]
 fn exit_codes_tell_failures_apart() {
-    let server = Server::start();
+    let server = Server::shared();
     fails(&server, &["create", "a b"], 2, "a b");
     fails(&server, &["frobnicate"], 2, "Usage");
     fails(&server, &["create", "a", "--parent", "none"], 3, "none");
@@ -125,41 +108,42 @@ fn exit_codes_tell_failures_apart() {
     assert_eq!(unauthorized.exit, 6);
     assert!(unauthorized.err.contains("COPPICE_TOKEN_FILE"), "{}", unauthorized.err);
     assert_eq!(unauthorized.err.lines().count(), 1, "{}", unauthorized.err);
-    assert_eq!(run(command(&["list"]).env("COPPICE_API", &server.url)).exit, 6);
+    assert_eq!(run(command(&["list"]).env("COPPICE_API", &server.api)).exit, 6);
 }
 
 #[test]
 fn the_token_comes_from_flag_environment_or_file() {
-    let server = Server::start();
-    let dir = Dir::new("token");
-    let (good, empty) = (dir.0.join("good"), dir.0.join("empty"));
-    std::fs::write(&good, format!("{}\n", server.token)).unwrap();
+    let server = Server::shared();
+    let directory = Directory::new();
+    let (good, empty) = (directory.path().join("good"), directory.path().join("empty"));
+    let secret = server.token();
+    std::fs::write(&good, format!("{secret}\n")).unwrap();
     std::fs::write(&empty, "").unwrap();
-    let exit = |args: &[&str], token: Option<&str>, file: Option<&PathBuf>| {
+    let exit = |args: &[&str], token: Option<&str>, file: Option<&Path>| {
         let mut command = command(args);
-        command.env("COPPICE_API", &server.url);
+        command.env("COPPICE_API", &server.api);
         token.map(|token| command.env("COPPICE_TOKEN", token));
         file.map(|file| command.env("COPPICE_TOKEN_FILE", file));
         run(&mut command).exit
     };
     let flag = ["list", "--token-file", good.to_str().unwrap()];
     assert_eq!(exit(&["list"], None, Some(&good)), 0);
-    assert_eq!(exit(&["list"], Some(&server.token), Some(&empty)), 0);
+    assert_eq!(exit(&["list"], Some(&secret), Some(&empty)), 0);
     assert_eq!(exit(&flag, Some("wrong"), Some(&empty)), 0);
     assert_eq!(exit(&["list"], None, Some(&empty)), 6);
-    assert_eq!(exit(&["list"], None, Some(&dir.0.join("missing"))), 6);
+    assert_eq!(exit(&["list"], None, Some(&directory.path().join("missing"))), 6);
 }
 
 #[test]
 fn psql_gets_the_password_in_its_environment_only() {
-    let server = Server::start();
-    let dir = Dir::new("psql");
-    let psql = dir.0.join("psql");
+    let server = Server::shared();
+    let directory = Directory::new();
+    let psql = directory.path().join("psql");
     std::fs::write(&psql, "#!/bin/sh\nprintf '%s\\n' \"$PGPASSWORD\" \"$@\"\nexit 9\n").unwrap();
     std::fs::set_permissions(&psql, std::fs::Permissions::from_mode(0o755)).unwrap();
     let url = ok(&server, &["url", "main", "--database", "shop"]);
     let args = ["psql", "main", "-d", "shop", "--", "-c", "select 1"];
-    let run = run(at(&server, &args).env("PATH", format!("{}:/usr/bin:/bin", dir.0.display())));
+    let run = run(at(&server, &args).env("PATH", format!("{}:/usr/bin:/bin", directory.path().display())));
     assert_eq!(run.exit, 9, "psql's own exit code: {}", run.err);
     let lines: Vec<&str> = run.out.lines().collect();
     assert_eq!(lines[2..], ["-c", "select 1"]);
@@ -170,40 +154,68 @@ fn psql_gets_the_password_in_its_environment_only() {
 
 #[test]
 fn psql_that_is_missing_is_named() {
-    let server = Server::start();
+    let server = Server::shared();
     let run = run(at(&server, &["psql", "main"]).env("PATH", "/nonexistent"));
     assert_eq!(run.exit, 1);
     assert!(run.err.contains("psql is not installed"), "{}", run.err);
 }
 
 #[test]
+fn psql_reaches_the_branch() {
+    let server = Server::shared();
+    ok(&server, &["create", "reached"]);
+    let out = ok(&server, &["psql", "reached", "--", "-XAtqc", "select current_database()"]);
+    assert_eq!(out, "app\n");
+}
+
+#[test]
 fn an_import_is_followed_and_its_failure_told() {
-    let server = Server::start();
-    let done = run(at(&server, &["import", "prod"]).env("COPPICE_IMPORT_URL", "postgresql://u:secret@h/d"));
-    assert_eq!((done.exit, done.out.as_str()), (0, "prod imported, 30.0 MiB\n"));
-    assert!(done.err.starts_with("prod: connecting, 0 B\nprod: 33% copying, "), "{}", done.err);
-    assert!(!done.err.contains("secret"));
-    let failed = run(&mut at(&server, &["import", "prod", "--from", "postgresql://h/fail"]));
+    let server = Server::shared();
+    let source = Source::start();
+    let mut import = at(&server, &["import", "prod"]);
+    let done = run(import.env("COPPICE_IMPORT_URL", source.url()));
+    assert_eq!(done.exit, 0, "{}", done.err);
+    assert!(done.out.starts_with("prod imported, ") && done.out.ends_with(" MiB\n"), "{}", done.out);
+    assert!(done.err.starts_with("prod: starting, 0 B\n"), "{}", done.err);
+    fails(&server, &["import", "prod", "--from", &source.url()], 4, "prod");
+    source.refuse_copies();
+    let failed = run(&mut at(&server, &["import", "prod2", "--from", &source.url()]));
     assert_eq!((failed.exit, failed.out.as_str()), (1, ""));
-    assert!(failed.err.contains("prod was not imported: the source closed"), "{}", failed.err);
+    assert!(failed.err.contains("prod2 was not imported: "), "{}", failed.err);
+    assert!(failed.err.contains("no pg_hba.conf entry for replication"), "{}", failed.err);
+    assert!(!(done.err + &failed.err).contains("s3cret"), "{}", failed.err);
+    fails(&server, &["show", "prod2"], 3, "prod2");
     fails(&server, &["import", "prod"], 2, "COPPICE_IMPORT_URL");
     fails(&server, &["import", "--follow", "none"], 3, "none");
 }
 
 #[test]
 fn ctrl_c_says_that_the_import_goes_on() {
-    let server = Server::start();
-    let mut child = at(&server, &["import", "prod", "--from", "postgresql://h/d"])
+    let server = Server::shared();
+    let source = Source::start();
+    let mut child = at(&server, &["import", "going", "--from", &source.url()])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(250));
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    err.read_line(&mut said).unwrap();
+    assert_eq!(said, "going: starting, 0 B\n", "the first line comes once the interrupt is listened for");
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let mut err = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{err}");
-    assert!(err.contains("goes on in the server") && err.contains("branchctl import --follow 1"), "{err}");
+    err.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    assert!(said.contains("goes on in the server"), "{said}");
+    let (_, command) = said.split_once("branchctl import --follow ").unwrap_or_else(|| panic!("{said}"));
+    let id = command.split([' ', '`', '\n']).next().unwrap();
+    assert!(ok_with_progress(&server, &["import", "--follow", id]).starts_with("going imported, "));
+}
+
+/// Succeeds, and may show progress meanwhile.
+fn ok_with_progress(server: &Server, args: &[&str]) -> String {
+    let run = run(&mut at(server, args));
+    assert_eq!(run.exit, 0, "{args:?}: {}", run.err);
+    run.out
 }
 
 #[test]

@@ -4,17 +4,17 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-mod support;
-
-use std::collections::BTreeMap;
-
+use coppice::{Server, Source};
 use serde_json::{Value, json};
-use support::Server;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use ureq::http::Request;
 
 /// A server and its own description.
 struct Api {
-    server: Server,
+    server: Arc<Server>,
+    token: String,
     document: Value,
 }
 
@@ -52,17 +52,16 @@ fn send(url: &str, method: &str, token: Option<&str>, content_type: &str, body: 
 
 impl Api {
     fn start() -> Self {
-        let server = Server::start();
-        let document = send(&format!("{}/openapi.json", server.url), "GET", None, "", "").json();
-        Self { server, document }
+        let server = Server::shared();
+        let document = send(&format!("{}/openapi.json", server.api), "GET", None, "", "").json();
+        Self { token: server.token(), server, document }
     }
 
     /// Sends with the token, and holds the answer against the document.
     #[track_caller]
     fn call(&self, method: &str, path: &str, body: &str) -> Answer {
-        let token = self.server.token.as_str();
-        let answer =
-            send(&format!("{}{path}", self.server.url), method, Some(token), "application/json", body);
+        let url = format!("{}{path}", self.server.api);
+        let answer = send(&url, method, Some(&self.token), "application/json", body);
         self.check(method, path, &answer);
         answer
     }
@@ -131,13 +130,15 @@ fn a_branch_lives_and_dies() {
     api.refuses("POST", "/v1/branches", r#"{"name":"feature/login"}"#, 409, "branch_exists");
     assert_eq!(api.call("GET", "/v1/branches/feature%2Flogin", "").json()["name"], "feature/login");
     let list = api.call("GET", "/v1/branches", "").json();
-    assert_eq!(list["branches"].as_array().unwrap().len(), 2);
+    let names = list["branches"].as_array().unwrap().iter().map(|branch| branch["name"].as_str().unwrap());
+    assert_eq!(names.filter(|name| ["main", "feature/login"].contains(name)).count(), 2);
     let path = "/v1/branches/feature%2Flogin";
     let before = api.call("GET", path, "").json()["timeline"].clone();
     assert_ne!(api.call("POST", &format!("{path}/reset"), "").json()["timeline"], before);
     assert_ne!(api.call("POST", &format!("{path}/reset"), "{}").json()["timeline"], before);
     assert_eq!(api.call("PATCH", path, r#"{"protected":true}"#).json()["protected"], true);
-    assert_eq!(api.call("DELETE", path, "").status, 409);
+    api.refuses("DELETE", path, "", 409, "branch_protected");
+    api.refuses("POST", &format!("{path}/reset"), "", 409, "branch_protected");
     let renamed = api.call("PATCH", path, r#"{"name":"done","protected":false}"#).json();
     assert_eq!((&renamed["name"], &renamed["protected"]), (&json!("done"), &json!(false)));
     api.refuses("GET", path, "", 404, "branch_not_found");
@@ -148,25 +149,35 @@ fn a_branch_lives_and_dies() {
 #[test]
 fn ensure_creates_once() {
     let api = Api::start();
-    assert_eq!(api.call("PUT", "/v1/branches/a", r#"{"name":"ignored","parent":"main"}"#).status, 201);
-    assert_eq!(api.call("PUT", "/v1/branches/a", "").status, 200);
-    api.call("PUT", "/v1/branches/b", "");
-    let other = api.call("PUT", "/v1/branches/a", r#"{"parent":"b"}"#);
+    assert_eq!(api.call("PUT", "/v1/branches/once", r#"{"name":"ignored","parent":"main"}"#).status, 201);
+    let before = api.call("GET", "/v1/branches/once", "").json()["timeline"].clone();
+    assert_eq!(api.call("PUT", "/v1/branches/once", "").status, 200);
+    api.call("PUT", "/v1/branches/twice", "");
+    let other = api.call("PUT", "/v1/branches/once", r#"{"parent":"twice"}"#);
     assert_eq!((other.status, &other.json()["parent"]), (200, &json!("main")), "untouched");
-    api.refuses("PUT", "/v1/branches/c", r#"{"parent":"nowhere"}"#, 404, "branch_not_found");
+    assert_eq!(other.json()["timeline"], before, "untouched");
+    api.refuses("PUT", "/v1/branches/thrice", r#"{"parent":"nowhere"}"#, 404, "branch_not_found");
 }
 
 #[test]
 fn computes_and_connections() {
     let api = Api::start();
-    assert_eq!(api.call("POST", "/v1/branches/main/wake", "").json()["state"], "running");
-    assert_eq!(api.call("GET", "/v1/status", "").json()["running"], 1);
-    assert_eq!(api.call("POST", "/v1/branches/main/suspend", "").json()["state"], "suspended");
-    let connection = api.call("GET", "/v1/branches/main/connection?database=shop&role=ann", "");
+    api.call("PUT", "/v1/branches/awake", "");
+    let path = "/v1/branches/awake";
+    assert_eq!(api.call("POST", &format!("{path}/wake"), "").json()["state"], "running");
+    assert!(api.call("GET", "/v1/status", "").json()["running"].as_u64().unwrap() >= 1);
+    assert_eq!(api.call("POST", &format!("{path}/suspend"), "").json()["state"], "suspended");
+    let connection = api.call("GET", &format!("{path}/connection?database=shop&role=ann"), "");
     assert_eq!(connection.headers["cache-control"], "no-store");
     let url = connection.json()["url"].as_str().unwrap().to_owned();
-    assert!(url.starts_with("postgresql://ann") && url.contains("/shop"), "{url}");
-    api.refuses("GET", "/v1/branches/main/connection?x=1", "", 400, "bad_query");
+    assert_eq!(
+        url,
+        format!("postgresql://ann@{}/shop%40awake", api.server.proxy),
+        "no password of ann is known"
+    );
+    let own = api.call("GET", &format!("{path}/connection"), "").json()["url"].as_str().unwrap().to_owned();
+    assert!(own.starts_with("postgresql://postgres:") && own.ends_with("/app%40awake"), "{own}");
+    api.refuses("GET", &format!("{path}/connection?x=1"), "", 400, "bad_query");
     api.refuses("GET", "/v1/branches/none/connection", "", 404, "branch_not_found");
 }
 
@@ -179,35 +190,52 @@ fn bad_requests_are_told_apart() {
     api.refuses("POST", "/v1/branches", &" ".repeat(10 << 20), 413, "body_too_large");
     api.refuses("POST", "/v1/branches", r#"{"name":"a","parent":"nowhere"}"#, 404, "branch_not_found");
     api.refuses("GET", "/v1/branches/%ff", "", 400, "bad_path");
-    assert_eq!(api.call("POST", "/v1/branches", r#"{"name":"a b"}"#).status, 400);
-    let url = format!("{}/v1/branches", api.server.url);
-    let answer = send(&url, "POST", Some(&api.server.token), "text/plain", r#"{"name":"a"}"#);
+    api.refuses("POST", "/v1/branches", r#"{"name":"a b"}"#, 400, "bad_branch_name");
+    api.refuses("DELETE", "/v1/branches/main", "", 409, "default_branch");
+    api.refuses("POST", "/v1/branches/main/reset", "", 409, "no_parent");
+    let url = format!("{}/v1/branches", api.server.api);
+    let answer = send(&url, "POST", Some(&api.token), "text/plain", r#"{"name":"a"}"#);
     assert_eq!((answer.status, answer.code().as_str()), (415, "unsupported_media_type"));
 }
 
 #[test]
 fn moments_and_history_are_not_yet() {
     let api = Api::start();
-    let at = r#"{"name":"a","at":{"position":7}}"#;
+    let at = r#"{"name":"past","at":{"position":7}}"#;
     api.refuses("POST", "/v1/branches", at, 501, "not_yet");
-    api.refuses("PUT", "/v1/branches/a", r#"{"at":{"time":"2026-01-01T00:00:00Z"}}"#, 501, "not_yet");
-    api.call("PUT", "/v1/branches/a", "");
-    api.refuses("POST", "/v1/branches/a/reset", r#"{"at":{"lsn":"0/16B3748"}}"#, 501, "not_yet");
-    api.refuses("POST", "/v1/branches/a/restore", r#"{"at":{"position":7}}"#, 501, "not_yet");
-    api.refuses("GET", "/v1/branches/a/history", "", 501, "not_yet");
+    api.refuses("PUT", "/v1/branches/past", r#"{"at":{"time":"2026-01-01T00:00:00Z"}}"#, 501, "not_yet");
+    api.call("PUT", "/v1/branches/past", "");
+    api.refuses("POST", "/v1/branches/past/reset", r#"{"at":{"lsn":"0/16B3748"}}"#, 501, "not_yet");
+    api.refuses("POST", "/v1/branches/past/restore", r#"{"at":{"position":7}}"#, 501, "not_yet");
+    api.refuses("GET", "/v1/branches/past/history", "", 501, "not_yet");
 }
 
 #[test]
 fn imports_are_followed_by_their_id() {
     let api = Api::start();
     api.refuses("GET", "/v1/imports/none", "", 404, "import_not_found");
-    assert_eq!(api.call("POST", "/v1/imports", r#"{"name":"a","source":"nonsense"}"#).status, 400);
-    api.refuses("POST", "/v1/imports", r#"{"name":"a"}"#, 422, "bad_field");
-    let started = api.call("POST", "/v1/imports", r#"{"name":"a","source":"postgresql://h/d"}"#);
-    assert_eq!(started.status, 202);
+    api.refuses("POST", "/v1/imports", r#"{"name":"copy","source":"nonsense"}"#, 400, "invalid_source");
+    api.refuses("POST", "/v1/imports", r#"{"name":"copy"}"#, 422, "bad_field");
+    let source = Source::start();
+    let request = json!({"name": "copy", "source": source.url()}).to_string();
+    let started = api.call("POST", "/v1/imports", &request);
+    assert_eq!(started.status, 202, "{}", started.text);
     let id = started.json()["id"].as_str().unwrap().to_owned();
-    assert_eq!(started.headers["location"], format!("/v1/imports/{id}").as_str());
-    assert_eq!(api.call("GET", &format!("/v1/imports/{id}"), "").json()["name"], "a");
+    let path = format!("/v1/imports/{id}");
+    assert_eq!(started.headers["location"], path.as_str());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let done = loop {
+        let import = api.call("GET", &path, "").json();
+        assert_eq!(import["name"], "copy");
+        if import["state"] != "running" {
+            break import;
+        }
+        assert!(Instant::now() < deadline, "{import}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(done["state"], "done", "{done}");
+    assert_eq!(api.call("GET", "/v1/branches/copy", "").json()["parent"], Value::Null);
+    api.refuses("POST", "/v1/imports", &request, 409, "branch_exists");
 }
 
 #[test]
@@ -216,9 +244,9 @@ fn only_health_and_the_document_need_no_token() {
     let scheme = &api.document["components"]["securitySchemes"]["token"];
     assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
     assert_eq!(api.document["openapi"], "3.1.0");
-    let wrong = "0".repeat(api.server.token.len());
+    let wrong = "0".repeat(api.token.len());
     for (path, method, operation) in operations(&api.document) {
-        let url = format!("{}{}", api.server.url, path.replace("{name}", "main").replace("{id}", "x"));
+        let url = format!("{}{}", api.server.api, path.replace("{name}", "main").replace("{id}", "x"));
         let open = operation["security"] == json!([{}]);
         for token in [None, Some(wrong.as_str()), Some(&wrong[1..])] {
             let answer = send(&url, &method, token, "application/json", "{}");
@@ -239,7 +267,7 @@ fn every_described_route_is_there() {
     let api = Api::start();
     let mut count = 0;
     for (path, method, _) in operations(&api.document) {
-        let path = path.replace("{name}", "none").replace("{id}", "none");
+        let path = path.replace("{name}", "routed").replace("{id}", "none");
         let answer = api.call(&method, &path, "{}");
         assert_ne!(answer.status, 405, "{method} {path}");
         if answer.status == 404 {
@@ -270,16 +298,20 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
 #[test]
 fn metrics_count_requests_and_show_the_status() {
     let api = Api::start();
+    let value = |name: &str| -> f64 {
+        let text = api.call("GET", "/metrics", "").text;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        line.unwrap_or_else(|| panic!("{name} is not in\n{text}"))
+    };
     api.call("GET", "/v1/branches/none", "");
+    let missed = r#"coppice_http_requests_total{route="/v1/branches/{name}",method="GET",status="404"}"#;
+    let before = value(missed);
+    api.call("GET", "/v1/branches/none", "");
+    assert!(value(missed) > before, "counted");
+    assert!(value(r#"coppice_http_request_seconds_count{route="/v1/branches/{name}"}"#) >= 2.0);
+    assert!(value("coppice_branches ") >= 1.0);
+    assert!(value("coppice_computes_running ") >= 0.0);
     let text = api.call("GET", "/metrics", "").text;
-    for line in [
-        r#"coppice_http_requests_total{route="/v1/branches/{name}",method="GET",status="404"} 1"#,
-        r#"coppice_http_request_seconds_count{route="/v1/branches/{name}"} 1"#,
-        "coppice_branches 1",
-        "coppice_computes_running 0",
-    ] {
-        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
-    }
     for name in ["coppice_connections", "coppice_store_bytes", "coppice_free_bytes", "coppice_uptime_seconds"]
     {
         assert!(text.contains(&format!("# TYPE {name} gauge\n{name} ")), "{name} is not in\n{text}");

@@ -14,8 +14,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
+
+mod source;
+
+pub use source::{Source, free_port};
 
 /// How long a server may take to become ready or to stop.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -77,6 +81,7 @@ pub fn postgres_program(name: &str) -> PathBuf {
 pub struct Server {
     child: Child,
     args: Vec<String>,
+    wrapper: Vec<String>,
     log: Arc<Mutex<Vec<String>>>,
     /// URL of the API.
     pub api: String,
@@ -99,11 +104,28 @@ impl Server {
         Self::start_with(Arc::new(Directory::new()), &[])
     }
 
+    /// The server that the tests of this program share: it lives as long as any of them holds it.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let server = Arc::new(Self::start());
+            *shared = Arc::downgrade(&server);
+            server
+        })
+    }
+
     /// Starts a server on a directory with more flags.
     pub fn start_with(directory: Arc<Directory>, args: &[&str]) -> Self {
+        Self::start_wrapped(directory, args, &[])
+    }
+
+    /// Starts a server through a command that ends by becoming the one in its last arguments, such as `env`.
+    pub fn start_wrapped(directory: Arc<Directory>, args: &[&str], wrapper: &[String]) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let Started { child, log, api, proxy } = launch(&directory, &args);
-        Self { child, args, log, api, proxy, directory }
+        let wrapper = wrapper.to_vec();
+        let Started { child, log, api, proxy } = launch(&directory, &args, &wrapper);
+        Self { child, args, wrapper, log, api, proxy, directory }
     }
 
     /// The server's data directory.
@@ -159,7 +181,7 @@ impl Server {
 
     /// Starts it again on the same directory after [`Server::kill`] or [`Server::stop`].
     pub fn restart(&mut self) {
-        let started = launch(&self.directory, &self.args);
+        let started = launch(&self.directory, &self.args, &self.wrapper);
         (self.child, self.log) = (started.child, started.log);
         (self.api, self.proxy) = (started.api, started.proxy);
     }
@@ -200,6 +222,23 @@ impl Drop for Server {
     }
 }
 
+/// Verifies the store of a stopped server with `pageserver check`: its exit code and what it printed.
+pub fn check(data: &Path) -> (i32, String) {
+    let output = Command::new(program("pageserver")).arg("check").arg("--data").arg(data).output();
+    let output = output.expect("run the check");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().expect("an exit code"), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Waits until `condition` holds; fails the test, saying `what`, if it does not in time.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The command that starts a server, for tests that start it in their own way.
 pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
     let mut command = Command::new(program("pageserver"));
@@ -213,8 +252,15 @@ pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
     command
 }
 
-fn launch(directory: &Directory, args: &[String]) -> Started {
-    let mut child = serve_command(directory, args).spawn().expect("start the server");
+fn launch(directory: &Directory, args: &[String], wrapper: &[String]) -> Started {
+    let mut command = serve_command(directory, args);
+    if let [first, rest @ ..] = wrapper {
+        let mut wrapped = Command::new(first);
+        wrapped.args(rest).arg(command.get_program()).args(command.get_args());
+        wrapped.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command = wrapped;
+    }
+    let mut child = command.spawn().expect("start the server");
     let log = Arc::new(Mutex::new(Vec::new()));
     let stderr = child.stderr.take().expect("the server's log");
     let (sender, ready) = mpsc::channel();

@@ -5,7 +5,7 @@
 //! that the user of Postgres cannot write to: a branch's superuser must not choose whom a root server kills.
 
 use super::processes::{self, end_one};
-use super::settings::SOCKET_FILE;
+use super::settings::{PID_FILE, SOCKET_FILE};
 use crate::error::{Error, Result};
 use crate::storage::page::TimelineId;
 use nix::sys::signal::Signal;
@@ -107,7 +107,7 @@ fn end(pid: i32, started: u64, data: &Path) -> Result<()> {
 
 /// Removes a compute's socket directory.
 pub(crate) fn remove_sockets(directory: &Path) {
-    for name in [SOCKET_FILE.to_owned(), format!("{SOCKET_FILE}.lock")] {
+    for name in [SOCKET_FILE.to_owned(), format!("{SOCKET_FILE}.lock"), PID_FILE.to_owned()] {
         let _there = fs::remove_file(directory.join(name));
     }
     // Whatever else somebody put there stays, with the directory, and harms nothing.

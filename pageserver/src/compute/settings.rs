@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Name of the socket file in a compute's socket directory: the port is always Postgres's default one.
 pub const SOCKET_FILE: &str = ".s.PGSQL.5432";
+/// Name of the file beside it with the number of the process. Nobody reads it, but a copied configuration may ask for
+/// one elsewhere, and Postgres complains about an empty path.
+pub const PID_FILE: &str = "postgres.pid";
 
 /// Every connection gives a password of the branch's own roles. All of them come through a Unix socket from the same
 /// process (the proxy), so a rule by operating-system user would let every client in.
@@ -94,6 +97,7 @@ fn paths(situation: &Situation<'_>) -> Vec<(&'static str, PathBuf)> {
         ("hba_file", situation.managed.path("pg_hba.conf")),
         ("ident_file", situation.managed.path("pg_ident.conf")),
         ("unix_socket_directories", situation.sockets.to_owned()),
+        ("external_pid_file", situation.sockets.join(PID_FILE)),
     ];
     if !situation.has_config {
         paths.push(("config_file", situation.managed.path("postgresql.conf")));
@@ -109,7 +113,6 @@ fn fixed(major: u32) -> Vec<(&'static str, &'static str)> {
         ("unix_socket_group", ""),
         // The proxy ends TLS; the certificate files of a copied cluster are not here.
         ("ssl", "off"),
-        ("external_pid_file", ""),
         ("logging_collector", "off"),
         ("log_destination", "stderr"),
         // The supervisor restarts: it holds connections until recovery is over, where Postgres would refuse them, and
@@ -173,14 +176,15 @@ mod tests {
         assert_eq!(
             line(15, true),
             "-D /mnt/00000007 -c listen_addresses= -c port=5432 -c unix_socket_permissions=0700 \
-             -c unix_socket_group= -c ssl=off -c external_pid_file= -c logging_collector=off \
+             -c unix_socket_group= -c ssl=off -c logging_collector=off \
              -c log_destination=stderr -c restart_after_crash=off -c archive_mode=off \
              -c synchronous_standby_names= -c max_logical_replication_workers=0 -c cron.launch_active_jobs=off \
              -c primary_conninfo= -c primary_slot_name= -c restore_command= -c archive_cleanup_command= \
              -c recovery_end_command= -c recovery_target= -c recovery_target_lsn= -c recovery_target_name= \
              -c recovery_target_time= -c recovery_target_xid= -c data_directory=/mnt/00000007 \
              -c hba_file=/run/etc/pg_hba.conf -c ident_file=/run/etc/pg_ident.conf \
-             -c unix_socket_directories=/run/00000007 -c cluster_name=coppice 00000007"
+             -c unix_socket_directories=/run/00000007 -c external_pid_file=/run/00000007/postgres.pid \
+             -c cluster_name=coppice 00000007"
         );
     }
 

@@ -196,6 +196,8 @@ fn report_store(error: &Error) {
     match error.code {
         // Written back by the kernel after the branch was deleted, or refused since a failure that was logged.
         "dropped" | "latched" => tracing::debug!(%error, "refused"),
+        // A full disk latches too, and the kernel then tries each of thousands of pages.
+        "disk_full" => tracing::debug!(%error, "refused"),
         _ => tracing::error!(%error, "a file system operation failed"),
     }
 }

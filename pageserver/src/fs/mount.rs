@@ -12,6 +12,8 @@ use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use crate::storage::syncer::MAX_INLINE;
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -23,6 +25,8 @@ use std::time::SystemTime;
 
 /// Threads that serve the kernel's requests; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 4;
+/// Dead mounts on top of one another that are removed before something else must be wrong.
+const MAX_STALE: usize = 16;
 
 /// The mounted store.
 pub struct Mount {
@@ -146,23 +150,32 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
     Error::unavailable("no_fuse", format!("cannot mount at {}: {error}; {remedy}", mountpoint.display()))
 }
 
-/// Removes the mount that a killed server left behind, whose every use fails with "not connected".
+/// Removes the mounts that killed servers left behind, whose every use fails with "not connected".
 fn clear_stale(mountpoint: &Path) -> Result<()> {
-    // Attributes would not do: the kernel has those of the dead mount in its cache, and may keep them for ever.
-    if nix::sys::statvfs::statvfs(mountpoint) != Err(nix::errno::Errno::ENOTCONN) {
-        return Ok(());
+    for _ in 0..MAX_STALE {
+        // Not the directory's attributes: those the kernel still knows and shows.
+        if statvfs(mountpoint).err() != Some(Errno::ENOTCONN) {
+            return Ok(());
+        }
+        tracing::info!(mount = %mountpoint.display(), "removing the mount of a killed server");
+        remove_stale(mountpoint)?;
     }
-    tracing::info!(mount = %mountpoint.display(), "removing the mount of a killed server");
-    let flags = nix::mount::MntFlags::MNT_DETACH;
-    if nix::mount::umount2(mountpoint, flags).is_ok() {
+    Err(still_there(mountpoint))
+}
+
+fn remove_stale(mountpoint: &Path) -> Result<()> {
+    if nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH).is_ok() {
         return Ok(());
     }
     let status = Command::new("fusermount3").arg("-uz").arg(mountpoint).status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        _ => Err(Error::unavailable(
-            "stale_mount",
-            format!("a dead mount is at {0}: remove it with `fusermount3 -uz {0}`", mountpoint.display()),
-        )),
+        _ => Err(still_there(mountpoint)),
     }
+}
+
+fn still_there(mountpoint: &Path) -> Error {
+    let detail =
+        format!("a dead mount is at {0}: remove it with `fusermount3 -uz {0}`", mountpoint.display());
+    Error::unavailable("stale_mount", detail)
 }

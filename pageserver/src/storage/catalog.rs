@@ -2,10 +2,12 @@
 //!
 //! It is a `redb` database in the store's file `catalog`; the values are JSON objects, described in
 //! `docs/format.md`. All of it is also held in memory, one small record for each branch and timeline, and memory
-//! changes only after the transaction is durable.
+//! changes only after the transaction is durable. A transaction that fails closes the database, because `redb` refuses
+//! all work after an I/O error; the next one opens it anew.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
+use crate::storage::catalog_file::{Backend, CatalogFile};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::page::{Position, TimelineId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -87,11 +89,18 @@ struct State {
     next: BTreeMap<&'static str, u64>,
 }
 
+/// The database with the file below it.
+struct Opened {
+    database: Database,
+    file: Arc<CatalogFile>,
+}
+
 /// The open catalog.
 pub struct Catalog {
-    database: Database,
+    file: Arc<dyn DiskFile>,
+    /// Held while something is published. None after a failure, until the next publication.
+    database: Mutex<Option<Opened>>,
     state: RwLock<State>,
-    writer: Mutex<()>,
     store: u64,
     run: u64,
 }
@@ -126,12 +135,10 @@ impl Catalog {
             }
             opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
         };
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create_with_backend(Backend(file)).map_err(|e| failed("open", e))?;
-        let (store, run) = begin_run(&database, new_store)?;
-        let state = load(&database)?;
-        Ok(Self { database, state: RwLock::new(state), writer: Mutex::new(()), store, run })
+        let opened = open_database(&file)?;
+        let (store, run) = begin_run(&opened.database, new_store)?;
+        let state = load(&opened.database)?;
+        Ok(Self { file, database: Mutex::new(Some(opened)), state: RwLock::new(state), store, run })
     }
 
     /// The store's own random number.
@@ -195,14 +202,40 @@ impl Catalog {
 
     /// Publishes `update`, removes timelines that no name and no child needs any more, and returns those.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
-        let _one_at_a_time = lock(&self.writer);
+        let mut slot = lock(&self.database);
         let (freed, next) = {
             let state = read(&self.state);
             (state.freed_by(&update), state.next.clone())
         };
-        self.write(&update, &freed, &next)?;
+        let opened = match slot.take() {
+            Some(opened) => opened,
+            None => self.reopen()?,
+        };
+        if !(update.put_branches.is_empty() && update.add_timelines.is_empty())
+            && let Err(error) = opened.file.reserve()
+        {
+            *slot = Some(opened);
+            return Err(Error::io("reserve room for the catalog", &error));
+        }
+        commit(&opened.database, &update, &freed, &next)?;
+        // Only now: after a failure the database is good for nothing and stays closed.
+        *slot = Some(opened);
         write(&self.state).apply(update, &freed);
         Ok(freed)
+    }
+
+    /// Opens the database after a failed change, which must not be in it: the caller was told that it did not happen.
+    fn reopen(&self) -> Result<Opened> {
+        // After a failed sync the cache may hold what never reached the disk.
+        self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
+        let opened = open_database(&self.file)?;
+        let (found, known) = (load(&opened.database)?, read(&self.state));
+        if found.branches == known.branches && found.timelines == known.timelines {
+            tracing::info!("the catalog was opened anew after a failed change");
+            return Ok(opened);
+        }
+        let detail = "the catalog holds a change whose writing failed; restart the server to take it in";
+        Err(Error::new(Kind::Io, "catalog", detail))
     }
 
     /// Removes timelines without a name or child, such as that of an import that a crash cut off.
@@ -210,31 +243,45 @@ impl Catalog {
         let release = self.timelines();
         self.publish(Update { release, ..Update::default() })
     }
+}
 
-    fn write(&self, update: &Update, freed: &[TimelineId], next: &BTreeMap<&'static str, u64>) -> Result<()> {
-        let transaction = self.database.begin_write().map_err(|e| failed("begin a change of", e))?;
-        {
-            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
-            for (key, value) in next {
-                numbers.insert(*key, value).map_err(|e| failed("change", e))?;
-            }
-            let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
-            for (id, record) in &update.add_timelines {
-                timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
-            }
-            for id in freed {
-                timelines.remove(id.0).map_err(|e| failed("change", e))?;
-            }
-            let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
-            for name in &update.remove_branches {
-                branches.remove(&**name).map_err(|e| failed("change", e))?;
-            }
-            for (name, record) in &update.put_branches {
-                branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
-            }
+fn open_database(file: &Arc<dyn DiskFile>) -> Result<Opened> {
+    let file = CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
+    let file = Arc::new(file);
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    let database = builder.create_with_backend(Backend(Arc::clone(&file)));
+    Ok(Opened { database: database.map_err(|e| failed("open", e))?, file })
+}
+
+fn commit(
+    database: &Database,
+    update: &Update,
+    freed: &[TimelineId],
+    next: &BTreeMap<&'static str, u64>,
+) -> Result<()> {
+    let transaction = database.begin_write().map_err(|e| failed("begin a change of", e))?;
+    {
+        let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
+        for (key, value) in next {
+            numbers.insert(*key, value).map_err(|e| failed("change", e))?;
         }
-        transaction.commit().map_err(|e| failed("commit a change of", e))
+        let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
+        for (id, record) in &update.add_timelines {
+            timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
+        }
+        for id in freed {
+            timelines.remove(id.0).map_err(|e| failed("change", e))?;
+        }
+        let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
+        for name in &update.remove_branches {
+            branches.remove(&**name).map_err(|e| failed("change", e))?;
+        }
+        for (name, record) in &update.put_branches {
+            branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
+        }
     }
+    transaction.commit().map_err(|e| failed("commit a change of", e))
 }
 
 impl State {
@@ -387,37 +434,6 @@ impl State {
     }
 }
 
-/// The catalog's file, as `redb` wants it.
-struct Backend(Arc<dyn DiskFile>);
-
-impl std::fmt::Debug for Backend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(CATALOG_FILE)
-    }
-}
-
-impl redb::StorageBackend for Backend {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len_bytes()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(&[data], offset)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,5 +520,61 @@ mod tests {
         let add_timelines = vec![(held, TimelineRecord { ancestor: None })];
         assert_eq!(catalog.publish(Update { add_timelines, ..Update::default() }).unwrap(), []);
         assert_eq!(catalog.remove_unneeded().unwrap(), [held]);
+    }
+
+    #[test]
+    fn a_failed_change_leaves_no_trace_and_the_next_succeeds() {
+        // Whichever of its writes and syncs fails.
+        for count in 0.. {
+            let disk = SimDisk::default();
+            let (catalog, _) = family(&disk);
+            let before = catalog.branches();
+            disk.fail_after(Some(count));
+            if catalog.publish(remove("b")).is_ok() {
+                assert!(count > 1, "the disk was not asked for anything");
+                return;
+            }
+            assert_eq!(catalog.branches(), before);
+            disk.fail_after(None);
+            match catalog.publish(remove("b")) {
+                Ok(_) => assert!(catalog.branch("b").is_none()),
+                Err(error) => assert!(error.detail.contains("restart the server"), "{count}: {error}"),
+            }
+            drop(catalog);
+            let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
+            assert!(reopened.branch("b").is_none() && reopened.branch("a").is_some(), "{count}");
+        }
+    }
+
+    #[test]
+    fn on_a_full_disk_additions_are_refused_and_deletions_are_not() {
+        let disk = SimDisk::default();
+        let (catalog, [main, ..]) = family(&disk);
+        let add = |nth: usize| {
+            let fresh = catalog.new_timeline();
+            let put_branches = vec![(format!("full-{nth}-{}", "x".repeat(1000)), branch(9, fresh, None))];
+            let add_timelines = vec![(fresh, fork_of(main))];
+            catalog.publish(Update { add_timelines, put_branches, ..Update::default() })
+        };
+        let length = |disk: &SimDisk| disk.list("").unwrap().iter().map(|(_, length)| length).sum::<u64>();
+        disk.set_capacity_bytes(Some(length(&disk)));
+        let (count, error) = (0..10_000).find_map(|nth| Some((nth, add(nth).err()?))).unwrap();
+        assert_eq!((error.kind, error.code), (Kind::Full, "disk_full"), "{error}");
+        let names: Vec<String> = catalog.branches().into_keys().filter(|n| n.starts_with("full")).collect();
+        assert_eq!(names.len(), count);
+        for name in &names[..count / 2] {
+            catalog.publish(remove(name)).expect("a deletion finds the room in reserve");
+        }
+        assert_eq!(add(count).unwrap_err().kind, Kind::Full, "the reserve is not for additions");
+        disk.set_capacity_bytes(None);
+        add(count).unwrap();
+        let branches = catalog.branches();
+        drop(catalog);
+        let before = length(&disk);
+        for _ in 0..5 {
+            let disk = Arc::new(disk.clone()) as Arc<dyn Disk>;
+            assert_eq!(Catalog::open(&disk, 1).unwrap().branches(), branches);
+        }
+        assert_eq!(length(&disk), before, "an opening made the file longer");
     }
 }

@@ -5,6 +5,7 @@
 //! [`check`].
 
 pub mod catalog;
+mod catalog_file;
 pub mod check;
 pub mod disk;
 pub mod format;

@@ -180,9 +180,10 @@ impl Replay<'_, '_> {
 
     /// Hands on the records that are known to be synced.
     fn release(&mut self) -> Result<()> {
-        while let Some((found, file)) = self.pending.pop_front_if(|(f, _)| f.header.position <= self.durable)
-        {
-            (self.visit)(&found, &file)?;
+        while self.pending.front().is_some_and(|(found, _)| found.header.position <= self.durable) {
+            if let Some((found, file)) = self.pending.pop_front() {
+                (self.visit)(&found, &file)?;
+            }
         }
         Ok(())
     }

@@ -191,7 +191,14 @@ impl DiskFile for SimFile {
         let mut state = self.disk.state();
         state.step(format!("set-length {} {length}", self.name))?;
         let length = usize::try_from(length).map_err(io::Error::other)?;
-        state.contents.entry(self.number).or_default().written.resize(length, 0);
+        let used: usize = state.contents.values().map(|c| c.written.len()).sum();
+        let capacity = state.capacity_bytes;
+        let contents = state.contents.entry(self.number).or_default();
+        let grown = length.saturating_sub(contents.written.len());
+        if grown > 0 && capacity.is_some_and(|capacity| (used + grown) as u64 > capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        contents.written.resize(length, 0);
         Ok(())
     }
 

@@ -1,0 +1,107 @@
+//! The catalog's file, as `redb` wants it, with room written out ahead.
+//!
+//! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and refuses everything
+//! after one failed write. On a full disk even a deletion, which needs a few pages, would then fail, though it is
+//! what frees space. So when `redb` grows its file, as much again is written out behind it, and the file on disk never
+//! shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
+//! growth are left to deletions. An opening hands all that is written out to `redb`; it knows what is in use.
+
+use crate::locks::lock;
+use crate::storage::disk::DiskFile;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// What `redb` reads and writes.
+///
+/// Invariant: `believed <= written`, the length of the file. After an opening both are the same, which `redb`
+/// takes for a file that grew, and shrinks with its next changes.
+pub(super) struct CatalogFile {
+    file: Arc<dyn DiskFile>,
+    lengths: Mutex<Lengths>,
+}
+
+struct Lengths {
+    believed: u64,
+    written: u64,
+    /// What should be written out.
+    wanted: u64,
+}
+
+impl CatalogFile {
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+        let written = file.len_bytes()?;
+        let lengths = Mutex::new(Lengths { believed: written, written, wanted: written });
+        Ok(Self { file, lengths })
+    }
+
+    /// Makes sure that there is room in reserve.
+    pub(super) fn reserve(&self) -> io::Result<()> {
+        let mut lengths = lock(&self.lengths);
+        let wanted = lengths.wanted;
+        if wanted > lengths.written { self.write_out(&mut lengths, wanted) } else { Ok(()) }
+    }
+
+    /// Lengthens the file to `length`, with blocks that the disk has really given.
+    fn write_out(&self, lengths: &mut Lengths, length: u64) -> io::Result<()> {
+        // The length first, in one step: `redb` cannot open a file that a crash left with half a page at its end.
+        let grown = self.file.set_len(length).and_then(|()| {
+            let zeros = vec![0; ZEROS_BYTES];
+            let mut offset = lengths.written;
+            while offset < length {
+                let count = usize::try_from(length - offset).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
+                self.file.write_all_at(&[&zeros[..count]], offset)?;
+                offset += count as u64;
+            }
+            self.file.sync()
+        });
+        if grown.is_ok() {
+            lengths.written = length;
+        } else {
+            // What was not all given is given back; if that fails too, the file is longer than needed.
+            let _ = self.file.set_len(lengths.written);
+        }
+        grown
+    }
+}
+
+impl std::fmt::Debug for CatalogFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("catalog")
+    }
+}
+
+/// The part of the file's owner that `redb` holds.
+#[derive(Debug)]
+pub(super) struct Backend(pub(super) Arc<CatalogFile>);
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        Ok(lock(&self.0.lengths).believed)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.file.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let mut lengths = lock(&self.0.lengths);
+        if length > lengths.written {
+            self.0.write_out(&mut lengths, length)?;
+        }
+        if length > lengths.believed {
+            lengths.wanted = lengths.wanted.max(2 * length);
+        }
+        lengths.believed = length;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.file.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.file.write_all_at(&[data], offset)
+    }
+}
