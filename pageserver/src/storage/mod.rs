@@ -2,7 +2,7 @@
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
 //! [`sim_disk`]), [`format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
-//! [`check`].
+//! [`check`]; [`property`] is for fuzzing.
 
 pub mod catalog;
 pub mod check;
@@ -12,6 +12,7 @@ pub mod index;
 pub mod lane_files;
 pub mod log;
 pub mod page;
+pub mod property;
 pub mod recovery;
 pub mod sim_disk;
 pub mod store;
