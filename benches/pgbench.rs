@@ -89,7 +89,9 @@ impl Native {
         assert!(initdb.args(["-A", "trust"]).status().expect("run initdb").success());
         let mut postgres = as_user("postgres");
         postgres.arg("-D").arg(&data).arg("-k").arg(&data).args(["-c", "listen_addresses="]);
-        SETTINGS.iter().for_each(|setting| drop(postgres.args(["-c", setting])));
+        for setting in SETTINGS {
+            postgres.args(["-c", setting]);
+        }
         let child = postgres.spawn().expect("start postgres");
         let deadline = Instant::now() + Duration::from_secs(30);
         while !data.join(".s.PGSQL.5432").exists() {

@@ -26,6 +26,9 @@ const MAX_SPARES: usize = 8;
 
 const SPARE_PREFIX: &str = "spare.";
 
+/// What is there at the start: each timeline's files with their lengths.
+pub type FilesFound = HashMap<TimelineId, Vec<(LaneFileId, u64)>>;
+
 /// Creates, opens and recycles lane files.
 pub struct LaneFiles {
     disk: Arc<dyn Disk>,
@@ -61,12 +64,9 @@ fn parse_file_name(name: &str) -> Option<LaneFileId> {
 
 impl LaneFiles {
     /// The lane files of the store with this number, and what is there: each timeline's files with their lengths.
-    pub fn open(
-        disk: Arc<dyn Disk>,
-        store: u64,
-    ) -> Result<(Self, HashMap<TimelineId, Vec<(LaneFileId, u64)>>)> {
+    pub fn open(disk: Arc<dyn Disk>, store: u64) -> Result<(Self, FilesFound)> {
         let (mut spares, mut next_spare) = (Vec::new(), 0);
-        let mut found: HashMap<TimelineId, Vec<(LaneFileId, u64)>> = HashMap::new();
+        let mut found = FilesFound::new();
         let listed = disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
         for (name, length) in listed {
             if let Some(number) = name.strip_prefix(SPARE_PREFIX) {

@@ -182,7 +182,9 @@ impl Replay<'_, '_> {
 
     /// Hands on the records that are known to be synced.
     fn release(&mut self) -> Result<()> {
-        while let Some((found, file)) = self.pending.pop_front_if(|(f, _)| f.header.position <= self.durable)
+        while let Some((found, _)) = self.pending.front()
+            && found.header.position <= self.durable
+            && let Some((found, file)) = self.pending.pop_front()
         {
             (self.visit)(&found, &file)?;
         }
