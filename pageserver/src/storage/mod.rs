@@ -1,7 +1,7 @@
 //! The page store: keeps histories of data directories in layered copy-on-write logs.
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
-//! [`sim_disk`]), [`format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
+//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
 //! [`check`]; [`property`] is for fuzzing.
 
 pub mod catalog;
