@@ -249,7 +249,7 @@ finish_running() {
 The server is running (process $pid, log in $dir/log).
 
 Connect to main with any Postgres client:
-  psql '${url/"%40main"/}@main'
+  psql '$url'
 
 Make branches of it:
   export COPPICE_TOKEN_FILE=$COPPICE_TOKEN_FILE${api_line}
