@@ -5,6 +5,8 @@
 # Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts it when Postgres
 # is installed; here it is told not to, since Coppice makes its own.
 set -euo pipefail
+# Where rustup puts cargo, for shells that do not know it yet.
+export PATH="$PATH:$HOME/.cargo/bin"
 
 has() { command -v "$1" >/dev/null 2>&1; }
 has_postgres() { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
@@ -20,6 +22,8 @@ has make || missing+=(make)
 has cc || missing+=(gcc)
 { has cc && has_libc_headers; } || missing+=(libc6-dev)
 has fusermount3 || missing+=(fuse3)
+# The tests send signals with the program, not with the shell's own command.
+type -P kill >/dev/null || missing+=(procps)
 has psql || missing+=(postgresql-client)
 # Last, as it is installed in its own way.
 has_postgres || missing+=(postgresql)
@@ -37,8 +41,8 @@ apt_install() {
 }
 
 # Installs Postgres without a cluster of its own; the setting that does it is put back as it was.
+settings=/etc/postgresql-common/createcluster.conf
 install_postgres() {
-    local settings=/etc/postgresql-common/createcluster.conf
     apt_install postgresql-common
     "${as_root[@]}" cp -p "$settings" "$settings.before"
     echo 'create_main_cluster = false' | "${as_root[@]}" tee -a "$settings" >/dev/null
