@@ -8,7 +8,7 @@ use clap_complete::Shell;
 /// How `--help` ends.
 const AFTER_HELP: &str = "\
 Environment:
-  COPPICE_API         address of the server (default http://127.0.0.1:8432)
+  COPPICE_API         URL of the server's HTTP API (default http://127.0.0.1:8432)
   COPPICE_TOKEN       the server's API token
   COPPICE_TOKEN_FILE  file that holds it: the server's DATA/api-token
   COPPICE_IMPORT_URL  source of `import`, so that its password is on no command line
@@ -30,12 +30,12 @@ Exit codes:
 #[command(name = "branchctl", version, after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// How to print the answer; `json` is the API's own JSON
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     pub(crate) output: Format,
-    /// Address of the server
+    /// URL of the server's HTTP API
     #[arg(long, global = true, value_name = "URL", env = "COPPICE_API", default_value = api::client::DEFAULT_API)]
     pub(crate) api: String,
-    /// File that holds the API token
+    /// File that holds the API token: `api-token` in the server's data directory
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     #[command(subcommand)]
@@ -122,11 +122,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Run psql on a branch
+    /// Run psql on a branch; the arguments behind `--` go to psql
     Psql {
         #[command(flatten)]
         target: Target,
-        /// Arguments for psql
+        /// Arguments for psql, such as -c 'select 1'
         #[arg(last = true)]
         args: Vec<String>,
     },
@@ -156,11 +156,11 @@ pub(crate) enum Command {
 pub(crate) struct Target {
     /// Name of the branch
     pub(crate) name: String,
-    /// Database [default: the server's choice]
-    #[arg(long, short)]
+    /// Database [default: app]
+    #[arg(long, short, value_name = "NAME")]
     pub(crate) database: Option<String>,
-    /// Role [default: the server's choice]
-    #[arg(long, short)]
+    /// Role; the URL has the password only of one whose password the server set [default: postgres]
+    #[arg(long, short, value_name = "NAME")]
     pub(crate) role: Option<String>,
 }
 

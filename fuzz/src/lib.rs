@@ -56,11 +56,7 @@ fn search(name: &str, property: fn(&[u8]), time: Duration, seed: u64) -> Result<
     let mut random = Random::new(seed);
     let end = Instant::now() + time;
     let mut tried = 0;
-    println!(
-        "{name}: seed {seed}, {} kept inputs, {} seconds",
-        corpus.len(),
-        time.as_secs()
-    );
+    println!("{name}: seed {seed}, {} kept inputs, {} seconds", corpus.len(), time.as_secs());
     let originals = corpus.iter().cloned();
     let mutants = std::iter::from_fn(|| {
         tried += 1;

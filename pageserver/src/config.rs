@@ -14,7 +14,7 @@ pub const MAX_RUN_DIRECTORY_BYTES: usize = 76;
 /// What `pageserver serve` is told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Directory that holds everything; made at the first start.
+    /// Directory on a local file system that holds everything; made at the first start.
     #[arg(long, env = "COPPICE_DATA", value_name = "DIR")]
     pub data: PathBuf,
 
@@ -55,7 +55,8 @@ pub struct Config {
     #[arg(long, env = "COPPICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
 
-    /// Domain whose sub-domains are branches: with db.example.com, feature-x.db.example.com is branch feature-x.
+    /// Domain whose sub-domains are branches: with db.example.com, feature-x.db.example.com is branch feature-x; if left
+    /// out, the first label of any host name with a dot may be one.
     #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
     pub domain: Option<String>,
 }

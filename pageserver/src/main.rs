@@ -5,6 +5,7 @@ use pageserver::config::Config;
 use pageserver::error::{Error, Result};
 use pageserver::server;
 use pageserver::storage::check;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,7 +26,7 @@ struct Flags {
 enum Command {
     /// Runs the server until SIGTERM or SIGINT.
     Serve(Box<Config>),
-    /// Verifies the store of a stopped server: every record and page. Exits with 1 and a line for each fault.
+    /// Verifies the store of a stopped server, every record and page, and prints a line for each fault.
     Check {
         /// The server's data directory.
         #[arg(long, env = "COPPICE_DATA", value_name = "DIR")]
@@ -42,13 +43,20 @@ Then, on the same machine:
   branchctl create feature/login
   branchctl psql feature/login
 
-Exit codes: 0 stopped cleanly or no fault found, 1 could not start, run or stop, or a fault was found, 2 wrong usage.
+Exit codes:
+  0  stopped cleanly; no fault found
+  1  could not start, run or stop; a fault was found
+  2  wrong arguments
+
 Logs go to stderr; RUST_LOG sets their level, such as RUST_LOG=debug.";
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,fuser=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colour codes would stand between the words of a log file. NO_COLOR turns them off on a terminal too.
+    let colour =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     let outcome = match flags.command {
         Command::Serve(config) => serve(*config).map(|()| ExitCode::SUCCESS),
         Command::Check { data } => run_check(&data),

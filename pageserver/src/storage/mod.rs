@@ -1,8 +1,8 @@
 //! The page store: keeps histories of data directories in layered copy-on-write logs.
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
-//! [`sim_disk`]), [`format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
-//! [`check`].
+//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
+//! [`check`]; [`property`] is for fuzzing.
 
 pub mod catalog;
 mod catalog_file;
@@ -13,6 +13,7 @@ pub mod index;
 pub mod lane_files;
 pub mod log;
 pub mod page;
+pub mod property;
 pub mod recovery;
 pub mod sim_disk;
 pub mod store;

@@ -1,0 +1,30 @@
+# make demo         build, load a real database, branch it, break the branch, reset it; leaves the server running
+# make demo ONCE=1  the same, but stops at the end and leaves nothing; fails if any step did not do what it says
+# make stop         stop the server that `make demo` left running
+# make test         everything that CI runs: formatting, lints, docs, all tests, fuzzing
+# make bench        latency and throughput against native Postgres
+# make setup        install what is missing (Debian, Ubuntu); the other targets do it by themselves
+
+.PHONY: demo stop test bench setup
+.DEFAULT_GOAL := test
+# Where rustup puts cargo, for shells that do not know it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+setup:
+	@tests/scripts/setup.sh --lints
+
+demo:
+	@tests/scripts/setup.sh
+	@cargo build --release --quiet --workspace --bins
+	@tests/scripts/demo.sh $(if $(filter-out 0,$(ONCE)),--once)
+
+stop:
+	@tests/scripts/demo.sh --stop
+
+test: setup
+	@tests/scripts/check.sh
+
+bench: setup
+	cargo build --release --workspace
+	cargo bench --bench latency
+	cargo bench --bench pgbench

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# All checks, in the order of their cost; stops at the first that fails. FUZZ_SECONDS sets the time of each fuzz target.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+# The fuzz targets are a workspace of their own; with one target directory nothing is built twice.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+export CARGO_TERM_PROGRESS_WHEN=never
+fuzz=(--manifest-path fuzz/Cargo.toml)
+
+stage() {
+    local name=$1 began=$EPOCHREALTIME
+    shift
+    printf '==> %s\n' "$name"
+    "$@" || {
+        printf '==> %s: FAILED (%s)\n' "$name" "$*" >&2
+        exit 1
+    }
+    local us=$((${EPOCHREALTIME/./} - ${began/./}))
+    printf '==> %s: ok, %d.%d s\n' "$name" $((us / 1000000)) $((us / 100000 % 10))
+}
+
+format() { cargo fmt --all --check && cargo fmt "${fuzz[@]}" --check; }
+lint() {
+    cargo clippy --workspace --all-targets -- -D warnings && cargo clippy "${fuzz[@]}" --all-targets -- -D warnings
+}
+document() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps; }
+fuzz_all() {
+    local target
+    for target in fuzz/src/bin/*.rs; do
+        cargo run --quiet "${fuzz[@]}" --bin "$(basename "$target" .rs)" -- "${FUZZ_SECONDS:-5}" || return 1
+    done
+}
+
+stage 'format' format
+stage 'clippy' lint
+stage 'rustdoc' document
+# Tests start the programs of target/debug.
+stage 'build' cargo build --workspace
+stage 'tests' cargo test --workspace
+stage 'fuzz' fuzz_all
+echo '==> all checks passed'
