@@ -214,6 +214,7 @@ delete_branch() {
 
 stop_and_wait() {
     kill -TERM "$pid"
+    await 600 ended || return 1
     wait "$pid"
 }
 

@@ -125,9 +125,25 @@ impl Mount {
     /// Unmounts. No process may use the mount any more.
     pub fn unmount(&self) -> Result<()> {
         let Some(session) = lock(&self.session).take() else { return Ok(()) };
+        if !nix::unistd::geteuid().is_root() {
+            unmount_as_user(&self.mountpoint)?;
+        }
         let failed = |e| Error::io(format!("unmount {}", self.mountpoint.display()), &e);
         session.umount_and_join().map_err(failed)
     }
+}
+
+/// Unmounts through `fusermount3`, as users have to. The session would do the same, but not look whether it worked, and
+/// then wait for ever.
+fn unmount_as_user(mountpoint: &Path) -> Result<()> {
+    let output = Command::new("fusermount3").arg("-u").arg("--").arg(mountpoint).output();
+    let output = output.map_err(|e| Error::io("run fusermount3", &e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let detail = format!("cannot unmount {}: {}", mountpoint.display(), said.trim());
+    Err(Error::unavailable("unmount_failed", detail))
 }
 
 fn into_error(error: crate::fs::tree::TreeError) -> Error {
