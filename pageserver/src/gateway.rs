@@ -27,7 +27,10 @@ fn refuse(error: Error) -> Refusal {
         _ => refusal::CANNOT_CONNECT_NOW,
     };
     match error.detail.split_once("; ") {
-        Some((message, hint)) => Refusal::new(sqlstate, message).with_hint(hint),
-        None => Refusal::new(sqlstate, error.detail),
+        // Of other kinds the detail may quote Postgres, whose lines stay together.
+        Some((message, hint)) if error.kind == Kind::NotFound => {
+            Refusal::new(sqlstate, message).with_hint(hint)
+        }
+        _ => Refusal::new(sqlstate, error.detail),
     }
 }

@@ -16,10 +16,11 @@ pub const SOCKET_FILE: &str = ".s.PGSQL.5432";
 pub const PID_FILE: &str = "postgres.pid";
 
 /// Every connection gives a password of the branch's own roles. All of them come through a Unix socket from the same
-/// process (the proxy), so a rule by operating-system user would let every client in.
+/// process (the proxy), so a rule by operating-system user would let every client in. For a role with a SCRAM secret,
+/// `md5` means SCRAM; it lets in the roles of an imported cluster that have only an MD5 one (PostgreSQL manual, 21.5).
 const HBA: &str = "# Written by the Coppice server at every start; changes are lost.\n\
-                   local all all scram-sha-256\n\
-                   local replication all scram-sha-256\n";
+                   local all all md5\n\
+                   local replication all md5\n";
 const IDENT: &str = "# Written by the Coppice server at every start; changes are lost.\n";
 /// For clusters that keep their configuration elsewhere (Debian in /etc); Postgres does not start without the file.
 const CONFIG: &str = "# Used where the data directory has no postgresql.conf; ALTER SYSTEM works as usual.\n";

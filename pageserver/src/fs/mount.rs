@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// Threads that serve the kernel's requests; some of them may be syncing.
-const THREADS: usize = MAX_INLINE + 4;
+const THREADS: usize = MAX_INLINE + 2;
 /// Dead mounts on top of one another that are removed before something else must be wrong.
 const MAX_STALE: usize = 16;
 
@@ -129,7 +129,11 @@ impl Mount {
             unmount_as_user(&self.mountpoint)?;
         }
         let failed = |e| Error::io(format!("unmount {}", self.mountpoint.display()), &e);
-        session.umount_and_join().map_err(failed)
+        session.umount_and_join().map_err(failed)?;
+        // A latched timeline takes no more changes, and has said so.
+        let trees = read(&self.roots);
+        let healthy = trees.values().filter(|tree| tree.timeline().latched().is_none());
+        healthy.map(|tree| tree.put_all_times()).fold(Ok(()), Result::and)
     }
 }
 

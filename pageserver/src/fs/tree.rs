@@ -409,20 +409,29 @@ impl Tree {
     pub fn sync(&self, inode: u64, data_only: bool, done: Done) {
         let lane = lane_of(inode);
         let times = if data_only { None } else { lock(&self.times).remove(&inode) };
-        if let Some((modified_ns, changed_ns)) = times {
-            let committed = self.timeline.commit(lane, |commit| -> crate::error::Result<()> {
-                // A removed file has no times to keep.
-                if let Some(attributes) = commit.attributes(inode) {
-                    let attributes = Attributes { modified_ns, changed_ns, ..attributes };
-                    commit.push(Change::Attributes { inode, attributes });
-                }
-                Ok(())
-            });
-            if let Err(error) = committed {
-                return done(Err(error));
-            }
+        if let Some(times) = times
+            && let Err(error) = self.put_times(inode, times)
+        {
+            return done(Err(error));
         }
         self.timeline.sync(lane, done);
+    }
+
+    fn put_times(&self, inode: u64, (modified_ns, changed_ns): (i64, i64)) -> crate::error::Result<()> {
+        self.timeline.commit(lane_of(inode), |commit| {
+            // A removed file has no times to keep.
+            if let Some(attributes) = commit.attributes(inode) {
+                let attributes = Attributes { modified_ns, changed_ns, ..attributes };
+                commit.push(Change::Attributes { inode, attributes });
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts all times that the kernel reported into the log, before a clean stop.
+    pub fn put_all_times(&self) -> crate::error::Result<()> {
+        let all = std::mem::take(&mut *lock(&self.times));
+        all.into_iter().try_for_each(|(inode, times)| self.put_times(inode, times))
     }
 
     /// Ends an inode without a name that the kernel has forgotten.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, mpsc};
 const THREADS: usize = 4;
 /// Callers that may sync on their own thread at once. Waking another thread costs as much as the sync of a commit
 /// itself, so a lone commit does without; the limit keeps threads free for the file system when many sync.
-pub const MAX_INLINE: usize = 4;
+pub const MAX_INLINE: usize = 2;
 
 /// Called once with the outcome of a sync, on any thread.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
