@@ -278,10 +278,7 @@ impl Branches {
         let (supervisor, mount, store) =
             (Arc::clone(&self.supervisor), Arc::clone(&self.mount), Arc::clone(&self.store));
         tokio::spawn(async move {
-            if let Err(error) = supervisor.suspend(timeline).await {
-                tracing::warn!(%timeline, %error, "the Postgres of a dropped timeline did not stop cleanly");
-            }
-            supervisor.forget(timeline);
+            supervisor.drop_timeline(timeline).await;
             let tidy = move || {
                 mount.detach(timeline);
                 freed.iter().for_each(|id| mount.detach(*id));
@@ -380,11 +377,18 @@ impl Branches {
 
     /// Wakes a branch and keeps it awake as long as the lease lives.
     pub async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease> {
-        let timeline = TimelineId(self.record(name)?.timeline);
-        self.supervisor.wake(timeline).await.map_err(|error| Error {
-            detail: format!("branch \"{name}\" did not start: {}", error.detail),
-            ..error
-        })
+        loop {
+            let timeline = self.record(name)?.timeline;
+            match self.supervisor.wake(TimelineId(timeline)).await {
+                // A reset came between: the name leads elsewhere now.
+                _ if self.record(name)?.timeline != timeline => {}
+                Ok(lease) => return Ok(lease),
+                Err(error) => {
+                    let detail = format!("branch \"{name}\" did not start: {}", error.detail);
+                    return Err(Error { detail, ..error });
+                }
+            }
+        }
     }
 
     /// The URL of a database of a branch, with the password if the server set it.

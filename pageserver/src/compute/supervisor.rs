@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::page::TimelineId;
 use api::types::ComputeState;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -85,6 +85,9 @@ pub struct ComputeStatus {
     pub socket: Option<PathBuf>,
 }
 
+/// Code of the error for a timeline that no name leads to any more.
+pub const DROPPED: &str = "timeline_dropped";
+
 /// Runs the computes of all timelines.
 pub struct Supervisor {
     config: ComputeConfig,
@@ -92,6 +95,8 @@ pub struct Supervisor {
     managed: ManagedFiles,
     records: Records,
     slots: Mutex<HashMap<TimelineId, Arc<Slot>>>,
+    /// Timelines that no name leads to any more.
+    dropped: Mutex<HashSet<TimelineId>>,
     starts: Semaphore,
     /// True once the server shuts down: no start any more, and those under way end.
     closing: watch::Sender<bool>,
@@ -122,6 +127,7 @@ impl Supervisor {
             managed,
             records,
             slots: Mutex::default(),
+            dropped: Mutex::default(),
             closing: watch::Sender::new(false),
         }))
     }
@@ -142,6 +148,17 @@ impl Supervisor {
                 Entry::Retired => tokio::task::yield_now().await,
             }
         }
+    }
+
+    /// Stops the timeline's Postgres for good: whoever waits for it to start or to stop is refused with
+    /// `timeline_dropped`, so that nobody commits where no name leads.
+    pub async fn drop_timeline(&self, timeline: TimelineId) {
+        lock(&self.dropped).insert(timeline);
+        let slot = lock(&self.slots).get(&timeline).cloned();
+        if let Some(slot) = slot {
+            stop(&slot).await;
+        }
+        self.retire(timeline, true);
     }
 
     /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under way.
@@ -201,6 +218,10 @@ impl Supervisor {
         let mut slots = lock(&self.slots);
         if *self.closing.borrow() {
             return Err(shutting_down());
+        }
+        if lock(&self.dropped).contains(&timeline) {
+            let detail = format!("timeline {timeline} was dropped by a reset or deletion; connect again");
+            return Err(Error::unavailable(DROPPED, detail));
         }
         let slot = slots.entry(timeline).or_insert_with(|| Arc::new(Slot::new(timeline)));
         Ok(slot.clone())

@@ -34,7 +34,8 @@ pub struct Mount {
     mountpoint: PathBuf,
     roots: Roots,
     session: Mutex<Option<BackgroundSession>>,
-    attached: Mutex<HashMap<TimelineId, Attached>>,
+    /// A lock for each, as opening one timeline may take long.
+    attached: Mutex<HashMap<TimelineId, Arc<Mutex<Attached>>>>,
     /// Owner of new data directories.
     owner: (u32, u32),
 }
@@ -77,8 +78,8 @@ impl Mount {
 
     /// Makes a timeline reachable; returns its directory. One that was latched is opened anew.
     pub fn attach(&self, id: TimelineId) -> Result<PathBuf> {
-        let mut attached = lock(&self.attached);
-        let entry = attached.entry(id).or_default();
+        let entry = Arc::clone(lock(&self.attached).entry(id).or_default());
+        let mut entry = lock(&entry);
         let healthy = |name: &String| {
             read(&self.roots).get(name).is_some_and(|tree| tree.timeline().latched().is_none())
         };
@@ -110,7 +111,7 @@ impl Mount {
     /// Makes a timeline unreachable and lets the kernel forget it.
     pub fn detach(&self, id: TimelineId) {
         let entry = lock(&self.attached).remove(&id);
-        if let Some(name) = entry.and_then(|entry| entry.name) {
+        if let Some(name) = entry.and_then(|entry| lock(&entry).name.take()) {
             self.hide(&name);
         }
     }

@@ -7,7 +7,7 @@
 use crate::error::{Error, Kind};
 use crate::locks::lock;
 use crate::storage::format::{
-    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, TO_END,
+    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS, TO_END,
 };
 use crate::storage::index::Target;
 use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
@@ -24,6 +24,8 @@ const PAGE: u64 = PAGE_BYTES as u64;
 /// Longest file: as many blocks as a block number counts, the last one kept free for "to the end".
 const MAX_FILE_BYTES: u64 = (u32::MAX as u64 - 1) * PAGE;
 
+/// Most bytes that one call may turn into a hole.
+const MAX_PUNCH_BYTES: u64 = MAX_ZEROS as u64 * PAGE;
 /// Deepest directory that may hold a symbolic link.
 const MAX_DEPTH: usize = 64;
 
@@ -340,6 +342,14 @@ impl Tree {
 
     /// Writes `data` at `offset`.
     pub fn write(&self, inode: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let written = self.write_pieces(inode, offset, data);
+        written.map_err(|error| match error {
+            TreeError::Store(error) => TreeError::Store(self.timeline.latch_failed_write(error)),
+            errno => errno,
+        })
+    }
+
+    fn write_pieces(&self, inode: u64, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset + data.len() as u64;
         if end > MAX_FILE_BYTES {
             return Err(Errno::EFBIG.into());
@@ -385,6 +395,10 @@ impl Tree {
     pub fn punch(&self, inode: u64, offset: u64, length: u64) -> Result<()> {
         let size = self.attributes(inode)?.size;
         let end = offset.saturating_add(length).min(size);
+        // The index keeps an entry for each block, so the length is bounded: Postgres's files are no longer.
+        if end.saturating_sub(offset) > MAX_PUNCH_BYTES {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
         let zeros = [0; PAGE_BYTES];
         let mut at = offset;
         while at < end {

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
 
-const CATALOG_FILE: &str = "catalog";
+pub(super) const CATALOG_FILE: &str = "catalog";
 /// Version of the values, kept under `format`.
 const CATALOG_FORMAT: u64 = 1;
 /// The pages are few and the operating system caches them.

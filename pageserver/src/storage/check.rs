@@ -1,10 +1,10 @@
 //! Verification of a store that no server uses: every record, every page, and what the catalog says of them.
 
-use crate::error::Result;
-use crate::storage::catalog::Catalog;
+use crate::error::{Error, Result};
+use crate::storage::catalog::{CATALOG_FILE, Catalog};
 use crate::storage::disk::Disk;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
-use crate::storage::lane_files::LaneFiles;
+use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
 use crate::storage::page::{PAGE_BYTES, TimelineId};
 use crate::storage::recovery::{self, Found};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ pub struct Report {
 
 /// Reads all of the store on `disk`.
 pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
+    require_catalog(disk)?;
     let catalog = Catalog::open(disk, 0)?;
     let (lane_files, mut found) = LaneFiles::open(Arc::clone(disk), catalog.store())?;
     let mut report = Report::default();
@@ -39,6 +40,19 @@ pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
     Ok(report)
 }
 
+/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and recycle them.
+pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
+    let list = |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
+    let catalog = list("")?.iter().any(|(name, length)| name == CATALOG_FILE && *length > 0);
+    let lanes = list(LANES_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(SPARE_PREFIX));
+    if catalog || !lanes {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "the store has lane files but no catalog: restore the file {CATALOG_FILE} from a backup of the store"
+    )))
+}
+
 fn check_timeline(
     catalog: &Catalog,
     lane_files: &LaneFiles,
@@ -49,7 +63,7 @@ fn check_timeline(
     for lane in LaneKind::ALL {
         let files: Vec<LaneFileId> = files.iter().filter(|file| file.lane == lane).copied().collect();
         let synced = catalog.forks(id).iter().map(|fork| fork.synced[lane as usize]).max().unwrap_or(0);
-        let outcome = recovery::inspect(lane_files, &files, synced, &mut |found, file| {
+        let outcome = recovery::inspect(lane_files, (id, lane), &files, synced, &mut |found, file| {
             report.records += 1;
             let name = LaneFiles::describe(LaneFileId { timeline: id, lane, sequence: found.sequence });
             let mut page = vec![0; PAGE_BYTES];

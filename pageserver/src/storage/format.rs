@@ -21,6 +21,8 @@ pub const MAX_PAGES: usize = 512;
 pub const MAX_NAME_BYTES: usize = 255;
 /// Longest symbolic link target.
 pub const MAX_TARGET_BYTES: usize = 4095;
+/// Most blocks that a change turns to zeros, unless it means all to the end: 1 GiB.
+pub const MAX_ZEROS: u32 = 1 << 17;
 /// A count of blocks that means "to the end of the file, however long it was".
 pub const TO_END: u32 = u32::MAX;
 
@@ -340,7 +342,13 @@ fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
             let crcs = (0..count).map(|_| reader.u32()).collect::<Option<Vec<u32>>>()?;
             Change::Pages { inode, block, crcs }
         }
-        2 => Change::Zeros { inode: reader.u64()?, block: reader.u32()?, count: reader.u32()? },
+        2 => {
+            let (inode, block, count) = (reader.u64()?, reader.u32()?, reader.u32()?);
+            if count > MAX_ZEROS && count != TO_END {
+                return None;
+            }
+            Change::Zeros { inode, block, count }
+        }
         3 => Change::Attributes { inode: reader.u64()?, attributes: decode_attributes(reader)? },
         4 => Change::Size { inode: reader.u64()?, size: reader.u64()?, modified_ns: reader.i64()? },
         5 => Change::Gone { inode: reader.u64()? },

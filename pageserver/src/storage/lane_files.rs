@@ -24,7 +24,7 @@ const SPARES: usize = 3;
 /// Spare files above this number are removed rather than kept.
 const MAX_SPARES: usize = 8;
 
-const SPARE_PREFIX: &str = "spare.";
+pub(super) const SPARE_PREFIX: &str = "spare.";
 
 /// Each timeline's files with their lengths.
 pub type FilesByTimeline = HashMap<TimelineId, Vec<(LaneFileId, u64)>>;
@@ -109,6 +109,12 @@ impl LaneFiles {
     /// Makes a lane file: a spare one if there is one and the lane wants it, else an empty one.
     pub fn create_file(&self, id: LaneFileId) -> Result<Arc<dyn DiskFile>> {
         let name = Self::describe(id);
+        // A rename would replace a file that its lane did not know of.
+        if self.disk.open(&name).is_ok() {
+            return Err(Error::corrupt(format!(
+                "{name} is there already: the lane does not know its own file"
+            )));
+        }
         let spare = match id.lane {
             LaneKind::Wal => self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop(),
             LaneKind::Data => None,
@@ -118,6 +124,13 @@ impl LaneFiles {
             None => self.disk.create(&name),
         };
         made.map_err(|e| Error::io(format!("create {name}"), &e))
+    }
+
+    /// The files of one timeline with their lengths, as the disk has them.
+    pub fn files_of(&self, timeline: TimelineId) -> Result<Vec<(LaneFileId, u64)>> {
+        let listed = self.disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
+        let parsed = listed.into_iter().filter_map(|(name, length)| Some((parse_file_name(&name)?, length)));
+        Ok(parsed.filter(|(id, _)| id.timeline == timeline).collect())
     }
 
     /// Removes a file that holds nothing.

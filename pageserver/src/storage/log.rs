@@ -168,8 +168,11 @@ impl Log {
         let file = self.lane_files.create_file(id)?;
         let store = self.lane_files.store();
         let header = format::encode_file_header(store, id);
-        let written = file.write_all_at(&[&header], 0);
-        written.map_err(|e| Error::io(format!("begin {}", LaneFiles::describe(id)), &e))?;
+        if let Err(error) = file.write_all_at(&[&header], 0) {
+            // The timeline is latched now; its next opening must not find half a file of it in the way.
+            let _ = self.lane_files.remove(id);
+            return Err(Error::io(format!("begin {}", LaneFiles::describe(id)), &error));
+        }
         if let Some(old) = self.tail.take()
             && self.tail_unsynced
         {

@@ -110,11 +110,18 @@ impl Scanner {
         Ok(checks.then(|| (header, head[format::RECORD_HEADER_BYTES..].to_vec())))
     }
 
+    /// What the window holds from `offset` on, at least a record's header; reads on if it holds less.
+    fn held_from(&mut self, offset: u64) -> Result<&[u8]> {
+        self.bytes(offset, format::RECORD_HEADER_BYTES)?;
+        let start = usize::try_from(offset - self.window_start).unwrap_or(0);
+        Ok(&self.window[start..])
+    }
+
     /// The newest position that any record from `offset` on claims was synced, of records newer than `last`.
     fn claim_beyond(&mut self, mut offset: u64, last: Position) -> Result<Position> {
         let mut claim = 0;
         while offset + (format::RECORD_HEADER_BYTES as u64) <= self.length {
-            let chunk = self.bytes(offset, WINDOW_BYTES)?;
+            let chunk = self.held_from(offset)?;
             let starts = (0..chunk.len()).step_by(format::RECORD_ALIGNMENT);
             let magic = starts.clone().find(|at| chunk[*at..].starts_with(&format::RECORD_MAGIC));
             let Some(at) = magic else {
@@ -127,6 +134,7 @@ impl Scanner {
             {
                 claim = claim.max(header.durable);
             }
+            // What is searched next is mostly in the window already.
             offset += format::RECORD_ALIGNMENT as u64;
         }
         Ok(claim)
@@ -203,7 +211,7 @@ impl Replay<'_, '_> {
     }
 
     /// Refuses a lane that ends before what is known to have been synced.
-    fn refuse_loss(&self, ids: &[LaneFileId]) -> Result<()> {
+    fn refuse_loss(&self, (timeline, lane): (TimelineId, LaneKind), ids: &[LaneFileId]) -> Result<()> {
         let mut synced = self.durable;
         for id in ids.iter().filter(|id| id.sequence >= self.end.sequence) {
             let (mut scanner, _) = Scanner::open_any(self.lane_files, *id)?;
@@ -214,7 +222,7 @@ impl Replay<'_, '_> {
         if synced <= self.end.last {
             return Ok(());
         }
-        let id = LaneFileId { sequence: self.end.sequence, ..ids[0] };
+        let id = LaneFileId { timeline, lane, sequence: self.end.sequence };
         Err(Error::corrupt(format!(
             "{} is damaged at offset {}: the log ends at position {} there, but was synced up to {synced}; \
              restore the file from a backup of the store",
@@ -244,6 +252,7 @@ pub fn first_bad_page(found: &Found, file: &dyn DiskFile) -> Result<Option<usize
 
 fn replay(
     lane_files: &LaneFiles,
+    lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
     required: Position,
     visit: &mut Visit<'_>,
@@ -257,20 +266,19 @@ fn replay(
         }
     }
     replay.finish()?;
-    if !ids.is_empty() || required > 0 {
-        replay.refuse_loss(ids)?;
-    }
+    replay.refuse_loss(lane, ids)?;
     Ok(replay.end)
 }
 
 /// Reads a lane without changing anything on disk.
 pub fn inspect(
     lane_files: &LaneFiles,
+    lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
     required: Position,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
-    replay(lane_files, ids, required, visit).map(|_| ())
+    replay(lane_files, lane, ids, required, visit).map(|_| ())
 }
 
 /// Replays the files `ids` of a lane, sorted, into `visit`, drops the lost tail of a crash, and returns the log,
@@ -287,7 +295,7 @@ pub fn recover(
     if ids.is_empty() && required == 0 {
         return Ok(log);
     }
-    let end = replay(lane_files, ids, required, visit)?;
+    let end = replay(lane_files, (timeline, lane), ids, required, visit)?;
     for id in ids {
         if id.sequence <= end.sequence && end.last > 0 {
             log.files.insert(id.sequence, lane_files.open_file(*id)?);
@@ -297,10 +305,12 @@ pub fn recover(
         }
     }
     log.last = end.last;
+    // What was read may so far be only in the cache, in any of the files; whoever reads it from now on may rely on it.
+    for file in log.files.values() {
+        file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;
+    }
     if let Some(file) = log.files.get(&end.sequence) {
         let salt = format::salt(lane_files.store(), log.id(end.sequence));
-        // What was read may so far be only in the cache; whoever reads it from now on may rely on it.
-        file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;
         log.tail = Some(Tail { sequence: end.sequence, file: Arc::clone(file), salt, offset: end.offset });
     }
     lane_files.sync_directory()?;

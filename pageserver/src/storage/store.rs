@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, TimelineRecord, Update};
+use crate::storage::check::require_catalog;
 use crate::storage::disk::Disk;
 use crate::storage::format::{LaneFileId, LaneKind};
 use crate::storage::index::Retained;
@@ -42,6 +43,7 @@ pub struct Store {
 impl Store {
     /// Opens or makes the store on `disk`, and frees what a crash left half done. `new_store` numbers a new one.
     pub fn open(disk: Arc<dyn Disk>, new_store: u64) -> Result<Self> {
+        require_catalog(&disk)?;
         let catalog = Catalog::open(&disk, new_store)?;
         if catalog.run() >= MAX_RUNS {
             return Err(Error::unavailable(
@@ -181,8 +183,12 @@ impl Store {
         }
         let began = std::time::Instant::now();
         let files = slot.files.iter().map(|(file, _)| *file).collect();
-        let timeline =
-            Timeline::open(self.shared.clone(), Opening { id, ancestor, retained, required, files })?;
+        let opened = Timeline::open(self.shared.clone(), Opening { id, ancestor, retained, required, files });
+        if opened.is_err() {
+            // One lane may have dropped its lost tail before the other one failed.
+            slot.files = self.shared.lane_files.files_of(id)?;
+        }
+        let timeline = opened?;
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(timeline = %id, files = slot.files.len(), duration_ms, "timeline opened");
         slot.timeline = Some(Arc::clone(&timeline));
@@ -193,9 +199,11 @@ impl Store {
     pub fn reopen_if_latched(&self, id: TimelineId) -> Result<()> {
         let slot = self.slot(id)?;
         let mut slot = lock(&slot);
-        if let Some(timeline) = slot.timeline.take_if(|timeline| timeline.latched().is_some()) {
+        if let Some(timeline) = slot.timeline.as_ref().filter(|timeline| timeline.latched().is_some()) {
             timeline.drop_cache()?;
-            slot.files = timeline.files();
+            // As the disk has them: what failed may have been the beginning of a file.
+            slot.files = self.shared.lane_files.files_of(id)?;
+            slot.timeline = None;
         }
         Ok(())
     }

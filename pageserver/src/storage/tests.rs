@@ -113,7 +113,7 @@ fn a_log_cut_at_every_byte_gives_a_prefix() {
     for cut in 0..=log.len() {
         alone.alter(name, |bytes| *bytes = log[..cut].to_vec());
         let mut positions = Vec::new();
-        recovery::inspect(&lane_files, &ids, 0, &mut |found, file| {
+        recovery::inspect(&lane_files, (id, LaneKind::Data), &ids, 0, &mut |found, file| {
             assert_eq!(recovery::first_bad_page(found, &**file)?, None, "cut at {cut}: a torn page counts");
             positions.push(found.header.position);
             Ok(())
@@ -371,4 +371,70 @@ fn a_lane_goes_on_in_further_files() {
         let (buffer, range) = main.read(inode, nth << 20, 1 << 20).unwrap();
         assert!(buffer[range] == megabyte[..], "megabyte {nth}");
     }
+}
+
+#[test]
+fn what_a_restart_read_survives_a_power_loss_after_it() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    sync(&main, inode).unwrap();
+    // The lane goes on in a second file while the first has bytes that no sync has reached.
+    let megabyte = vec![7; 1 << 20];
+    for nth in 0..66 {
+        main.write(inode, (nth % 3) << 20, &megabyte).unwrap();
+        if nth == 60 {
+            store.timeline(id).unwrap().sync_and_wait().unwrap();
+        }
+    }
+    assert_eq!(disk.list("lanes").unwrap().len(), 2);
+    // The server is killed: what it wrote is in the cache, and not all of it on the medium.
+    drop((main, store));
+    let store = open(&disk).unwrap();
+    let main = tree(&store, id);
+    main.write(inode, 0, b"committed").unwrap();
+    sync(&main, inode).unwrap();
+    let store = open(&disk.after_power_loss(Unsynced::Lost)).unwrap();
+    let found = contents(&tree(&store, id), b"f").unwrap();
+    assert_eq!(&found[..9], b"committed");
+    assert_eq!(found.len(), 3 << 20);
+}
+
+#[test]
+fn a_lost_catalog_or_lane_is_refused_and_nothing_is_removed() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    sync(&main, inode).unwrap();
+    let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
+    drop((main, store));
+    let image = disk.after_power_loss(Unsynced::Kept);
+    image.remove("catalog").unwrap();
+    for _ in 0..2 {
+        assert_eq!(open(&image).err().unwrap().code, "corrupt");
+        assert_eq!(check::check(&(Arc::new(image.clone()) as Arc<dyn Disk>)).err().unwrap().code, "corrupt");
+    }
+    assert_eq!(image.list("lanes").unwrap().len(), 1);
+    disk.remove("lanes/00000001.d.00000000").unwrap();
+    let store = open(&disk).unwrap();
+    for id in [id, child] {
+        let error = store.timeline(id).err().unwrap();
+        assert!(error.detail.contains("lanes/00000001.d.00000000"), "{error}");
+    }
+    drop(store);
+    assert_eq!(check::check(&(Arc::new(disk) as Arc<dyn Disk>)).unwrap().faults.len(), 1);
+}
+
+#[test]
+fn a_write_that_could_not_read_its_page_latches() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    main.write(inode, 0, &[1; PAGE_BYTES]).unwrap();
+    disk.alter("lanes/00000001.d.00000000", |bytes| *bytes.last_mut().unwrap() ^= 1);
+    assert!(main.write(inode, 100, b"part of a page").is_err());
+    assert_eq!(store.timeline(id).unwrap().latched().unwrap().code, "corrupt");
 }

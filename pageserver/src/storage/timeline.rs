@@ -346,6 +346,12 @@ impl Timeline {
         }
     }
 
+    /// Latches after a write that failed before it came to the log. The kernel has let go of what it wanted to write,
+    /// so going on would lose it.
+    pub fn latch_failed_write(&self, error: Error) -> Error {
+        if self.latch.get().is_some() { error } else { self.latch(error) }
+    }
+
     fn latch(&self, error: Error) -> Error {
         tracing::error!(timeline = %self.id, %error, "timeline latched: no more changes until it is opened anew");
         self.latch.get_or_init(|| error).clone()
