@@ -209,11 +209,6 @@ impl Supervisor {
         }
     }
 
-    /// Drops what is remembered of a timeline that is gone. Suspend it first: a running one is not forgotten.
-    pub fn forget(&self, timeline: TimelineId) {
-        self.retire(timeline, true);
-    }
-
     fn slot(&self, timeline: TimelineId) -> Result<Arc<Slot>> {
         let mut slots = lock(&self.slots);
         if *self.closing.borrow() {
