@@ -275,7 +275,7 @@ async fn wakes_and_suspends_at_the_same_time_end_in_order() {
     supervisor.suspend(ONE).await.unwrap();
     assert_eq!(lab.processes(ONE), Vec::<i32>::new());
     supervisor.drop_timeline(ONE).await;
-    let refused = supervisor.wake(ONE).await.err().expect("a dropped timeline stays down");
+    let refused = supervisor.wake(ONE).await.map(drop).expect_err("a dropped timeline stays down");
     assert_eq!(refused.code, "timeline_dropped");
     let opened = lab.directories.opened.load(Ordering::SeqCst);
     assert_eq!(opened, lab.directories.closed.load(Ordering::SeqCst));

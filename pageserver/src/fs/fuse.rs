@@ -5,6 +5,7 @@
 //! longer asks. No callback waits for a disk sync: the syncer's threads send those replies.
 
 use crate::error::Error;
+use crate::fs::links;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
@@ -20,7 +21,7 @@ use fuser::{
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -90,20 +91,6 @@ impl Adapter {
     /// A running Postgres may not give an absolute one at all: it logs the place of a new tablespace, and a branch
     /// that replays this would find its parent's directory there. Tools that work before it starts log nothing.
     fn link_target(&self, node: &Node, target: &Path) -> Result<Vec<u8>> {
-        let mut depth = self.depth(node)?;
-        let mut relative = PathBuf::new();
-        let inside = match target.strip_prefix(&self.mountpoint) {
-            Ok(below) => {
-                let name = read(&self.roots)
-                    .iter()
-                    .find(|(_, tree)| Arc::ptr_eq(tree, &node.tree))
-                    .map(|(n, _)| n.clone());
-                let below = name.and_then(|name| below.strip_prefix(name).ok().map(Path::to_path_buf));
-                (0..depth).for_each(|_| relative.push(".."));
-                below
-            }
-            Err(_) => target.is_relative().then(|| target.to_path_buf()),
-        };
         let leads_out = || {
             tracing::warn!(
                 target = %target.display(),
@@ -117,20 +104,14 @@ impl Adapter {
         if target.is_absolute() && node.tree.lookup(ROOT_INODE, LOCK_FILE).is_ok() {
             return Err(leads_out());
         }
-        relative.push(inside.ok_or_else(leads_out)?);
-        for part in relative.components() {
-            match part {
-                std::path::Component::ParentDir => depth = depth.checked_sub(1).ok_or_else(leads_out)?,
-                std::path::Component::CurDir => {}
-                _ => depth += 1,
-            }
-        }
-        Ok(relative.as_os_str().as_bytes().to_vec())
-    }
-
-    /// How many directories are between a directory and its tree's root.
-    fn depth(&self, node: &Node) -> Result<usize> {
-        node.tree.depth(node.inode).ok_or(TreeError::Errno(Errno::ENOENT))
+        let name = {
+            let roots = read(&self.roots);
+            roots.iter().find(|(_, tree)| Arc::ptr_eq(tree, &node.tree)).map(|(name, _)| name.clone())
+        };
+        let root = name.map(|name| self.mountpoint.join(name));
+        let depth = node.tree.depth(node.inode).ok_or(Errno::ENOENT)?;
+        let stored = links::stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
+        Ok(stored.into_os_string().into_vec())
     }
 }
 

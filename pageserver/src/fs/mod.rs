@@ -1,9 +1,11 @@
 //! The file system: a directory for each timeline under one FUSE mount.
 //!
-//! [`tree`] gives a timeline the operations of a file system, [`nodes`] numbers what the kernel knows of, [`fuse`]
+//! [`tree`] gives a timeline the operations of a file system, [`nodes`] numbers what the kernel knows of, [`links`]
+//! says where a symbolic link may lead, [`fuse`]
 //! translates, [`mount`] mounts.
 
 pub mod fuse;
+pub mod links;
 pub mod mount;
 pub mod nodes;
 pub mod tree;

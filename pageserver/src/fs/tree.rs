@@ -6,13 +6,14 @@
 
 use crate::error::{Error, Kind};
 use crate::locks::lock;
+use crate::storage::commit::Commit;
 use crate::storage::format::{
     Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS, TO_END,
 };
 use crate::storage::index::Target;
 use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
 use crate::storage::syncer::Done;
-use crate::storage::timeline::{Commit, Timeline, lane_of};
+use crate::storage::timeline::{Timeline, lane_of};
 use nix::errno::Errno;
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,12 +1,13 @@
 //! The page store: keeps histories of data directories in layered copy-on-write logs.
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
-//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`syncer`], [`catalog`], [`store`],
+//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`] and [`commit`], [`syncer`], [`catalog`], [`store`],
 //! [`check`]; [`property`] is for fuzzing.
 
 pub mod catalog;
 mod catalog_file;
 pub mod check;
+pub mod commit;
 pub mod disk;
 pub mod format;
 pub mod index;

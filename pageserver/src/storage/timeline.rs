@@ -7,14 +7,14 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
-use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
+use crate::storage::commit::Commit;
+use crate::storage::format::{Attributes, LaneFileId, LaneKind};
 use crate::storage::index::{Block, Index, PageAt, Retained, Target};
 use crate::storage::lane_files::LaneFiles;
 use crate::storage::log::Log;
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, TimelineId, WAL_CLASS, inode_created};
 use crate::storage::recovery;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,13 +57,13 @@ pub struct Ancestor {
     pub at: [Position; 2],
 }
 
-struct LaneState {
-    log: Log,
-    index: Index,
+pub(super) struct LaneState {
+    pub(super) log: Log,
+    pub(super) index: Index,
 }
 
-struct Lane {
-    state: RwLock<LaneState>,
+pub(super) struct Lane {
+    pub(super) state: RwLock<LaneState>,
     appended: AtomicU64,
     durable: AtomicU64,
     queue: SyncQueue,
@@ -103,7 +103,7 @@ pub fn lane_of(inode: u64) -> LaneKind {
 
 /// Where the bytes of a block are.
 #[derive(Clone)]
-enum Source {
+pub(super) enum Source {
     Zeros,
     Page(Arc<Timeline>, PageAt),
 }
@@ -163,12 +163,12 @@ impl Timeline {
         [0, 1].map(|lane: usize| self.lanes[lane].appended.load(Ordering::SeqCst))
     }
 
-    fn lane(&self, kind: LaneKind) -> &Lane {
+    pub(super) fn lane(&self, kind: LaneKind) -> &Lane {
         &self.lanes[kind as usize]
     }
 
     /// The timelines that hold what an inode made at `created` shows, newest first, with what is seen of each.
-    fn chain(
+    pub(super) fn chain(
         self: &Arc<Self>,
         lane: LaneKind,
         created: Position,
@@ -227,7 +227,7 @@ impl Timeline {
     }
 
     /// Finds the blocks, one pass over each timeline of the chain. The caller holds this timeline's lane.
-    fn resolve(
+    pub(super) fn resolve(
         self: &Arc<Self>,
         own: &LaneState,
         inode: u64,
@@ -262,7 +262,13 @@ impl Timeline {
     }
 
     /// Reads and checks what was resolved; neighbours in a file with one I/O.
-    fn fetch(&self, inode: u64, first: u32, sources: &[Option<Source>], buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn fetch(
+        &self,
+        inode: u64,
+        first: u32,
+        sources: &[Option<Source>],
+        buffer: &mut [u8],
+    ) -> Result<()> {
         let kind = lane_of(inode);
         let mut at = 0;
         while at < sources.len() {
@@ -313,10 +319,9 @@ impl Timeline {
         // Under the lock, so that nothing is appended once `retire` has gone through.
         self.refuse_if_latched()?;
         let position = self.shared.positions.take();
-        let mut commit =
-            Commit { timeline: self, state: &state, kind, position, changes: Vec::new(), pages: Vec::new() };
+        let mut commit = Commit::new(self, &state, kind, position);
         let value = build(&mut commit)?;
-        let Commit { changes, pages, .. } = commit;
+        let (changes, pages) = commit.into_parts();
         if changes.is_empty() {
             return Ok(value);
         }
@@ -512,78 +517,5 @@ impl Timeline {
             }
         }
         sizes.values().sum()
-    }
-}
-
-/// A record in the making, under its lane's lock.
-pub struct Commit<'s, 'p> {
-    timeline: &'s Arc<Timeline>,
-    state: &'s LaneState,
-    kind: LaneKind,
-    position: Position,
-    changes: Vec<Change>,
-    pages: Vec<Cow<'p, [u8]>>,
-}
-
-impl<'p> Commit<'_, 'p> {
-    /// The record's position, which numbers an inode made in it.
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
-    /// Attributes of an inode of this lane.
-    pub fn attributes(&self, inode: u64) -> Option<Attributes> {
-        assert_eq!(lane_of(inode), self.kind, "inode {inode:#x} is of the other lane");
-        let mut chain = self.timeline.chain(self.kind, inode_created(inode));
-        chain.find_map(|(timeline, at)| {
-            if Arc::ptr_eq(timeline, self.timeline) {
-                return self.state.index.attributes(inode, at).map(|a| a.cloned());
-            }
-            read(&timeline.lane(self.kind).state).index.attributes(inode, at).map(|a| a.cloned())
-        })?
-    }
-
-    /// Reads one block of an inode of this lane.
-    pub fn read_block(&self, inode: u64, block: u32) -> Result<Vec<u8>> {
-        let sources = self.timeline.resolve(self.state, inode, block, 1);
-        let mut page = vec![0; PAGE_BYTES];
-        // Pages of the lane whose lock is held are read through the state at hand.
-        match &sources[0] {
-            Some(Source::Page(timeline, at)) if Arc::ptr_eq(timeline, self.timeline) => {
-                let file = self.state.log.file(at.sequence);
-                let name = self.state.log.describe(at.sequence);
-                let failed = |e| Error::io(format!("read {name} at {}", at.offset), &e);
-                file.read_exact_at(&mut page, u64::from(at.offset)).map_err(failed)?;
-                if crc32fast::hash(&page) != at.crc {
-                    return Err(Error::corrupt(format!(
-                        "{name} at {}: block {block} of inode {inode:#x} is not what was written",
-                        at.offset
-                    )));
-                }
-            }
-            _ => self.timeline.fetch(inode, block, &sources, &mut page)?,
-        }
-        Ok(page)
-    }
-
-    /// Adds a change other than pages.
-    pub fn push(&mut self, change: Change) {
-        self.changes.push(change);
-    }
-
-    /// Adds a run of whole pages with their checksums.
-    pub fn push_pages(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
-        assert_eq!(bytes.len(), crcs.len() * PAGE_BYTES, "one checksum for each page");
-        self.changes.push(Change::Pages { inode, block, crcs });
-        self.pages.push(bytes);
-    }
-
-    /// Sets length and modification time, with all attributes if this lane does not hold them yet.
-    pub fn push_size(&mut self, inode: u64, attributes: Attributes) {
-        if self.state.index.has_attributes(inode) {
-            self.push(Change::Size { inode, size: attributes.size, modified_ns: attributes.modified_ns });
-        } else {
-            self.push(Change::Attributes { inode, attributes });
-        }
     }
 }

@@ -1,0 +1,96 @@
+//! A record in the making, under its lane's lock: what it reads, and the changes it gathers.
+
+use crate::error::{Error, Result};
+use crate::locks::read;
+use crate::storage::format::{Attributes, Change, LaneKind};
+use crate::storage::page::{PAGE_BYTES, Position, inode_created};
+use crate::storage::timeline::{LaneState, Source, Timeline, lane_of};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// A record in the making, under its lane's lock.
+pub struct Commit<'s, 'p> {
+    timeline: &'s Arc<Timeline>,
+    state: &'s LaneState,
+    kind: LaneKind,
+    position: Position,
+    changes: Vec<Change>,
+    pages: Vec<Cow<'p, [u8]>>,
+}
+
+impl<'s, 'p> Commit<'s, 'p> {
+    pub(super) fn new(
+        timeline: &'s Arc<Timeline>,
+        state: &'s LaneState,
+        kind: LaneKind,
+        position: Position,
+    ) -> Self {
+        Self { timeline, state, kind, position, changes: Vec::new(), pages: Vec::new() }
+    }
+
+    /// The changes, and the pages that they name.
+    pub(super) fn into_parts(self) -> (Vec<Change>, Vec<Cow<'p, [u8]>>) {
+        (self.changes, self.pages)
+    }
+
+    /// The record's position, which numbers an inode made in it.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Attributes of an inode of this lane.
+    pub fn attributes(&self, inode: u64) -> Option<Attributes> {
+        assert_eq!(lane_of(inode), self.kind, "inode {inode:#x} is of the other lane");
+        let mut chain = self.timeline.chain(self.kind, inode_created(inode));
+        chain.find_map(|(timeline, at)| {
+            if Arc::ptr_eq(timeline, self.timeline) {
+                return self.state.index.attributes(inode, at).map(|a| a.cloned());
+            }
+            read(&timeline.lane(self.kind).state).index.attributes(inode, at).map(|a| a.cloned())
+        })?
+    }
+
+    /// Reads one block of an inode of this lane.
+    pub fn read_block(&self, inode: u64, block: u32) -> Result<Vec<u8>> {
+        let sources = self.timeline.resolve(self.state, inode, block, 1);
+        let mut page = vec![0; PAGE_BYTES];
+        // Pages of the lane whose lock is held are read through the state at hand.
+        match &sources[0] {
+            Some(Source::Page(timeline, at)) if Arc::ptr_eq(timeline, self.timeline) => {
+                let file = self.state.log.file(at.sequence);
+                let name = self.state.log.describe(at.sequence);
+                let failed = |e| Error::io(format!("read {name} at {}", at.offset), &e);
+                file.read_exact_at(&mut page, u64::from(at.offset)).map_err(failed)?;
+                if crc32fast::hash(&page) != at.crc {
+                    return Err(Error::corrupt(format!(
+                        "{name} at {}: block {block} of inode {inode:#x} is not what was written",
+                        at.offset
+                    )));
+                }
+            }
+            _ => self.timeline.fetch(inode, block, &sources, &mut page)?,
+        }
+        Ok(page)
+    }
+
+    /// Adds a change other than pages.
+    pub fn push(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    /// Adds a run of whole pages with their checksums.
+    pub fn push_pages(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
+        assert_eq!(bytes.len(), crcs.len() * PAGE_BYTES, "one checksum for each page");
+        self.changes.push(Change::Pages { inode, block, crcs });
+        self.pages.push(bytes);
+    }
+
+    /// Sets length and modification time, with all attributes if this lane does not hold them yet.
+    pub fn push_size(&mut self, inode: u64, attributes: Attributes) {
+        if self.state.index.has_attributes(inode) {
+            self.push(Change::Size { inode, size: attributes.size, modified_ns: attributes.modified_ns });
+        } else {
+            self.push(Change::Attributes { inode, attributes });
+        }
+    }
+}
