@@ -19,6 +19,13 @@ impl Retained {
         }
     }
 
+    /// Removes a point.
+    pub fn remove(&mut self, position: Position) {
+        if let Ok(at) = self.0.binary_search(&position) {
+            self.0.remove(at);
+        }
+    }
+
     /// Whether some point sees a version of `from` that is replaced at `to`.
     fn sees(&self, from: Position, to: Position) -> bool {
         let at = self.0.partition_point(|point| *point < from);
@@ -54,7 +61,7 @@ impl<T> Versions<T> {
         }
     }
 
-    /// Adds a version; the one before it goes if no retained point sees it.
+    /// Adds a version; those before it go that no retained point sees.
     fn put(&mut self, position: Position, value: T, retained: &Retained) {
         let (newest, _) = self.newest();
         assert!(newest <= position, "version {position} after {newest}");
@@ -65,7 +72,13 @@ impl<T> Versions<T> {
                 list.pop();
                 list.push((position, value));
             }
-            Versions::Many(list) => list.push((position, value)),
+            Versions::Many(list) => {
+                list.push((position, value));
+                // Points may have gone since the older versions were kept for them.
+                let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();
+                let mut ends = ends.into_iter();
+                list.retain(|(at, _)| ends.next().is_none_or(|end| retained.sees(*at, end)));
+            }
             Versions::One(..) => {
                 let Versions::One(at, old) = std::mem::replace(self, Versions::Many(Vec::with_capacity(2)))
                 else {
@@ -135,6 +148,11 @@ impl Index {
     /// Keeps from now on what a reader at `position` sees.
     pub fn retain(&mut self, position: Position) {
         self.retained.add(position);
+    }
+
+    /// Nobody reads at `position` any more.
+    pub fn release(&mut self, position: Position) {
+        self.retained.remove(position);
     }
 
     /// Takes in the changes of one record whose pages begin at `offset` of file `sequence`.
@@ -350,6 +368,23 @@ mod tests {
         assert_eq!(seen(&index, Position::MAX), [(0, Some(5))]);
         assert_eq!(seen(&index, 1), [], "version 1 was replaced, no point saw it");
         assert!(matches!(&index.inodes[&9].blocks[&0], Versions::Many(list) if list.len() == 2));
+    }
+
+    #[test]
+    fn what_a_released_point_kept_goes_with_the_next_version() {
+        let mut index = Index::default();
+        for position in 1..=4 {
+            index.apply(position * 10, &page(position * 10, 0).1, 0, 64);
+            index.retain(position * 10 + 1);
+        }
+        assert_eq!(seen(&index, 21), [(0, Some(20))]);
+        index.release(11);
+        index.release(31);
+        index.apply(50, &page(50, 0).1, 0, 64);
+        for (at, expected) in [(21, 20), (41, 40), (Position::MAX, 50)] {
+            assert_eq!(seen(&index, at), [(0, Some(expected))]);
+        }
+        assert!(matches!(&index.inodes[&9].blocks[&0], Versions::Many(list) if list.len() == 3));
     }
 
     #[test]

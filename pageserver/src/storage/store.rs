@@ -28,6 +28,7 @@ const MAX_RUNS: u64 = 1 << (63 - COUNTER_BITS);
 
 /// A timeline's place: its files while it is closed, itself while it is open.
 struct Slot {
+    ancestor: Option<AncestorRecord>,
     files: Vec<(LaneFileId, u64)>,
     timeline: Option<Arc<Timeline>>,
 }
@@ -56,11 +57,12 @@ impl Store {
         let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
         let shared = Shared { lane_files: Arc::new(lane_files), positions: Arc::new(positions), syncer };
         catalog.remove_unneeded()?;
-        let slot = |files| Arc::new(Mutex::new(Slot { files, timeline: None }));
+        let slot = |ancestor, files| Arc::new(Mutex::new(Slot { ancestor, files, timeline: None }));
+        let ancestor = |id| catalog.timeline(id).and_then(|record| record.ancestor);
         let slots = catalog
             .timelines()
             .into_iter()
-            .map(|id| (id, slot(found.remove(&id).unwrap_or_default())))
+            .map(|id| (id, slot(ancestor(id), found.remove(&id).unwrap_or_default())))
             .collect();
         for (id, length) in found.into_values().flatten() {
             shared.lane_files.retire(id, length)?;
@@ -78,7 +80,7 @@ impl Store {
     pub fn create_root(&self) -> Result<TimelineId> {
         let id = self.catalog.new_timeline();
         let add_timelines = vec![(id, TimelineRecord { ancestor: None })];
-        self.add_slot(id);
+        self.add_slot(id, None);
         let published = self.catalog.publish(Update { add_timelines, ..Update::default() });
         self.keep_slot_if_ok(id, published)?;
         Ok(id)
@@ -101,8 +103,8 @@ impl Store {
         let id = self.catalog.new_timeline();
         let mut update = update(id);
         let ancestor = AncestorRecord { timeline: parent.0, at: [position; 2], synced };
+        self.add_slot(id, Some(ancestor.clone()));
         update.add_timelines.push((id, TimelineRecord { ancestor: Some(ancestor) }));
-        self.add_slot(id);
         let published = self.catalog.publish(update);
         drop(slot);
         Ok((id, self.keep_slot_if_ok(id, published)?))
@@ -119,8 +121,8 @@ impl Store {
         self.publish(Update { release: vec![id], ..Update::default() })
     }
 
-    fn add_slot(&self, id: TimelineId) {
-        let slot = Arc::new(Mutex::new(Slot { files: Vec::new(), timeline: None }));
+    fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
+        let slot = Arc::new(Mutex::new(Slot { ancestor, files: Vec::new(), timeline: None }));
         lock(&self.slots).insert(id, slot);
     }
 
@@ -135,6 +137,13 @@ impl Store {
             let mut slot = lock(&slot);
             if let Some(timeline) = slot.timeline.take() {
                 slot.files = timeline.retire();
+            }
+            // The ancestor keeps nothing for it any more. A closed one learns that from the catalog.
+            if let Some(AncestorRecord { timeline, at, .. }) = slot.ancestor.take()
+                && let Ok(parent) = self.slot(TimelineId(timeline))
+                && let Some(parent) = &lock(&parent).timeline
+            {
+                parent.release(at);
             }
             for (file, length) in std::mem::take(&mut slot.files) {
                 if let Err(error) = self.shared.lane_files.retire(file, length) {

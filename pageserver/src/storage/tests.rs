@@ -271,6 +271,13 @@ impl World {
                 let (child, _) = self.store.fork(id, |timeline| named(&name, timeline)).unwrap();
                 self.branches.push((child, copy));
             }
+            11 if count > 6 => {
+                let (gone, _) = self.branches.remove(count - 1);
+                let remove_branches = vec![format!("b{}", count - 1)];
+                let freed = self.store.publish(Update { remove_branches, ..Update::default() }).unwrap();
+                assert_eq!(freed.contains(&gone), !self.has_children(gone));
+                self.store.free(&freed);
+            }
             1 if model.remove(&name).is_some() => main.remove(ROOT_INODE, name.as_bytes(), false, 0).unwrap(),
             2 => {
                 if let Ok((inode, _)) = main.lookup(ROOT_INODE, name.as_bytes()) {
@@ -301,6 +308,10 @@ impl World {
                 file[start..end].fill(fill);
             }
         }
+    }
+
+    fn has_children(&self, id: TimelineId) -> bool {
+        !self.store.catalog().forks(id).is_empty()
     }
 
     fn compare(&self, when: &str) {

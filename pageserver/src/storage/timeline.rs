@@ -439,6 +439,13 @@ impl Timeline {
         Ok((position, last))
     }
 
+    /// A child that was forked at these positions is gone.
+    pub fn release(&self, at: [Position; 2]) {
+        for (lane, position) in self.lanes.iter().zip(at) {
+            write(&lane.state).index.release(position);
+        }
+    }
+
     /// Ends each lane that was written to with a record that says all before it is synced, so that damage to the
     /// last records is noticed at the next opening.
     pub fn close(self: &Arc<Self>) -> Result<()> {
