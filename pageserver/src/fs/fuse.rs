@@ -2,7 +2,8 @@
 //!
 //! Only this process changes the files, so the kernel may cache everything for ever: contents, attributes, names
 //! and the absence of names. Open, create and flush are answered "not implemented" once, and the kernel then no
-//! longer asks. No callback waits for a disk sync: the syncer's threads send those replies.
+//! longer asks. At most [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE)
+//! callbacks wait for a disk sync at once; the syncer's threads send the other replies.
 
 use crate::error::Error;
 use crate::fs::links;

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::locks::read;
 use crate::storage::format::{Attributes, Change, LaneKind};
 use crate::storage::page::{PAGE_BYTES, Position, inode_created};
-use crate::storage::timeline::{LaneState, Source, Timeline, lane_of};
+use crate::storage::timeline::{LaneState, Source, Timeline, check_page, lane_of};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -61,12 +61,7 @@ impl<'s, 'p> Commit<'s, 'p> {
                 let name = self.state.log.describe(at.sequence);
                 let failed = |e| Error::io(format!("read {name} at {}", at.offset), &e);
                 file.read_exact_at(&mut page, u64::from(at.offset)).map_err(failed)?;
-                if crc32fast::hash(&page) != at.crc {
-                    return Err(Error::corrupt(format!(
-                        "{name} at {}: block {block} of inode {inode:#x} is not what was written",
-                        at.offset
-                    )));
-                }
+                check_page(&page, at, &name, (inode, block as usize))?;
             }
             _ => self.timeline.fetch(inode, block, &sources, &mut page)?,
         }

@@ -1,4 +1,4 @@
-//! Threads that make lanes durable, so that a file system thread never waits for the disk.
+//! Threads that make lanes durable, so that few file system threads wait for the disk: at most [`MAX_INLINE`].
 //!
 //! Requests for the same lane that arrive while a sync runs share the next one. A lane is synced by one thread at a
 //! time; different lanes sync in parallel.
@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Threads, and so lanes that sync at once.
 const THREADS: usize = 4;
-/// Callers that may sync on their own thread at once. Waking another thread costs as much as the sync of a commit
-/// itself, so a lone commit does without; the limit keeps threads free for the file system when many sync.
+/// Callers that may sync on their own thread at once. A lone commit so needs no second
+/// thread to be woken; the limit keeps threads free for the file system when many sync.
 pub const MAX_INLINE: usize = 2;
 
 /// Called once with the outcome of a sync, on any thread.

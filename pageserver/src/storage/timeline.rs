@@ -101,6 +101,17 @@ pub fn lane_of(inode: u64) -> LaneKind {
     if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
 }
 
+/// Refuses bytes that are not what was written of a block of an inode; `name` is the file they came from.
+pub(super) fn check_page(bytes: &[u8], at: &PageAt, name: &str, (inode, block): (u64, usize)) -> Result<()> {
+    if crc32fast::hash(bytes) == at.crc {
+        return Ok(());
+    }
+    let offset = at.offset;
+    Err(Error::corrupt(format!(
+        "{name} at {offset}: block {block} of inode {inode:#x} is not what was written"
+    )))
+}
+
 /// Where the bytes of a block are.
 #[derive(Clone)]
 pub(super) enum Source {
@@ -292,14 +303,8 @@ impl Timeline {
             let failed = |e| Error::io(format!("read {name} at {}", page.offset), &e);
             file.read_exact_at(bytes, u64::from(page.offset)).map_err(failed)?;
             for (nth, bytes) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
-                if let Some(Source::Page(_, expected)) = &sources[at + nth]
-                    && crc32fast::hash(bytes) != expected.crc
-                {
-                    let block = first as usize + at + nth;
-                    return Err(Error::corrupt(format!(
-                        "{name} at {}: block {block} of inode {inode:#x} is not what was written",
-                        expected.offset
-                    )));
+                if let Some(Source::Page(_, expected)) = &sources[at + nth] {
+                    check_page(bytes, expected, &name, (inode, first as usize + at + nth))?;
                 }
             }
             at += count;
