@@ -109,6 +109,20 @@ fn names_are_given_changed_and_taken() {
     symlink(at("two"), at("inside")).unwrap();
     assert_eq!(fs::read_link(at("inside")).unwrap(), Path::new("two"));
 
+    // Nor may a link come to lead out by a move, its own or that of a directory above.
+    fs::create_dir_all(at("l/m")).unwrap();
+    symlink("../../two", at("l/m/up")).unwrap();
+    for (from, to) in [("l/m/up", "up"), ("l/m", "m")] {
+        assert_eq!(
+            fs::rename(at(from), at(to)).unwrap_err().raw_os_error(),
+            Some(nix::libc::EPERM),
+            "{from}"
+        );
+    }
+    fs::create_dir(at("n")).unwrap();
+    fs::rename(at("l/m"), at("n/m")).unwrap();
+    assert_eq!(fs::read_to_string(at("n/m/up")).unwrap(), "one");
+
     fs::create_dir_all(at("a/b")).unwrap();
     fs::write(at("a/b/file"), "deep").unwrap();
     assert_eq!(fs::remove_dir(at("a")).unwrap_err().raw_os_error(), Some(nix::libc::ENOTEMPTY));

@@ -120,6 +120,10 @@ fn fixed(major: u32) -> Vec<(&'static str, &'static str)> {
         // it reopens the data directory, which alone ends a latched timeline.
         ("restart_after_crash", "off"),
         ("archive_mode", "off"),
+        // Made for copy-on-write (PostgreSQL manual, 20.5): a segment with old contents gains nothing here, and one
+        // that is written out with zeros is only more to write.
+        ("wal_recycle", "off"),
+        ("wal_init_zero", "off"),
         // Commits would wait for production's standbys for ever.
         ("synchronous_standby_names", ""),
         ("max_logical_replication_workers", "0"),

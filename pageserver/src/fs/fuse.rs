@@ -110,7 +110,7 @@ impl Adapter {
             roots.iter().find(|(_, tree)| Arc::ptr_eq(tree, &node.tree)).map(|(name, _)| name.clone())
         };
         let root = name.map(|name| self.mountpoint.join(name));
-        let depth = node.tree.depth(node.inode).ok_or(Errno::ENOENT)?;
+        let depth = links::depth(&node.tree, node.inode).ok_or(Errno::ENOENT)?;
         let stored = links::stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
         Ok(stored.into_os_string().into_vec())
     }
@@ -447,8 +447,18 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.node(number).and_then(|node| node.tree.write(node.inode, offset, data)) {
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(0)),
+        let written = self.node(number).and_then(|node| {
+            node.tree.write(node.inode, offset, data)?;
+            Ok(node)
+        });
+        match written {
+            Ok(node) => {
+                let length = u32::try_from(data.len()).unwrap_or(0);
+                reply.written(length);
+                if length < MAX_TRANSFER_BYTES {
+                    node.tree.written_back(node.inode);
+                }
+            }
             Err(error) => reply.error(report(error)),
         }
     }

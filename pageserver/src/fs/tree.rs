@@ -5,6 +5,7 @@
 //! The kernel serialises changes of a directory and its inodes, so an operation may look before it commits.
 
 use crate::error::{Error, Kind};
+use crate::fs::links;
 use crate::locks::lock;
 use crate::storage::commit::Commit;
 use crate::storage::format::{
@@ -27,8 +28,6 @@ const MAX_FILE_BYTES: u64 = (u32::MAX as u64 - 1) * PAGE;
 
 /// Most bytes that one call may turn into a hole.
 const MAX_PUNCH_BYTES: u64 = MAX_ZEROS as u64 * PAGE;
-/// Deepest directory that may hold a symbolic link.
-const MAX_DEPTH: usize = 64;
 
 /// Why an operation did not happen.
 #[derive(Debug)]
@@ -168,19 +167,6 @@ impl Tree {
         self.timeline.list(directory)
     }
 
-    /// How many directories lie above a directory in its tree; looks through all of them, so only for rare use.
-    pub fn depth(&self, directory: u64) -> Option<usize> {
-        let mut level = vec![ROOT_INODE];
-        for depth in 0..MAX_DEPTH {
-            if level.contains(&directory) {
-                return Some(depth);
-            }
-            let below = level.iter().flat_map(|inode| self.list(*inode));
-            level = below.filter(|(.., t)| t.kind == FileKind::Directory).map(|(.., t)| t.inode).collect();
-        }
-        None
-    }
-
     /// Makes an inode and gives it a name.
     pub fn make(
         &self,
@@ -275,6 +261,9 @@ impl Tree {
             return Err(Errno::EXDEV.into());
         }
         let (inode, attributes) = self.lookup(directory, name)?;
+        if directory != new_directory && attributes.kind != FileKind::File {
+            links::check_move(self, (inode, &attributes), new_directory)?;
+        }
         let replaced = self.lookup(new_directory, new_name).ok();
         if let Some((other, other_attributes)) = &replaced {
             match (attributes.kind == FileKind::Directory, other_attributes.kind == FileKind::Directory) {
@@ -430,6 +419,14 @@ impl Tree {
             return done(Err(error));
         }
         self.timeline.sync(lane, done);
+    }
+
+    /// The kernel has written back all it held of a file. It does so with a WAL file because a commit waits, and asks
+    /// for the sync next: that may begin before the request is here.
+    pub fn written_back(&self, inode: u64) {
+        if lane_of(inode) == LaneKind::Wal {
+            self.timeline.sync(LaneKind::Wal, Box::new(|_| ()));
+        }
     }
 
     fn put_times(&self, inode: u64, (modified_ns, changed_ns): (i64, i64)) -> crate::error::Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! It is a `redb` database in the store's file `catalog`; the values are JSON objects, described in
 //! `docs/format.md`. All of it is also held in memory, one small record for each branch and timeline, and memory
-//! changes only after the transaction is durable. A transaction that fails closes the database, because `redb` refuses
-//! all work after an I/O error; the next one opens it anew.
+//! changes only after the transaction is durable. After a transaction that failed nobody knows whether it happened, and
+//! `redb` refuses all work, so the database is opened anew at once and memory follows what it says.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
@@ -79,7 +79,7 @@ pub struct Update {
     pub release: Vec<TimelineId>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     branches: BTreeMap<String, BranchRecord>,
     timelines: HashMap<u64, TimelineRecord>,
@@ -98,7 +98,7 @@ struct Opened {
 /// The open catalog.
 pub struct Catalog {
     file: Arc<dyn DiskFile>,
-    /// Held while something is published. None after a failure, until the next publication.
+    /// Held while something is published. None after a failure that a new opening could not settle.
     database: Mutex<Option<Opened>>,
     state: RwLock<State>,
     store: u64,
@@ -217,20 +217,37 @@ impl Catalog {
             *slot = Some(opened);
             return Err(Error::io("reserve room for the catalog", &error));
         }
-        commit(&opened.database, &update, &freed, &next)?;
-        // Only now: after a failure the database is good for nothing and stays closed.
-        *slot = Some(opened);
+        let outcome = commit(&opened.database, &update, &freed, &next);
+        match outcome {
+            Ok(()) => *slot = Some(opened),
+            Err(error) => {
+                drop(opened);
+                let (opened, found) = self.open_anew().map_err(|_| error.clone())?;
+                *slot = Some(opened);
+                let mut wanted = read(&self.state).clone();
+                wanted.apply(update.clone(), &freed);
+                if !found.says_the_same(&wanted) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "a change of the catalog was reported as failed, but happened");
+            }
+        }
         write(&self.state).apply(update, &freed);
         Ok(freed)
     }
 
-    /// Opens the database after a failed change, which must not be in it: the caller was told that it did not happen.
-    fn reopen(&self) -> Result<Opened> {
+    fn open_anew(&self) -> Result<(Opened, State)> {
         // After a failed sync the cache may hold what never reached the disk.
         self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
         let opened = open_database(&self.file)?;
-        let (found, known) = (load(&opened.database)?, read(&self.state));
-        if found.branches == known.branches && found.timelines == known.timelines {
+        let found = load(&opened.database)?;
+        Ok((opened, found))
+    }
+
+    /// Opens the database after a failed change, which must not be in it: the caller was told that it did not happen.
+    fn reopen(&self) -> Result<Opened> {
+        let (opened, found) = self.open_anew()?;
+        if found.says_the_same(&read(&self.state)) {
             tracing::info!("the catalog was opened anew after a failed change");
             return Ok(opened);
         }
@@ -285,6 +302,10 @@ fn commit(
 }
 
 impl State {
+    fn says_the_same(&self, other: &State) -> bool {
+        self.branches == other.branches && self.timelines == other.timelines
+    }
+
     fn apply(&mut self, update: Update, freed: &[TimelineId]) {
         for (id, record) in update.add_timelines {
             if let Some(ancestor) = &record.ancestor {
@@ -543,6 +564,29 @@ mod tests {
             drop(catalog);
             let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
             assert!(reopened.branch("b").is_none() && reopened.branch("a").is_some(), "{count}");
+        }
+    }
+
+    #[test]
+    fn memory_follows_the_database_after_a_change_of_unknown_outcome() {
+        let mut happened = 0;
+        // One write or sync fails, and the disk works again when the database is opened anew.
+        for count in 0.. {
+            let disk = SimDisk::default();
+            let (catalog, _) = family(&disk);
+            disk.fail_once_after(count);
+            let outcome = catalog.publish(remove("b"));
+            let struck = !disk.will_fail();
+            assert_eq!(outcome.is_ok(), catalog.branch("b").is_none(), "{count}");
+            let shown = catalog.branches();
+            drop(catalog);
+            let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
+            assert_eq!(reopened.branches(), shown, "{count}");
+            if !struck {
+                assert!(happened > 0 && count > happened, "{happened} of {count} faulty changes happened");
+                return;
+            }
+            happened += u64::from(outcome.is_ok());
         }
     }
 

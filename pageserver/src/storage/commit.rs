@@ -2,8 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::locks::read;
-use crate::storage::format::{Attributes, Change, LaneKind};
+use crate::storage::format::{self, Attributes, Change, LaneKind};
 use crate::storage::page::{PAGE_BYTES, Position, inode_created};
+use crate::storage::parts::{self, HotPage};
 use crate::storage::timeline::{LaneState, Source, Timeline, check_page, lane_of};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,8 +15,17 @@ pub struct Commit<'s, 'p> {
     state: &'s LaneState,
     kind: LaneKind,
     position: Position,
-    changes: Vec<Change>,
-    pages: Vec<Cow<'p, [u8]>>,
+    gathered: Gathered<'p>,
+}
+
+/// What a record is to hold.
+#[derive(Default)]
+pub(super) struct Gathered<'p> {
+    pub(super) changes: Vec<Change>,
+    /// The pages that the changes name.
+    pub(super) pages: Vec<Cow<'p, [u8]>>,
+    /// The last page, if the next record may change a part of it.
+    pub(super) hot: Option<HotPage>,
 }
 
 impl<'s, 'p> Commit<'s, 'p> {
@@ -25,12 +35,11 @@ impl<'s, 'p> Commit<'s, 'p> {
         kind: LaneKind,
         position: Position,
     ) -> Self {
-        Self { timeline, state, kind, position, changes: Vec::new(), pages: Vec::new() }
+        Self { timeline, state, kind, position, gathered: Gathered::default() }
     }
 
-    /// The changes, and the pages that they name.
-    pub(super) fn into_parts(self) -> (Vec<Change>, Vec<Cow<'p, [u8]>>) {
-        (self.changes, self.pages)
+    pub(super) fn into_gathered(self) -> Gathered<'p> {
+        self.gathered
     }
 
     /// The record's position, which numbers an inode made in it.
@@ -52,6 +61,9 @@ impl<'s, 'p> Commit<'s, 'p> {
 
     /// Reads one block of an inode of this lane.
     pub fn read_block(&self, inode: u64, block: u32) -> Result<Vec<u8>> {
+        if let Some(hot) = self.state.hot.as_ref().filter(|hot| (hot.inode, hot.block) == (inode, block)) {
+            return Ok(hot.bytes.clone());
+        }
         let sources = self.timeline.resolve(self.state, inode, block, 1);
         let mut page = vec![0; PAGE_BYTES];
         // Pages of the lane whose lock is held are read through the state at hand.
@@ -63,6 +75,9 @@ impl<'s, 'p> Commit<'s, 'p> {
                 file.read_exact_at(&mut page, u64::from(at.offset)).map_err(failed)?;
                 check_page(&page, at, &name, (inode, block as usize))?;
             }
+            Some(Source::Parts(timeline, at)) if Arc::ptr_eq(timeline, self.timeline) => {
+                parts::read(&self.state.log, at, (inode, block as usize), &mut page)?;
+            }
             _ => self.timeline.fetch(inode, block, &sources, &mut page)?,
         }
         Ok(page)
@@ -70,14 +85,39 @@ impl<'s, 'p> Commit<'s, 'p> {
 
     /// Adds a change other than pages.
     pub fn push(&mut self, change: Change) {
-        self.changes.push(change);
+        self.gathered.changes.push(change);
     }
 
     /// Adds a run of whole pages with their checksums.
     pub fn push_pages(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
         assert_eq!(bytes.len(), crcs.len() * PAGE_BYTES, "one checksum for each page");
-        self.changes.push(Change::Pages { inode, block, crcs });
-        self.pages.push(bytes);
+        if self.kind == LaneKind::Data || bytes.is_empty() {
+            return self.push_whole(inode, block, crcs, bytes);
+        }
+        let last = &bytes[bytes.len() - PAGE_BYTES..];
+        let hot = HotPage { inode, block: block + format::u32_of(crcs.len() - 1), bytes: last.to_vec() };
+        // Only the first page of a run can be the one that was written last.
+        let first = &bytes[..PAGE_BYTES];
+        match parts::changed(&self.state.index, self.state.hot.as_ref(), (inode, block), first) {
+            None => self.push_whole(inode, block, crcs, bytes),
+            Some(range) => {
+                let start = u16::try_from(range.start).unwrap_or(u16::MAX);
+                self.push(Change::Part { inode, block, start, crc: crcs[0], bytes: first[range].to_vec() });
+                if crcs.len() > 1 {
+                    let rest = match bytes {
+                        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[PAGE_BYTES..]),
+                        Cow::Owned(bytes) => Cow::Owned(bytes[PAGE_BYTES..].to_vec()),
+                    };
+                    self.push_whole(inode, block + 1, crcs[1..].to_vec(), rest);
+                }
+            }
+        }
+        self.gathered.hot = Some(hot);
+    }
+
+    fn push_whole(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
+        self.push(Change::Pages { inode, block, crcs });
+        self.gathered.pages.push(bytes);
     }
 
     /// Sets length and modification time, with all attributes if this lane does not hold them yet.

@@ -23,10 +23,14 @@ pub const MAX_NAME_BYTES: usize = 255;
 pub const MAX_TARGET_BYTES: usize = 4095;
 /// Most blocks that a change turns to zeros, unless it means all to the end: 1 GiB.
 pub const MAX_ZEROS: u32 = 1 << 17;
+/// Longest part of a page that is written for itself; of a page that changed more, all is written.
+pub const MAX_PART_BYTES: usize = PAGE_BYTES / 2;
 /// A count of blocks that means "to the end of the file, however long it was".
 pub const TO_END: u32 = u32::MAX;
 
 const FILE_MAGIC: [u8; 8] = *b"COPPICEL";
+/// Bytes of an encoded part before those of the page.
+pub const PART_HEAD_BYTES: usize = 21;
 /// First bytes of each record.
 pub const RECORD_MAGIC: [u8; 4] = *b"CREC";
 
@@ -95,6 +99,8 @@ pub struct Attributes {
 pub enum Change {
     /// The next `crcs.len()` pages of the record's payload are blocks `block..` of `inode`.
     Pages { inode: u64, block: u32, crcs: Vec<u32> },
+    /// `block` of `inode` is as before but for `bytes` at `start`; `crc` is the checksum of the whole page then.
+    Part { inode: u64, block: u32, start: u16, crc: u32, bytes: Vec<u8> },
     /// Blocks `block..block + count` read as zeros; `count` may be [`TO_END`].
     Zeros { inode: u64, block: u32, count: u32 },
     /// All attributes of `inode`.
@@ -107,6 +113,16 @@ pub enum Change {
     Name { directory: u64, name: Vec<u8>, inode: u64, kind: FileKind },
     /// `name` in `directory` leads nowhere.
     NoName { directory: u64, name: Vec<u8> },
+}
+
+impl Change {
+    /// Whether it changes the contents of a file.
+    pub fn is_of_blocks(&self) -> bool {
+        matches!(
+            self,
+            Change::Pages { .. } | Change::Part { .. } | Change::Zeros { .. } | Change::Gone { .. }
+        )
+    }
 }
 
 /// The fixed part of a record.
@@ -194,7 +210,9 @@ pub fn encode_record(
     assert!(position > previous && previous >= durable, "{position} {previous} {durable} out of order");
     let mut bytes = vec![0; RECORD_HEADER_BYTES];
     for change in changes {
+        let before = bytes.len();
         encode_change(change, &mut bytes);
+        assert_eq!(bytes.len() - before, encoded_bytes(change), "length of an encoded change");
     }
     // Padded, so that pages and the next record keep the alignment.
     bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGNMENT), 0);
@@ -266,6 +284,20 @@ pub fn decode_changes(header: &RecordHeader, bytes: &[u8]) -> Result<Vec<Change>
     Ok(changes)
 }
 
+/// Bytes that a change takes in a record.
+pub fn encoded_bytes(change: &Change) -> usize {
+    match change {
+        Change::Pages { crcs, .. } => 17 + 4 * crcs.len(),
+        Change::Part { bytes, .. } => PART_HEAD_BYTES + bytes.len(),
+        Change::Zeros { .. } => 17,
+        Change::Attributes { attributes, .. } => 52 + attributes.target.len(),
+        Change::Size { .. } => 25,
+        Change::Gone { .. } => 9,
+        Change::Name { name, .. } => 19 + name.len(),
+        Change::NoName { name, .. } => 10 + name.len(),
+    }
+}
+
 fn encode_change(change: &Change, out: &mut Vec<u8>) {
     match change {
         Change::Pages { inode, block, crcs } => {
@@ -307,6 +339,16 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.push(7);
             out.extend_from_slice(&directory.to_le_bytes());
             encode_name(name, out);
+        }
+        Change::Part { inode, block, start, crc, bytes } => {
+            assert!((1..=MAX_PART_BYTES).contains(&bytes.len()), "a part of {} bytes", bytes.len());
+            out.push(8);
+            out.extend_from_slice(&inode.to_le_bytes());
+            out.extend_from_slice(&block.to_le_bytes());
+            out.extend_from_slice(&crc.to_le_bytes());
+            out.extend_from_slice(&start.to_le_bytes());
+            out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
+            out.extend_from_slice(bytes);
         }
     }
 }
@@ -357,6 +399,15 @@ fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
             Change::Name { directory, name: decode_name(reader)?, inode, kind }
         }
         7 => Change::NoName { directory: reader.u64()?, name: decode_name(reader)? },
+        8 => {
+            let (inode, block, crc) = (reader.u64()?, reader.u32()?, reader.u32()?);
+            let (start, length) = (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
+            let (first, length) = (usize::from(start), usize::from(length));
+            if !(1..=MAX_PART_BYTES).contains(&length) || first + length > PAGE_BYTES {
+                return None;
+            }
+            Change::Part { inode, block, start, crc, bytes: reader.take(length)?.to_vec() }
+        }
         _ => return None,
     })
 }
@@ -395,7 +446,7 @@ fn decode_name(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
     (length > 0).then(|| reader.take(length).map(<[u8]>::to_vec))?
 }
 
-fn u32_of(length: usize) -> u32 {
+pub(super) fn u32_of(length: usize) -> u32 {
     u32::try_from(length).unwrap_or_else(|_| panic!("length {length} was bounded before"))
 }
 
@@ -434,7 +485,8 @@ const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 const _: () = assert!(FILE_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 const _: () = assert!(PAGE_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 /// The largest change, a run of the most pages, fits a record.
-const _: () = assert!(17 + 4 * MAX_PAGES + MAX_TARGET_BYTES < MAX_CHANGES_BYTES);
+const _: () =
+    assert!(17 + 4 * MAX_PAGES + MAX_TARGET_BYTES + PART_HEAD_BYTES + MAX_PART_BYTES < MAX_CHANGES_BYTES);
 
 #[cfg(test)]
 mod tests {
@@ -462,6 +514,7 @@ mod tests {
             Change::Gone { inode: 11 },
             Change::Name { directory: 1, name: b"base".to_vec(), inode: 12, kind: FileKind::Directory },
             Change::NoName { directory: 1, name: b"x".to_vec() },
+            Change::Part { inode: 9, block: 6, start: 8000, crc: 3, bytes: b"commit".to_vec() },
         ]
     }
 

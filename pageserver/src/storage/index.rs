@@ -3,8 +3,11 @@
 //! The index holds only what its own log says; what an ancestor holds is the timeline's business. It is a pure
 //! function of the records applied and the retained points, so replaying a log gives the same index.
 
-use crate::storage::format::{Attributes, Change, FileKind, TO_END};
-use crate::storage::page::{PAGE_BYTES, Position, inode_created};
+use crate::storage::format::{
+    Attributes, Change, FileKind, PART_HEAD_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, TO_END,
+    encoded_bytes,
+};
+use crate::storage::page::{HEAD, PAGE_BYTES, Position, inode_created};
 use std::collections::{BTreeMap, HashMap};
 
 /// Positions at which somebody still reads: the fork positions of children. Sorted.
@@ -101,11 +104,37 @@ pub struct PageAt {
     pub crc: u32,
 }
 
-/// What a lane knows of a block.
+/// Where a part of a page is in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartAt {
+    /// Which file of the lane.
+    pub sequence: u32,
+    /// Where in the file.
+    pub offset: u32,
+    /// Where in the page.
+    pub start: u16,
+    /// How many bytes.
+    pub length: u16,
+}
+
+/// A page that was written in parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// What the first part changed; zeros if there is none.
+    pub base: Option<PageAt>,
+    /// One over the other, oldest first.
+    pub parts: Vec<PartAt>,
+    /// Checksum of the page with all of them.
+    pub crc: u32,
+}
+
+/// What a lane knows of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {
     /// Its bytes are there.
     Page(PageAt),
+    /// Its bytes are in several places.
+    Parts(Box<Parts>),
     /// It reads as zeros, whatever an ancestor has.
     Zeros,
 }
@@ -155,16 +184,25 @@ impl Index {
         self.retained.remove(position);
     }
 
-    /// Takes in the changes of one record whose pages begin at `offset` of file `sequence`.
-    pub fn apply(&mut self, position: Position, changes: &[Change], sequence: u32, mut offset: usize) {
+    /// Takes in the changes of one record that begins at `offset` of file `sequence`.
+    pub fn apply(&mut self, position: Position, changes: &[Change], sequence: u32, offset: usize) {
+        let mut at = offset + RECORD_HEADER_BYTES;
+        let changes_end = at + changes.iter().map(encoded_bytes).sum::<usize>();
+        let mut page_offset = changes_end.next_multiple_of(RECORD_ALIGNMENT);
         for change in changes {
             match change {
                 Change::Pages { inode, block, crcs } => {
                     for (crc, block) in crcs.iter().zip(*block..) {
-                        let at = PageAt { sequence, offset: offset_u32(offset), crc: *crc };
+                        let at = PageAt { sequence, offset: offset_u32(page_offset), crc: *crc };
                         self.put_block(position, *inode, block, Block::Page(at));
-                        offset += PAGE_BYTES;
+                        page_offset += PAGE_BYTES;
                     }
+                }
+                Change::Part { inode, block, start, crc, bytes } => {
+                    let (offset, length) = (offset_u32(at + PART_HEAD_BYTES), bytes.len());
+                    let length = u16::try_from(length).unwrap_or_else(|_| panic!("a part of {length} bytes"));
+                    let part = PartAt { sequence, offset, start: *start, length };
+                    self.put_part(position, (*inode, *block), part, *crc);
                 }
                 Change::Zeros { inode, block, count: TO_END } => self.cut(position, *inode, *block),
                 Change::Zeros { inode, block, count } => {
@@ -184,7 +222,25 @@ impl Index {
                 }
                 Change::NoName { directory, name } => self.put_name(position, *directory, name, None),
             }
+            at += encoded_bytes(change);
         }
+    }
+
+    fn put_part(&mut self, position: Position, (inode, block): (u64, u32), part: PartAt, crc: u32) {
+        let mut parts = match self.newest_block(inode, block) {
+            Some(Block::Page(base)) => Parts { base: Some(base), parts: Vec::with_capacity(1), crc },
+            Some(Block::Parts(parts)) => Parts { crc, ..*parts },
+            Some(Block::Zeros) | None => Parts { base: None, parts: Vec::with_capacity(1), crc },
+        };
+        parts.parts.push(part);
+        self.put_block(position, inode, block, Block::Parts(Box::new(parts)));
+    }
+
+    /// What this lane says of a block at the head.
+    pub fn newest_block(&self, inode: u64, block: u32) -> Option<Block> {
+        let mut newest = None;
+        self.blocks(inode, block..block + 1, HEAD, |_, value| newest = Some(value.clone()));
+        newest
     }
 
     fn put_block(&mut self, position: Position, inode: u64, block: u32, value: Block) {
@@ -277,7 +333,7 @@ impl Index {
         inode: u64,
         blocks: std::ops::Range<u32>,
         position: Position,
-        mut found: impl FnMut(u32, Block),
+        mut found: impl FnMut(u32, &Block),
     ) {
         let Some(inode) = self.inodes.get(&inode) else {
             return;
@@ -288,7 +344,7 @@ impl Index {
         if inode.cuts.is_empty() {
             for (block, versions) in inode.blocks.range(blocks) {
                 if let Some((_, value)) = versions.at(position) {
-                    found(*block, *value);
+                    found(*block, value);
                 }
             }
             return;
@@ -296,8 +352,8 @@ impl Index {
         for block in blocks {
             let version = inode.blocks.get(&block).and_then(|versions| versions.at(position));
             match (version, cut(block)) {
-                (Some((at, value)), cut) if cut.is_none_or(|cut| at >= cut) => found(block, *value),
-                (_, Some(_)) => found(block, Block::Zeros),
+                (Some((at, value)), cut) if cut.is_none_or(|cut| at >= cut) => found(block, value),
+                (_, Some(_)) => found(block, &Block::Zeros),
                 (_, None) => {}
             }
         }

@@ -10,7 +10,7 @@ use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::{LaneFileId, LaneKind};
 use crate::storage::page::TimelineId;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Directory of the lane files in the store.
@@ -35,6 +35,8 @@ pub struct LaneFiles {
     store: u64,
     spares: Mutex<Vec<String>>,
     next_spare: AtomicU64,
+    /// Whether a write-ahead lane began a file since the last refill.
+    begun: AtomicBool,
 }
 
 fn path(name: &str) -> String {
@@ -81,7 +83,13 @@ impl LaneFiles {
                 found.entry(id.timeline).or_default().push((id, length));
             }
         }
-        let files = Self { disk, store, spares: Mutex::new(spares), next_spare: AtomicU64::new(next_spare) };
+        let files = Self {
+            disk,
+            store,
+            spares: Mutex::new(spares),
+            next_spare: AtomicU64::new(next_spare),
+            begun: AtomicBool::new(false),
+        };
         Ok((files, found))
     }
 
@@ -116,7 +124,10 @@ impl LaneFiles {
             )));
         }
         let spare = match id.lane {
-            LaneKind::Wal => self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop(),
+            LaneKind::Wal => {
+                self.begun.store(true, Ordering::Relaxed);
+                self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop()
+            }
             LaneKind::Data => None,
         };
         let made = match spare {
@@ -152,8 +163,12 @@ impl LaneFiles {
         outcome.map_err(|e| Error::io(format!("recycle {name}"), &e))
     }
 
-    /// Writes out spare files until enough are ready; true if it made one.
+    /// Writes out a spare file if too few are ready; true if it made one. Not while lanes go through files quickly: that
+    /// is a bulk load, which syncs rarely, and the writing would take the disk from it.
     pub fn refill(&self) -> Result<bool> {
+        if self.begun.swap(false, Ordering::Relaxed) {
+            return Ok(false);
+        }
         if self.spares.lock().unwrap_or_else(PoisonError::into_inner).len() >= SPARES {
             return Ok(false);
         }

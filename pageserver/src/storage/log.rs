@@ -117,7 +117,7 @@ impl Log {
     }
 
     /// Appends a record of `changes` and the `pages` they name, each a whole page or a run of them. Returns the
-    /// file and the offset of the first page. After an error nothing was appended.
+    /// file and the offset of the record. After an error nothing was appended.
     pub fn append(
         &mut self,
         position: Position,
@@ -147,12 +147,11 @@ impl Log {
         if let Err(error) = tail.file.write_all_at(&parts, offset) {
             return Err(Error::io(format!("append to {} at {offset}", self.describe(sequence)), &error));
         }
-        let pages_offset = usize::try_from(offset).unwrap_or(usize::MAX) + head.len();
         tail.offset += length(&head);
         self.unsynced_bytes += length(&head);
         self.tail_unsynced = true;
         self.last = position;
-        Ok((sequence, pages_offset))
+        Ok((sequence, usize::try_from(offset).unwrap_or(usize::MAX)))
     }
 
     fn tail_holds(&self, length: u64) -> bool {

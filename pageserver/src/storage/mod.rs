@@ -1,7 +1,7 @@
 //! The page store: keeps histories of data directories in layered copy-on-write logs.
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
-//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`] and [`commit`], [`syncer`], [`catalog`], [`store`],
+//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`commit`] and `parts`, [`syncer`], [`catalog`], [`store`],
 //! [`check`]; [`property`] is for fuzzing.
 
 pub mod catalog;
@@ -14,6 +14,7 @@ pub mod index;
 pub mod lane_files;
 pub mod log;
 pub mod page;
+mod parts;
 pub mod property;
 pub mod recovery;
 pub mod sim_disk;

@@ -83,7 +83,7 @@ mod tests {
             // A sound header of a record without pages, so that the changes are looked at.
             let mut bytes = format::encode_record(0, 3, 2, 1, &[], 0);
             bytes[32..36].copy_from_slice(&96_u32.to_le_bytes());
-            bytes.push(next(&mut seed).to_le_bytes()[0] % 9);
+            bytes.push(next(&mut seed).to_le_bytes()[0] % 10);
             bytes.extend_from_slice(&random);
             bytes.resize(RECORD_HEADER_BYTES + 96, 0);
             record(&bytes);

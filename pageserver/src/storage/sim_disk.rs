@@ -27,6 +27,8 @@ struct State {
     next_file: u64,
     /// Writes and syncs left before one fails; `None` for never.
     failure_after: Option<u64>,
+    /// Whether only one fails.
+    heals: bool,
     capacity_bytes: Option<u64>,
     /// What was done, one line each, for golden tests of the order of durability.
     trace: Vec<String>,
@@ -80,7 +82,19 @@ impl SimDisk {
 
     /// Lets `count` more writes and syncs succeed, then fails one; `None` for no more failures.
     pub fn fail_after(&self, count: Option<u64>) {
-        self.state().failure_after = count;
+        let mut state = self.state();
+        (state.failure_after, state.heals) = (count, false);
+    }
+
+    /// Lets `count` more writes and syncs succeed, fails one, and lets all others succeed.
+    pub fn fail_once_after(&self, count: u64) {
+        let mut state = self.state();
+        (state.failure_after, state.heals) = (Some(count), true);
+    }
+
+    /// Whether a failure is still to come.
+    pub fn will_fail(&self) -> bool {
+        self.state().failure_after.is_some()
     }
 
     /// Limits the sum of file lengths.
@@ -136,7 +150,12 @@ impl State {
     fn step(&mut self, what: String) -> io::Result<()> {
         self.trace.push(what);
         match &mut self.failure_after {
-            Some(0) => Err(io::Error::other("simulated I/O failure")),
+            Some(0) => {
+                if self.heals {
+                    self.failure_after = None;
+                }
+                Err(io::Error::other("simulated I/O failure"))
+            }
             Some(left) => {
                 *left -= 1;
                 Ok(())

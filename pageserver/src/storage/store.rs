@@ -106,6 +106,9 @@ impl Store {
         self.add_slot(id, Some(ancestor.clone()));
         update.add_timelines.push((id, TimelineRecord { ancestor: Some(ancestor) }));
         let published = self.catalog.publish(update);
+        if let (Err(_), Some(timeline)) = (&published, &slot.timeline) {
+            timeline.release([position; 2]);
+        }
         drop(slot);
         Ok((id, self.keep_slot_if_ok(id, published)?))
     }

@@ -39,13 +39,6 @@ impl SyncQueue {
         !std::mem::replace(&mut queue.running, true)
     }
 
-    /// Ends the turn of the thread if no request waits.
-    pub(super) fn end_turn(&self) -> bool {
-        let mut queue = lock(&self.0);
-        queue.running = !queue.waiting.is_empty();
-        !queue.running
-    }
-
     /// All requests that wait; none ends the turn of the thread.
     pub(super) fn take(&self) -> Vec<Done> {
         let mut queue = lock(&self.0);
@@ -80,13 +73,15 @@ impl Syncer {
         Ok(Self { sender, inline: Arc::default() })
     }
 
-    /// Serves a lane whose queue has begun to fill: the first sync on the caller's own thread if few others do so
-    /// at the moment, and the rest on the syncer's.
+    /// Serves a lane whose queue has begun to fill: on the caller's own thread until no request waits if few others do
+    /// so at the moment, else on one of the syncer's.
     pub(super) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
-        let served = inline && timeline.run_sync(lane);
+        if inline {
+            while timeline.run_sync(lane) {}
+        }
         self.inline.fetch_sub(1, Ordering::SeqCst);
-        if served && timeline.end_turn(lane) {
+        if inline {
             return;
         }
         // The threads live as long as a sender does, and this is one.

@@ -61,6 +61,96 @@ fn contents(tree: &Tree, name: &[u8]) -> Option<Vec<u8>> {
     Some(buffer[range].to_vec())
 }
 
+/// A file of the write-ahead class.
+fn make_wal(tree: &Tree, name: &[u8]) -> u64 {
+    let new = |kind| NewInode { kind, mode: 0o600, owner: (1, 1), target: &[] };
+    let directory = match tree.lookup(ROOT_INODE, b"pg_wal") {
+        Ok((directory, _)) => directory,
+        Err(_) => tree.make(ROOT_INODE, b"pg_wal", &new(FileKind::Directory), 0).unwrap().0,
+    };
+    tree.make(directory, name, &new(FileKind::File), 0).unwrap().0
+}
+
+#[test]
+fn a_page_of_the_write_ahead_log_is_written_in_parts() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let (main, mut random, mut forks) = (tree(&store, id), Random(11), Vec::new());
+    let inode = make_wal(&main, b"000000010000000000000001");
+    let mut page = [0; PAGE_BYTES];
+    let (mut filled, mut written) = (0, 0);
+    while filled < PAGE_BYTES {
+        let end = (filled + 1 + usize::try_from(random.below(200)).unwrap()).min(PAGE_BYTES);
+        page[filled..end].fill(u8::try_from(1 + random.below(255)).unwrap());
+        filled = end;
+        disk.take_trace();
+        main.write(inode, 0, &page).unwrap();
+        let trace = disk.take_trace();
+        written += trace.len();
+        assert_eq!(main.read(inode, 0, 8192).unwrap().0, page, "{filled} bytes of the page are filled");
+        if random.below(4) == 0 {
+            let (child, _) = store.fork(id, |t| named(&format!("c{}", t.0), t)).unwrap();
+            forks.push((child, page));
+        }
+    }
+    assert!(written >= 40 && forks.len() > 5, "{written} {}", forks.len());
+    let own = main.timeline().own_bytes();
+    main.write(inode, PAGE_BYTES as u64, &[1; 5 * PAGE_BYTES]).unwrap();
+    assert_eq!(main.timeline().own_bytes(), own, "it all fits the first file");
+    main.timeline().sync_and_wait().unwrap();
+    let image = disk.after_power_loss(Unsynced::Lost);
+    for store in [store, open(&image).unwrap()] {
+        assert_eq!(tree(&store, id).read(inode, 0, 8192).unwrap().0, page);
+        for (child, then) in &forks {
+            let child = tree(&store, *child);
+            assert_eq!(child.read(inode, 0, 8192).unwrap().0, then);
+            // The first change of an inherited page starts from nothing, the next from that.
+            for fill in [3, 4] {
+                let mut changed = *then;
+                changed[100..200].fill(fill);
+                child.write(inode, 0, &changed).unwrap();
+                assert_eq!(child.read(inode, 0, 8192).unwrap().0, changed);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_is_never_laid_over_what_it_did_not_change() {
+    let (store, id) = new_store(&SimDisk::default());
+    let main = tree(&store, id);
+    let inode = make_wal(&main, b"1");
+    let page = |fill: u8, from: usize| {
+        let mut page = [9; PAGE_BYTES];
+        page[from..].fill(fill);
+        page
+    };
+    let shows = |expected: &[u8], when: &str| {
+        assert!(main.read(inode, 0, 8192).unwrap().0 == expected, "{when}");
+    };
+    main.write(inode, 0, &page(1, 0)).unwrap();
+    main.write(inode, 0, &page(2, 8000)).unwrap();
+    shows(&page(2, 8000), "a part");
+    main.write(inode, 10, b"small").unwrap();
+    let mut small = page(2, 8000);
+    small[10..15].copy_from_slice(b"small");
+    shows(&small, "a write of less than a page");
+    main.set_attributes(inode, &Wanted { size: Some(0), ..Wanted::default() }).unwrap();
+    main.write(inode, 0, &page(3, 8100)).unwrap();
+    shows(&page(3, 8100), "regrown after a truncation");
+    main.punch(inode, 0, PAGE_BYTES as u64).unwrap();
+    shows(&[0; PAGE_BYTES], "a hole");
+    let mut few = [0; PAGE_BYTES];
+    few[5000..5100].fill(7);
+    main.write(inode, 0, &few).unwrap();
+    shows(&few, "a part of zeros");
+    // Another page in between: its contents are no longer at hand, so this one is written whole.
+    main.write(inode, PAGE_BYTES as u64, &page(5, 0)).unwrap();
+    few[5050] = 8;
+    main.write(inode, 0, &few).unwrap();
+    shows(&few, "after another page");
+}
+
 #[test]
 fn the_order_of_durability_is_data_then_names() {
     let disk = SimDisk::default();

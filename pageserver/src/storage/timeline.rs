@@ -7,12 +7,13 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
-use crate::storage::commit::Commit;
-use crate::storage::format::{Attributes, LaneFileId, LaneKind};
-use crate::storage::index::{Block, Index, PageAt, Retained, Target};
+use crate::storage::commit::{Commit, Gathered};
+use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
+use crate::storage::index::{Block, Index, PageAt, Parts, Retained, Target};
 use crate::storage::lane_files::LaneFiles;
 use crate::storage::log::Log;
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, TimelineId, WAL_CLASS, inode_created};
+use crate::storage::parts::{self, HotPage};
 use crate::storage::recovery;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
 use std::collections::BTreeMap;
@@ -60,6 +61,8 @@ pub struct Ancestor {
 pub(super) struct LaneState {
     pub(super) log: Log,
     pub(super) index: Index,
+    /// The page written last, if it is of the write-ahead lane.
+    pub(super) hot: Option<HotPage>,
 }
 
 pub(super) struct Lane {
@@ -117,6 +120,7 @@ pub(super) fn check_page(bytes: &[u8], at: &PageAt, name: &str, (inode, block): 
 pub(super) enum Source {
     Zeros,
     Page(Arc<Timeline>, PageAt),
+    Parts(Arc<Timeline>, Box<Parts>),
 }
 
 impl Timeline {
@@ -134,14 +138,14 @@ impl Timeline {
                 &ids,
                 required,
                 &mut |found, _| {
-                    let offset = found.pages_offset();
+                    let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
                     index.apply(found.header.position, &found.changes, found.sequence, offset);
                     Ok(())
                 },
             )?;
             let last = log.last();
             Ok(Lane {
-                state: RwLock::new(LaneState { log, index }),
+                state: RwLock::new(LaneState { log, index, hot: None }),
                 appended: AtomicU64::new(last),
                 durable: AtomicU64::new(last),
                 queue: SyncQueue::default(),
@@ -250,13 +254,14 @@ impl Timeline {
         let mut sources: Vec<Option<Source>> = vec![None; count];
         let mut missing = count;
         for (timeline, at) in self.chain(kind, inode_created(inode)) {
-            let mut found = |block: u32, value: Block| {
+            let mut found = |block: u32, value: &Block| {
                 let source = &mut sources[(block - first) as usize];
                 if source.is_none() {
                     missing -= 1;
                     *source = Some(match value {
                         Block::Zeros => Source::Zeros,
-                        Block::Page(page) => Source::Page(Arc::clone(timeline), page),
+                        Block::Page(page) => Source::Page(Arc::clone(timeline), *page),
+                        Block::Parts(parts) => Source::Parts(Arc::clone(timeline), parts.clone()),
                     });
                 }
             };
@@ -283,10 +288,20 @@ impl Timeline {
         let kind = lane_of(inode);
         let mut at = 0;
         while at < sources.len() {
-            let Some(Source::Page(timeline, page)) = &sources[at] else {
-                buffer[at * PAGE_BYTES..(at + 1) * PAGE_BYTES].fill(0);
-                at += 1;
-                continue;
+            let (timeline, page) = match &sources[at] {
+                Some(Source::Page(timeline, page)) => (timeline, page),
+                other => {
+                    let bytes = &mut buffer[at * PAGE_BYTES..(at + 1) * PAGE_BYTES];
+                    match other {
+                        Some(Source::Parts(timeline, parts)) => {
+                            let state = read(&timeline.lane(kind).state);
+                            parts::read(&state.log, parts, (inode, first as usize + at), bytes)?;
+                        }
+                        _ => bytes.fill(0),
+                    }
+                    at += 1;
+                    continue;
+                }
             };
             let run = sources[at..].iter().enumerate().take_while(|(nth, source)| {
                 matches!(source, Some(Source::Page(other, next))
@@ -326,7 +341,7 @@ impl Timeline {
         let position = self.shared.positions.take();
         let mut commit = Commit::new(self, &state, kind, position);
         let value = build(&mut commit)?;
-        let (changes, pages) = commit.into_parts();
+        let Gathered { changes, pages, hot } = commit.into_gathered();
         if changes.is_empty() {
             return Ok(value);
         }
@@ -335,6 +350,9 @@ impl Timeline {
         let appended = state.log.append(position, durable, &changes, &slices);
         let (sequence, offset) = appended.map_err(|error| self.latch(error))?;
         state.index.apply(position, &changes, sequence, offset);
+        if hot.is_some() || changes.iter().any(Change::is_of_blocks) {
+            state.hot = hot;
+        }
         lane.appended.store(position, Ordering::SeqCst);
         let behind = state.log.unsynced_bytes() > MAX_UNSYNCED_BYTES;
         drop(state);
@@ -424,11 +442,6 @@ impl Timeline {
         true
     }
 
-    /// Ends the turn of a thread that served syncs of a lane, unless more have come.
-    pub(super) fn end_turn(&self, kind: LaneKind) -> bool {
-        self.lane(kind).queue.end_turn()
-    }
-
     /// Takes a position that sees everything so far and keeps it readable. Returns it with the newest positions of
     /// the lanes, which are durable up to it afterwards.
     pub fn fork_point(self: &Arc<Self>) -> Result<(Position, [Position; 2])> {
@@ -440,7 +453,7 @@ impl Timeline {
             wal.index.retain(position);
             (position, [data.log.last(), wal.log.last()])
         };
-        self.sync_and_wait()?;
+        self.sync_and_wait().inspect_err(|_| self.release([position; 2]))?;
         Ok((position, last))
     }
 

@@ -1,0 +1,94 @@
+//! Pages written in parts: a page of the write-ahead log grows with every commit until it is full.
+//!
+//! The kernel hands over the whole page each time, though all but a few hundred bytes are as before. The lane
+//! remembers the page that it was last given and logs only what changed, so a commit writes about as many bytes
+//! as Postgres logged. After [`MAX_PARTS`] parts the page is written whole, which bounds what a read gathers.
+
+use crate::error::{Error, Result};
+use crate::storage::format::MAX_PART_BYTES;
+use crate::storage::index::{Block, Index, Parts};
+use crate::storage::log::Log;
+use crate::storage::page::PAGE_BYTES;
+use std::ops::Range;
+
+/// Most parts that a read has to put together.
+const MAX_PARTS: usize = 32;
+
+/// A page as the lane holds it at the head.
+pub(super) struct HotPage {
+    pub(super) inode: u64,
+    pub(super) block: u32,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What of `page`, the next contents of a block, has to be logged; `None` if all of it should be.
+pub(super) fn changed(
+    index: &Index,
+    hot: Option<&HotPage>,
+    (inode, block): (u64, u32),
+    page: &[u8],
+) -> Option<Range<usize>> {
+    const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+    let before = match index.newest_block(inode, block) {
+        // What an ancestor has does not count: the lane begins anew.
+        None | Some(Block::Zeros) => &ZEROS[..],
+        Some(Block::Parts(parts)) if parts.parts.len() >= MAX_PARTS => return None,
+        Some(_) => &hot.filter(|hot| (hot.inode, hot.block) == (inode, block))?.bytes,
+    };
+    let range = difference(before, page);
+    (1..=MAX_PART_BYTES).contains(&range.len()).then_some(range)
+}
+
+/// The range outside of which both are the same.
+fn difference(before: &[u8], after: &[u8]) -> Range<usize> {
+    const STEP: usize = 64;
+    let same = |at: &usize| before[*at..at + STEP] == after[*at..at + STEP];
+    let steps = || (0..PAGE_BYTES).step_by(STEP);
+    let first = steps().take_while(same).count() * STEP;
+    let last = PAGE_BYTES - steps().rev().take_while(same).count() * STEP;
+    let first = (first..PAGE_BYTES).find(|at| before[*at] != after[*at]).unwrap_or(PAGE_BYTES);
+    let last = (first..last).rev().find(|at| before[*at] != after[*at]).map_or(first, |at| at + 1);
+    first..last
+}
+
+/// Reads and checks a page that was written in parts; `of` is its inode and block.
+pub(super) fn read(log: &Log, parts: &Parts, of: (u64, usize), page: &mut [u8]) -> Result<()> {
+    let fill = |sequence: u32, offset: u32, bytes: &mut [u8]| {
+        let failed = |e| Error::io(format!("read {} at {offset}", log.describe(sequence)), &e);
+        log.file(sequence).read_exact_at(bytes, u64::from(offset)).map_err(failed)
+    };
+    match &parts.base {
+        Some(base) => fill(base.sequence, base.offset, page)?,
+        None => page.fill(0),
+    }
+    for part in &parts.parts {
+        let start = usize::from(part.start);
+        fill(part.sequence, part.offset, &mut page[start..start + usize::from(part.length)])?;
+    }
+    if crc32fast::hash(page) == parts.crc {
+        return Ok(());
+    }
+    let ((inode, block), last) = (of, parts.parts[parts.parts.len() - 1]);
+    let (name, offset) = (log.describe(last.sequence), last.offset);
+    Err(Error::corrupt(format!(
+        "{name} at {offset}: block {block} of inode {inode:#x}, written in parts, is not what was written"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_as_short_as_it_can_be() {
+        let before = vec![7; PAGE_BYTES];
+        assert!(difference(&before, &before).is_empty());
+        for (start, end) in
+            [(0, 1), (0, PAGE_BYTES), (63, 64), (63, 65), (64, 128), (100, 4000), (8191, 8192)]
+        {
+            let mut after = before.clone();
+            (after[start], after[end - 1]) = (8, 9);
+            assert_eq!(difference(&before, &after), start..end);
+        }
+    }
+}
