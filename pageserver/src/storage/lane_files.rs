@@ -114,8 +114,14 @@ impl LaneFiles {
         self.disk.open(&name).map_err(|e| Error::io(format!("open {name}"), &e))
     }
 
-    /// Makes a lane file: a spare one if there is one and the lane wants it, else an empty one.
-    pub fn create_file(&self, id: LaneFileId) -> Result<Arc<dyn DiskFile>> {
+    /// Whether a file is ready that was written out.
+    pub fn has_spare(&self) -> bool {
+        !self.spares.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Makes a lane file: a spare one, which the second value tells, if there is one and the lane wants it, else an
+    /// empty one.
+    pub fn create_file(&self, id: LaneFileId) -> Result<(Arc<dyn DiskFile>, bool)> {
         let name = Self::describe(id);
         // A rename would replace a file that its lane did not know of.
         if self.disk.open(&name).is_ok() {
@@ -130,11 +136,13 @@ impl LaneFiles {
             }
             LaneKind::Data => None,
         };
+        let written_out = spare.is_some();
         let made = match spare {
             Some(spare) => self.disk.rename(&path(&spare), &name).and_then(|()| self.disk.open(&name)),
             None => self.disk.create(&name),
         };
-        made.map_err(|e| Error::io(format!("create {name}"), &e))
+        let file = made.map_err(|e| Error::io(format!("create {name}"), &e))?;
+        Ok((file, written_out))
     }
 
     /// The files of one timeline with their lengths, as the disk has them.

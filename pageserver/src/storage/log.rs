@@ -17,6 +17,8 @@ pub(super) struct Tail {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) salt: u32,
     pub(super) offset: u64,
+    /// Whether the file was written out before its use.
+    pub(super) written_out: bool,
 }
 
 /// What must be synced for everything appended so far to be durable.
@@ -159,12 +161,15 @@ impl Log {
             LaneKind::Wal => WAL_FILE_BYTES,
             LaneKind::Data => DATA_FILE_BYTES,
         };
-        self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit)
+        // A write-ahead lane gets away from a file that grows, where each sync is dear, as soon as it can.
+        let stay =
+            |tail: &Tail| self.lane == LaneKind::Data || tail.written_out || !self.lane_files.has_spare();
+        self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit && stay(tail))
     }
 
     fn begin_file(&mut self, sequence: u32) -> Result<()> {
         let id = self.id(sequence);
-        let file = self.lane_files.create_file(id)?;
+        let (file, written_out) = self.lane_files.create_file(id)?;
         let store = self.lane_files.store();
         let header = format::encode_file_header(store, id);
         if let Err(error) = file.write_all_at(&[&header], 0) {
@@ -181,7 +186,7 @@ impl Log {
         self.tail_unsynced = true;
         self.files.insert(sequence, Arc::clone(&file));
         let salt = format::salt(store, id);
-        self.tail = Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64 });
+        self.tail = Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::storage::disk::DiskFile;
 use crate::storage::format::{
     self, Change, FILE_HEADER_BYTES, HeaderFault, LaneFileId, LaneKind, RecordHeader,
 };
-use crate::storage::lane_files::LaneFiles;
+use crate::storage::lane_files::{LaneFiles, WAL_FILE_BYTES};
 use crate::storage::log::{Log, Tail};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use std::collections::VecDeque;
@@ -311,7 +311,14 @@ pub fn recover(
     }
     if let Some(file) = log.files.get(&end.sequence) {
         let salt = format::salt(lane_files.store(), log.id(end.sequence));
-        log.tail = Some(Tail { sequence: end.sequence, file: Arc::clone(file), salt, offset: end.offset });
+        let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
+        log.tail = Some(Tail {
+            sequence: end.sequence,
+            file: Arc::clone(file),
+            salt,
+            offset: end.offset,
+            written_out: length == WAL_FILE_BYTES,
+        });
     }
     lane_files.sync_directory()?;
     Ok(log)
