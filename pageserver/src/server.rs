@@ -14,6 +14,7 @@ use crate::gateway::Gateway;
 use crate::import::Imports;
 use crate::storage::catalog::Update;
 use crate::storage::disk::LocalDisk;
+use crate::storage::maintenance::Maintenance;
 use crate::storage::page::TimelineId;
 use crate::storage::store::{STORE_DIRECTORIES, Store};
 use proxy::{Limits, Tls};
@@ -162,16 +163,27 @@ async fn first_start(
     Ok(())
 }
 
-/// Does background work on a thread of its own until told to stop.
-fn start_ticking(store: Arc<Store>, stop: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
+/// Does background work on threads of its own until told to stop.
+fn start_background(store: &Arc<Store>, stop: &Arc<AtomicBool>) -> Result<Vec<std::thread::JoinHandle<()>>> {
+    let (ticked, tick_stop) = (Arc::clone(store), Arc::clone(stop));
     let tick = move || {
-        while !stop.load(Ordering::Relaxed) {
-            store.tick();
+        while !tick_stop.load(Ordering::Relaxed) {
+            ticked.tick();
             std::thread::sleep(TICK);
         }
     };
-    let started = std::thread::Builder::new().name("tick".into()).spawn(tick);
-    started.map_err(|e| Error::io("start a thread", &e))
+    let (kept, stop) = (Arc::clone(store), Arc::clone(stop));
+    let maintain = move || {
+        let mut maintenance = Maintenance::default();
+        while !stop.load(Ordering::Relaxed) {
+            maintenance.pass(&kept, &stop);
+            std::thread::sleep(TICK);
+        }
+    };
+    let failed = |e| Error::io("start a thread", &e);
+    let tick = std::thread::Builder::new().name("tick".into()).spawn(tick).map_err(failed)?;
+    let maintain = std::thread::Builder::new().name("maintenance".into()).spawn(maintain).map_err(failed)?;
+    Ok(vec![tick, maintain])
 }
 
 fn public_address(config: &Config, bound: SocketAddr) -> String {
@@ -213,8 +225,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let token = Token::load_or_create(&layout.token)?;
     let tls = load_tls(&config, &layout)?;
     let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
-    let stop_ticking = Arc::new(AtomicBool::new(false));
-    let ticking = start_ticking(Arc::clone(&running.store), Arc::clone(&stop_ticking))?;
+    let stop_background = Arc::new(AtomicBool::new(false));
+    let background = start_background(&running.store, &stop_background)?;
 
     let (stop, stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {
@@ -241,8 +253,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     running.supervisor.stop_all().await;
     let _ = proxy.await;
     let _ = api.await;
-    stop_ticking.store(true, Ordering::Relaxed);
-    let _ = tokio::task::spawn_blocking(move || ticking.join()).await;
+    stop_background.store(true, Ordering::Relaxed);
+    let join = move || background.into_iter().for_each(|thread| drop(thread.join()));
+    let _ = tokio::task::spawn_blocking(join).await;
     running.stop().await?;
     tracing::info!("stopped");
     Ok(())

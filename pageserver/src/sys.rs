@@ -1,11 +1,12 @@
-//! The one module with unsafe code: what must run between `fork` and `exec`.
+//! The one module with unsafe code: what must run between `fork` and `exec`, and mapped files.
 //!
-//! The standard library calls such code in a copy of this process that has only the forking thread, so it may
-//! neither allocate nor lock. Everything here is two system calls.
+//! The standard library calls the former in a copy of this process that has only the forking thread, so it may
+//! neither allocate nor lock; it is two system calls.
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
+use std::fs::File;
 use std::io;
 use tokio::process::Command;
 
@@ -31,4 +32,13 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
     unsafe {
         command.pre_exec(ask);
     }
+}
+
+/// Maps `length` bytes from `offset` of a file that nobody changes any more.
+#[expect(unsafe_code, reason = "a mapped file is memory that others could change")]
+pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<[u8]> + Send + Sync>> {
+    // SAFETY: only sealed layers are mapped; this process never writes to one again, and the store's directory belongs
+    // to it alone. A reader checks what it finds, so other bytes than were written are an error and no more.
+    let mapped = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file)? };
+    Ok(Box::new(mapped))
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
 use crate::storage::catalog_file::{Backend, CatalogFile};
 use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::format::LaneKind;
 use crate::storage::page::{Position, TimelineId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -41,10 +42,33 @@ pub struct AncestorRecord {
 }
 
 /// A timeline.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineRecord {
     /// None for a root.
     pub ancestor: Option<AncestorRecord>,
+    /// What of its lanes is sealed, by [`LaneKind`].
+    #[serde(default)]
+    pub lanes: [LaneRecord; 2],
+}
+
+/// The sealed part of a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneRecord {
+    /// Everything up to here is in layers.
+    pub sealed: Position,
+    /// First file of the log that goes on behind; those before are done with.
+    pub sequence: u32,
+    /// The layers, newest first.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// A sealed layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Its number.
+    pub number: u64,
+    /// Length of the file.
+    pub bytes: u64,
 }
 
 /// A branch: a name and its settings, pointing at a timeline.
@@ -75,6 +99,8 @@ pub struct Update {
     pub remove_branches: Vec<String>,
     /// Names to add or replace.
     pub put_branches: Vec<(String, BranchRecord)>,
+    /// What of a lane is sealed now; refused if the timeline is gone.
+    pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
     /// Nameless timelines that were held for an import and are no longer.
     pub release: Vec<TimelineId>,
 }
@@ -203,9 +229,9 @@ impl Catalog {
     /// Publishes `update`, removes timelines that no name and no child needs any more, and returns those.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
         let mut slot = lock(&self.database);
-        let (freed, next) = {
+        let (freed, next, timelines) = {
             let state = read(&self.state);
-            (state.freed_by(&update), state.next.clone())
+            (state.freed_by(&update), state.next.clone(), state.timelines_after(&update)?)
         };
         let opened = match slot.take() {
             Some(opened) => opened,
@@ -217,7 +243,7 @@ impl Catalog {
             *slot = Some(opened);
             return Err(Error::io("reserve room for the catalog", &error));
         }
-        let outcome = commit(&opened.database, &update, &freed, &next);
+        let outcome = commit(&opened.database, &update, &timelines, &freed, &next);
         match outcome {
             Ok(()) => *slot = Some(opened),
             Err(error) => {
@@ -274,6 +300,7 @@ fn open_database(file: &Arc<dyn DiskFile>) -> Result<Opened> {
 fn commit(
     database: &Database,
     update: &Update,
+    put_timelines: &[(TimelineId, TimelineRecord)],
     freed: &[TimelineId],
     next: &BTreeMap<&'static str, u64>,
 ) -> Result<()> {
@@ -284,7 +311,7 @@ fn commit(
             numbers.insert(*key, value).map_err(|e| failed("change", e))?;
         }
         let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
-        for (id, record) in &update.add_timelines {
+        for (id, record) in put_timelines {
             timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
         }
         for id in freed {
@@ -307,6 +334,11 @@ impl State {
     }
 
     fn apply(&mut self, update: Update, freed: &[TimelineId]) {
+        for (id, lane, record) in update.put_lanes {
+            if let Some(timeline) = self.timelines.get_mut(&id.0) {
+                timeline.lanes[lane as usize] = record;
+            }
+        }
         for (id, record) in update.add_timelines {
             if let Some(ancestor) = &record.ancestor {
                 self.children.entry(ancestor.timeline).or_default().insert(id.0);
@@ -338,6 +370,19 @@ impl State {
         if *names == 0 {
             self.names.remove(&timeline);
         }
+    }
+
+    /// The timelines that `update` adds or changes, as they are then.
+    fn timelines_after(&self, update: &Update) -> Result<Vec<(TimelineId, TimelineRecord)>> {
+        let mut timelines = update.add_timelines.clone();
+        for (id, lane, record) in &update.put_lanes {
+            let gone =
+                || Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"));
+            let mut timeline = self.timelines.get(&id.0).cloned().ok_or_else(gone)?;
+            timeline.lanes[*lane as usize] = record.clone();
+            timelines.push((*id, timeline));
+        }
+        Ok(timelines)
     }
 
     /// The timelines that nothing needs once `update` is in, children before their ancestors.
@@ -474,14 +519,17 @@ mod tests {
     }
 
     fn fork_of(timeline: TimelineId) -> TimelineRecord {
-        TimelineRecord { ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8] }) }
+        TimelineRecord {
+            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8] }),
+            ..TimelineRecord::default()
+        }
     }
 
     /// `main` with a child `a`, which has a child `b`.
     fn family(disk: &SimDisk) -> (Catalog, [TimelineId; 3]) {
         let catalog = Catalog::open(&(Arc::new(disk.clone()) as Arc<dyn Disk>), 77).unwrap();
         let ids = [catalog.new_timeline(), catalog.new_timeline(), catalog.new_timeline()];
-        let records = [TimelineRecord { ancestor: None }, fork_of(ids[0]), fork_of(ids[1])];
+        let records = [TimelineRecord::default(), fork_of(ids[0]), fork_of(ids[1])];
         for (nth, (name, record)) in ["main", "a", "b"].into_iter().zip(records).enumerate() {
             let put_branches = vec![(name.to_owned(), branch(nth as u64, ids[nth], None))];
             let update =
@@ -538,7 +586,7 @@ mod tests {
     fn a_held_timeline_goes_when_released_or_at_the_next_start() {
         let (catalog, _) = family(&SimDisk::default());
         let held = catalog.new_timeline();
-        let add_timelines = vec![(held, TimelineRecord { ancestor: None })];
+        let add_timelines = vec![(held, TimelineRecord::default())];
         assert_eq!(catalog.publish(Update { add_timelines, ..Update::default() }).unwrap(), []);
         assert_eq!(catalog.remove_unneeded().unwrap(), [held]);
     }
@@ -576,7 +624,7 @@ mod tests {
             let (catalog, _) = family(&disk);
             disk.fail_once_after(count);
             let outcome = catalog.publish(remove("b"));
-            let struck = !disk.will_fail();
+            let struck = disk.failed();
             assert_eq!(outcome.is_ok(), catalog.branch("b").is_none(), "{count}");
             let shown = catalog.branches();
             drop(catalog);

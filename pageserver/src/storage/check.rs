@@ -1,12 +1,13 @@
 //! Verification of a store that no server uses: every record, every page, and what the catalog says of them.
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::{CATALOG_FILE, Catalog};
+use crate::storage::catalog::{CATALOG_FILE, Catalog, LaneRecord};
 use crate::storage::disk::Disk;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
 use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
+use crate::storage::layer::{Entry, Layer, LayerId};
 use crate::storage::page::{PAGE_BYTES, TimelineId};
-use crate::storage::recovery::{self, Found};
+use crate::storage::recovery::{self, Found, Start};
 use std::sync::Arc;
 
 /// What a check found.
@@ -61,29 +62,75 @@ fn check_timeline(
     report: &mut Report,
 ) {
     for lane in LaneKind::ALL {
-        let files: Vec<LaneFileId> = files.iter().filter(|file| file.lane == lane).copied().collect();
+        let record = catalog.timeline(id).unwrap_or_default().lanes[lane as usize].clone();
+        let files: Vec<LaneFileId> = files
+            .iter()
+            .filter(|file| file.lane == lane && file.sequence >= record.sequence)
+            .copied()
+            .collect();
+        let start = Start { sealed: record.sealed, sequence: record.sequence };
         let synced = catalog.forks(id).iter().map(|fork| fork.synced[lane as usize]).max().unwrap_or(0);
-        let outcome = recovery::inspect(lane_files, (id, lane), &files, synced, &mut |found, file| {
-            report.records += 1;
-            let name = LaneFiles::describe(LaneFileId { timeline: id, lane, sequence: found.sequence });
-            let mut page = vec![0; PAGE_BYTES];
-            for (nth, (inode, block, crc)) in pages(found).enumerate() {
-                let offset = (found.pages_offset() + nth * PAGE_BYTES) as u64;
-                let read = file.read_exact_at(&mut page, offset);
-                if read.is_err() || crc32fast::hash(&page) != crc {
-                    report
-                        .faults
-                        .push(format!("{name} at {offset}: block {block} of inode {inode:#x} is damaged"));
-                } else {
-                    report.pages += 1;
+        check_layers(lane_files, (id, lane), &record, report);
+        let outcome =
+            recovery::inspect(lane_files, (id, lane), &files, (start, synced), &mut |found, file| {
+                report.records += 1;
+                let name = LaneFiles::describe(LaneFileId { timeline: id, lane, sequence: found.sequence });
+                let mut page = vec![0; PAGE_BYTES];
+                for (nth, (inode, block, crc)) in pages(found).enumerate() {
+                    let offset = (found.pages_offset() + nth * PAGE_BYTES) as u64;
+                    let read = file.read_exact_at(&mut page, offset);
+                    if read.is_err() || crc32fast::hash(&page) != crc {
+                        report.faults.push(format!(
+                            "{name} at {offset}: block {block} of inode {inode:#x} is damaged"
+                        ));
+                    } else {
+                        report.pages += 1;
+                    }
                 }
-            }
-            Ok(())
-        });
+                Ok(())
+            });
         if let Err(error) = outcome {
             report.faults.push(error.detail);
         }
     }
+}
+
+fn check_layers(
+    lane_files: &LaneFiles,
+    (timeline, lane): (TimelineId, LaneKind),
+    record: &LaneRecord,
+    report: &mut Report,
+) {
+    for layer in &record.layers {
+        let id = LayerId { timeline, lane, number: layer.number };
+        let checked = Layer::open(lane_files.disk(), lane_files.store(), id).and_then(|layer| {
+            layer.metadata()?;
+            check_pages(&layer, report)
+        });
+        if let Err(error) = checked {
+            report.faults.push(error.detail);
+        }
+    }
+}
+
+fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
+    let mut entries = layer.scan().collect::<Result<Vec<Entry>>>()?;
+    // Groups in the order of the file; each is read once.
+    entries.retain(|entry| entry.page.is_some());
+    entries.sort_unstable_by_key(|entry| entry.page.map(|page| page.group));
+    let mut page = vec![0; PAGE_BYTES];
+    for of_group in entries.chunk_by(|a, b| a.page.map(|page| page.group) == b.page.map(|page| page.group)) {
+        let Some(group) = of_group[0].page.map(|page| page.group) else { continue };
+        layer.read_groups(group..group + 1, |_, pages| {
+            for entry in of_group {
+                match layer.take_page(&pages, entry, &mut page) {
+                    Ok(()) => report.pages += 1,
+                    Err(error) => report.faults.push(error.detail),
+                }
+            }
+        })?;
+    }
+    Ok(())
 }
 
 fn pages(found: &Found) -> impl Iterator<Item = (u64, u32, u32)> {

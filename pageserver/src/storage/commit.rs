@@ -1,11 +1,12 @@
 //! A record in the making, under its lane's lock: what it reads, and the changes it gathers.
 
-use crate::error::{Error, Result};
-use crate::locks::read;
+use crate::error::Result;
+use crate::locks;
 use crate::storage::format::{self, Attributes, Change, LaneKind};
 use crate::storage::page::{PAGE_BYTES, Position, inode_created};
 use crate::storage::parts::{self, HotPage};
-use crate::storage::timeline::{LaneState, Source, Timeline, check_page, lane_of};
+use crate::storage::read;
+use crate::storage::timeline::{LaneState, Timeline, lane_of};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ impl<'s, 'p> Commit<'s, 'p> {
             if Arc::ptr_eq(timeline, self.timeline) {
                 return self.state.index.attributes(inode, at).map(|a| a.cloned());
             }
-            read(&timeline.lane(self.kind).state).index.attributes(inode, at).map(|a| a.cloned())
+            locks::read(&timeline.lane(self.kind).state).index.attributes(inode, at).map(|a| a.cloned())
         })?
     }
 
@@ -64,22 +65,9 @@ impl<'s, 'p> Commit<'s, 'p> {
         if let Some(hot) = self.state.hot.as_ref().filter(|hot| (hot.inode, hot.block) == (inode, block)) {
             return Ok(hot.bytes.clone());
         }
-        let sources = self.timeline.resolve(self.state, inode, block, 1);
+        let sources = self.timeline.resolve(self.state, inode, block, 1)?;
         let mut page = vec![0; PAGE_BYTES];
-        // Pages of the lane whose lock is held are read through the state at hand.
-        match &sources[0] {
-            Some(Source::Page(timeline, at)) if Arc::ptr_eq(timeline, self.timeline) => {
-                let file = self.state.log.file(at.sequence);
-                let name = self.state.log.describe(at.sequence);
-                let failed = |e| Error::io(format!("read {name} at {}", at.offset), &e);
-                file.read_exact_at(&mut page, u64::from(at.offset)).map_err(failed)?;
-                check_page(&page, at, &name, (inode, block as usize))?;
-            }
-            Some(Source::Parts(timeline, at)) if Arc::ptr_eq(timeline, self.timeline) => {
-                parts::read(&self.state.log, at, (inode, block as usize), &mut page)?;
-            }
-            _ => self.timeline.fetch(inode, block, &sources, &mut page)?,
-        }
+        read::fetch(inode, block, &sources, &mut page)?;
         Ok(page)
     }
 

@@ -10,6 +10,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Bytes of a file, as if in memory.
+pub type Mapping = Box<dyn AsRef<[u8]> + Send + Sync>;
+
 /// An open file of the store.
 pub trait DiskFile: Send + Sync {
     /// Fills `buffer` from `offset`; `UnexpectedEof` if the file ends before.
@@ -22,6 +25,8 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Length in bytes.
     fn len_bytes(&self) -> io::Result<u64>;
+    /// Shows `length` bytes from `offset`, a multiple of 4096, of a file that never changes again.
+    fn map(&self, offset: u64, length: usize) -> io::Result<Mapping>;
     /// Forgets what is cached, so that the next read asks the medium: after a failed sync the cache may hold
     /// bytes that never reached it.
     fn drop_cache(&self) -> io::Result<()>;
@@ -99,6 +104,11 @@ impl DiskFile for LocalFile {
 
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn map(&self, offset: u64, length: usize) -> io::Result<Mapping> {
+        // An empty mapping is an error of mmap(2).
+        if length == 0 { Ok(Box::new(Vec::new())) } else { crate::sys::map(&self.0, offset, length) }
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -450,8 +450,29 @@ pub(super) fn u32_of(length: usize) -> u32 {
     u32::try_from(length).unwrap_or_else(|_| panic!("length {length} was bounded before"))
 }
 
+/// Encodes changes with their positions, one behind the other.
+pub fn encode_history(changes: &[(Position, Change)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (position, change) in changes {
+        bytes.extend_from_slice(&position.to_le_bytes());
+        encode_change(change, &mut bytes);
+    }
+    bytes
+}
+
+/// Reads what [`encode_history`] wrote; `None` if it did not.
+pub fn decode_history(bytes: &[u8]) -> Option<Vec<(Position, Change)>> {
+    let mut reader = Reader(bytes);
+    let mut changes = Vec::new();
+    while !reader.0.is_empty() {
+        let (position, tag) = (reader.u64()?, reader.u8()?);
+        changes.push((position, decode_change(tag, &mut reader)?));
+    }
+    Some(changes)
+}
+
 /// Takes values off the front of a slice; `None` when it is too short.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
@@ -468,11 +489,11 @@ impl<'a> Reader<'a> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 

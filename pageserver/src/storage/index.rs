@@ -1,97 +1,17 @@
-//! The open index of a lane: where the newest versions of its keys are, and the older ones that a fork still sees.
+//! The index of a lane: all it knows of files and names, and where the blocks in its log are.
 //!
-//! The index holds only what its own log says; what an ancestor holds is the timeline's business. It is a pure
-//! function of the records applied and the retained points, so replaying a log gives the same index.
+//! Of each key it holds the newest version and the older ones that a retained point still sees. What sealed layers hold
+//! of blocks, and what an ancestor holds, is the timeline's business. The index is a pure function of the
+//! records applied and the retained points, so replaying a log gives the same index.
 
 use crate::storage::format::{
     Attributes, Change, FileKind, PART_HEAD_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, TO_END,
     encoded_bytes,
 };
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, inode_created};
+use crate::storage::versions::{Retained, Versions};
 use std::collections::{BTreeMap, HashMap};
-
-/// Positions at which somebody still reads: the fork positions of children. Sorted.
-#[derive(Clone, Debug, Default)]
-pub struct Retained(Vec<Position>);
-
-impl Retained {
-    /// Adds a point.
-    pub fn add(&mut self, position: Position) {
-        if let Err(at) = self.0.binary_search(&position) {
-            self.0.insert(at, position);
-        }
-    }
-
-    /// Removes a point.
-    pub fn remove(&mut self, position: Position) {
-        if let Ok(at) = self.0.binary_search(&position) {
-            self.0.remove(at);
-        }
-    }
-
-    /// Whether some point sees a version of `from` that is replaced at `to`.
-    fn sees(&self, from: Position, to: Position) -> bool {
-        let at = self.0.partition_point(|point| *point < from);
-        self.0.get(at).is_some_and(|point| *point < to)
-    }
-}
-
-/// The versions of one key, oldest first. Most keys have one.
-#[derive(Clone, Debug)]
-enum Versions<T> {
-    One(Position, T),
-    Many(Vec<(Position, T)>),
-}
-
-impl<T> Versions<T> {
-    fn newest(&self) -> (Position, &T) {
-        match self {
-            Versions::One(position, value) => (*position, value),
-            Versions::Many(list) => {
-                let (position, value) = &list[list.len() - 1];
-                (*position, value)
-            }
-        }
-    }
-
-    fn at(&self, position: Position) -> Option<(Position, &T)> {
-        match self {
-            Versions::One(at, value) => (*at <= position).then_some((*at, value)),
-            Versions::Many(list) => {
-                let (at, value) = &list[list.partition_point(|(at, _)| *at <= position).checked_sub(1)?];
-                Some((*at, value))
-            }
-        }
-    }
-
-    /// Adds a version; those before it go that no retained point sees.
-    fn put(&mut self, position: Position, value: T, retained: &Retained) {
-        let (newest, _) = self.newest();
-        assert!(newest <= position, "version {position} after {newest}");
-        let keep = retained.sees(newest, position);
-        match self {
-            Versions::One(at, old) if !keep => (*at, *old) = (position, value),
-            Versions::Many(list) if !keep => {
-                list.pop();
-                list.push((position, value));
-            }
-            Versions::Many(list) => {
-                list.push((position, value));
-                // Points may have gone since the older versions were kept for them.
-                let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();
-                let mut ends = ends.into_iter();
-                list.retain(|(at, _)| ends.next().is_none_or(|end| retained.sees(*at, end)));
-            }
-            Versions::One(..) => {
-                let Versions::One(at, old) = std::mem::replace(self, Versions::Many(Vec::with_capacity(2)))
-                else {
-                    unreachable!("matched above");
-                };
-                *self = Versions::Many(vec![(at, old), (position, value)]);
-            }
-        }
-    }
-}
+use std::sync::Arc;
 
 /// Where a page's bytes are in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,18 +71,23 @@ pub struct Target {
 #[derive(Default)]
 struct Inode {
     attributes: Option<Versions<Option<Attributes>>>,
-    blocks: BTreeMap<u32, Versions<Block>>,
     /// Truncations: from this block on, what is older than the position reads as zeros. Oldest first.
     cuts: Vec<(Position, u32)>,
 }
 
 type Names = BTreeMap<Vec<u8>, Versions<Option<Target>>>;
 
+/// Versions of blocks by inode and block.
+pub(super) type Blocks = HashMap<u64, BTreeMap<u32, Versions<Block>>>;
+
 /// All a lane's log says about its keys.
 #[derive(Default)]
 pub struct Index {
     inodes: HashMap<u64, Inode>,
     directories: HashMap<u64, Names>,
+    blocks: Blocks,
+    /// Blocks of the part of the log that is being sealed: nothing is added here.
+    frozen: Arc<Blocks>,
     retained: Retained,
     /// What was made after this position, no ancestor has.
     base: Position,
@@ -236,19 +161,19 @@ impl Index {
         self.put_block(position, inode, block, Block::Parts(Box::new(parts)));
     }
 
-    /// What this lane says of a block at the head.
+    /// What the open log says of a block at the head.
     pub fn newest_block(&self, inode: u64, block: u32) -> Option<Block> {
-        let mut newest = None;
-        self.blocks(inode, block..block + 1, HEAD, |_, value| newest = Some(value.clone()));
-        newest
+        let (position, value) = self.blocks.get(&inode)?.get(&block)?.newest();
+        let cut = self.cut_at(inode, block, HEAD).is_some_and(|cut| position < cut);
+        Some(if cut { Block::Zeros } else { value.clone() })
     }
 
     fn put_block(&mut self, position: Position, inode: u64, block: u32, value: Block) {
-        let inode = self.inodes.entry(inode).or_default();
-        match inode.blocks.get_mut(&block) {
+        let blocks = self.blocks.entry(inode).or_default();
+        match blocks.get_mut(&block) {
             Some(versions) => versions.put(position, value, &self.retained),
             None => {
-                inode.blocks.insert(block, Versions::One(position, value));
+                blocks.insert(block, Versions::One(position, value));
             }
         }
     }
@@ -297,9 +222,11 @@ impl Index {
         let inode = self.inodes.entry(number).or_default();
         let retained = &self.retained;
         let unseen = |at: Position| !retained.sees(at, position);
-        inode.blocks.retain(|block, versions| {
-            *block < from || matches!(versions, Versions::Many(_)) || !unseen(versions.newest().0)
-        });
+        if let Some(blocks) = self.blocks.get_mut(&number) {
+            blocks.retain(|block, versions| {
+                *block < from || matches!(versions, Versions::Many(_)) || !unseen(versions.newest().0)
+            });
+        }
         while inode.cuts.last().is_some_and(|(at, older)| *older >= from && unseen(*at)) {
             inode.cuts.pop();
         }
@@ -309,6 +236,7 @@ impl Index {
     fn gone(&mut self, position: Position, inode: u64) {
         if self.forgettable(inode, position) {
             self.inodes.remove(&inode);
+            self.blocks.remove(&inode);
             self.directories.remove(&inode);
             return;
         }
@@ -327,36 +255,103 @@ impl Index {
         self.inodes.get(&inode).is_some_and(|inode| inode.attributes.is_some())
     }
 
-    /// Calls `found` with each block in `first..first + found_len` that this lane says something about.
+    /// Calls `found` with each version that a reader at `position` sees of the `blocks` in the log, cut off or not.
     pub fn blocks(
         &self,
         inode: u64,
         blocks: std::ops::Range<u32>,
         position: Position,
-        mut found: impl FnMut(u32, &Block),
+        mut found: impl FnMut(u32, Position, &Block),
     ) {
-        let Some(inode) = self.inodes.get(&inode) else {
-            return;
-        };
-        let cut = |block: u32| {
-            inode.cuts.iter().rev().find(|(at, from)| *at <= position && *from <= block).map(|(at, _)| *at)
-        };
-        if inode.cuts.is_empty() {
-            for (block, versions) in inode.blocks.range(blocks) {
-                if let Some((_, value)) = versions.at(position) {
-                    found(*block, value);
+        // What is in the log is newer than what is being sealed.
+        for part in [&self.blocks, &*self.frozen] {
+            for (block, versions) in part.get(&inode).into_iter().flat_map(|part| part.range(blocks.clone()))
+            {
+                if let Some((at, value)) = versions.at(position) {
+                    found(*block, at, value);
                 }
             }
-            return;
         }
-        for block in blocks {
-            let version = inode.blocks.get(&block).and_then(|versions| versions.at(position));
-            match (version, cut(block)) {
-                (Some((at, value)), cut) if cut.is_none_or(|cut| at >= cut) => found(block, value),
-                (_, Some(_)) => found(block, &Block::Zeros),
-                (_, None) => {}
+    }
+
+    /// Whether the file was ever cut.
+    pub fn has_cuts(&self, inode: u64) -> bool {
+        self.inodes.get(&inode).is_some_and(|inode| !inode.cuts.is_empty())
+    }
+
+    /// Truncations of a file, oldest first: when, and from which block on.
+    pub(super) fn cuts(&self, inode: u64) -> &[(Position, u32)] {
+        self.inodes.get(&inode).map_or(&[], |inode| &inode.cuts)
+    }
+
+    /// Whether an ancestor may know the inode.
+    pub(super) fn inherits(&self, inode: u64) -> bool {
+        inode_created(inode) <= self.base
+    }
+
+    /// When the block was last cut off, as a reader at `position` sees it: older versions read as zeros.
+    pub fn cut_at(&self, inode: u64, block: u32, position: Position) -> Option<Position> {
+        let cuts = &self.inodes.get(&inode)?.cuts;
+        cuts.iter().rev().find(|(at, from)| *at <= position && *from <= block).map(|(at, _)| *at)
+    }
+
+    /// Sets the blocks of the log aside, to be sealed, and begins anew with none.
+    pub(super) fn freeze(&mut self) -> Arc<Blocks> {
+        assert!(self.frozen.is_empty(), "{} files are being sealed already", self.frozen.len());
+        self.frozen = Arc::new(std::mem::take(&mut self.blocks));
+        Arc::clone(&self.frozen)
+    }
+
+    /// What was set aside is in a layer now.
+    pub(super) fn thaw(&mut self) {
+        self.frozen = Arc::default();
+    }
+
+    /// The points at which somebody reads.
+    pub(super) fn retained(&self) -> &Retained {
+        &self.retained
+    }
+
+    /// Whether all the lane ever had of an inode is gone for everybody.
+    pub(super) fn forgot(&self, inode: u64) -> bool {
+        !self.inodes.contains_key(&inode) && !self.inherits(inode)
+    }
+
+    /// All that is known of files and names, as changes that make an empty index know the same.
+    pub(super) fn metadata(&self) -> Vec<(Position, Change)> {
+        let mut changes = Vec::new();
+        for (inode, known) in &self.inodes {
+            let inode = *inode;
+            let cut =
+                |(at, block): &(Position, u32)| (*at, Change::Zeros { inode, block: *block, count: TO_END });
+            changes.extend(known.cuts.iter().map(cut));
+            for (at, attributes) in known.attributes.iter().flat_map(Versions::all) {
+                changes.push((
+                    at,
+                    match attributes.clone() {
+                        Some(attributes) => Change::Attributes { inode, attributes },
+                        None => Change::Gone { inode },
+                    },
+                ));
             }
         }
+        for (directory, names) in &self.directories {
+            let directory = *directory;
+            for (name, (at, target)) in
+                names.iter().flat_map(|(name, versions)| versions.all().map(move |v| (name, v)))
+            {
+                let name = name.clone();
+                changes.push((
+                    at,
+                    match *target {
+                        Some(Target { inode, kind }) => Change::Name { directory, name, inode, kind },
+                        None => Change::NoName { directory, name },
+                    },
+                ));
+            }
+        }
+        changes.sort_by_key(|(at, _)| *at);
+        changes
     }
 
     /// What `name` leads to as of `position`: `None` if this lane does not say, `Some(None)` if nowhere.
@@ -403,11 +398,19 @@ mod tests {
     }
 
     fn seen(index: &Index, position: Position) -> Vec<(u32, Option<u32>)> {
-        let mut blocks = Vec::new();
-        index.blocks(9, 0..10, position, |block, value| {
-            blocks.push((block, if let Block::Page(at) = value { Some(at.crc) } else { None }));
+        let mut blocks = BTreeMap::new();
+        index.blocks(9, 0..10, position, |block, at, value| {
+            let crc = if let Block::Page(at) = value { Some(at.crc) } else { None };
+            blocks.entry(block).or_insert((at, crc));
         });
-        blocks
+        for block in 0..10 {
+            if let Some(cut) = index.cut_at(9, block, position)
+                && blocks.get(&block).is_none_or(|(at, _)| *at < cut)
+            {
+                blocks.insert(block, (cut, None));
+            }
+        }
+        blocks.into_iter().map(|(block, (_, crc))| (block, crc)).collect()
     }
 
     #[test]
@@ -423,7 +426,7 @@ mod tests {
         assert_eq!(seen(&index, 3), [(0, Some(2))]);
         assert_eq!(seen(&index, Position::MAX), [(0, Some(5))]);
         assert_eq!(seen(&index, 1), [], "version 1 was replaced, no point saw it");
-        assert!(matches!(&index.inodes[&9].blocks[&0], Versions::Many(list) if list.len() == 2));
+        assert!(matches!(&index.blocks[&9][&0], Versions::Many(list) if list.len() == 2));
     }
 
     #[test]
@@ -440,7 +443,7 @@ mod tests {
         for (at, expected) in [(21, 20), (41, 40), (Position::MAX, 50)] {
             assert_eq!(seen(&index, at), [(0, Some(expected))]);
         }
-        assert!(matches!(&index.inodes[&9].blocks[&0], Versions::Many(list) if list.len() == 3));
+        assert!(matches!(&index.blocks[&9][&0], Versions::Many(list) if list.len() == 3));
     }
 
     #[test]
@@ -503,5 +506,51 @@ mod tests {
         index.base = 9;
         index.apply(3, &[Change::Gone { inode: 9 }], 0, 64);
         assert_eq!(index.attributes(9, Position::MAX), Some(None));
+    }
+
+    #[test]
+    fn metadata_makes_an_empty_index_know_the_same() {
+        let name = |name: &[u8], inode| Change::Name {
+            directory: 1,
+            name: name.to_vec(),
+            inode,
+            kind: FileKind::File,
+        };
+        let attributes = |size| Attributes {
+            kind: FileKind::File,
+            mode: 0o600,
+            uid: 1,
+            gid: 2,
+            links: 1,
+            size,
+            modified_ns: 0,
+            changed_ns: 7,
+            target: Vec::new(),
+        };
+        let mut retained = Retained::default();
+        [15, 25, 35].into_iter().for_each(|at| retained.add(at));
+        let mut index = Index::new(12, retained.clone());
+        for (position, change) in [
+            (13, Change::Attributes { inode: 9, attributes: attributes(1) }),
+            (14, name(b"a", 9)),
+            (20, Change::Size { inode: 9, size: 2, modified_ns: 3 }),
+            (21, Change::Zeros { inode: 9, block: 4, count: TO_END }),
+            (22, name(b"b", 22)),
+            (23, Change::NoName { directory: 1, name: b"a".to_vec() }),
+            (30, Change::Gone { inode: 9 }),
+            (40, name(b"a", 40)),
+        ] {
+            index.apply(position, &[change], 0, 64);
+        }
+        let mut again = Index::new(12, retained);
+        index.metadata().into_iter().for_each(|(position, change)| again.apply(position, &[change], 0, 64));
+        assert_eq!(again.metadata(), index.metadata());
+        for at in 10..45 {
+            assert_eq!(again.attributes(9, at), index.attributes(9, at), "{at}");
+            assert_eq!(again.cut_at(9, 5, at), index.cut_at(9, 5, at), "{at}");
+            for known in [b"a", b"b"] {
+                assert_eq!(again.name(1, known, at), index.name(1, known, at), "{at}");
+            }
+        }
     }
 }

@@ -35,6 +35,8 @@ pub struct LaneFiles {
     store: u64,
     spares: Mutex<Vec<String>>,
     next_spare: AtomicU64,
+    /// Files that are out of their lanes, but may still be read.
+    leaving: Mutex<Vec<(LaneFileId, u64, Arc<dyn DiskFile>)>>,
     /// Whether a write-ahead lane began a file since the last refill.
     begun: AtomicBool,
 }
@@ -89,6 +91,7 @@ impl LaneFiles {
             spares: Mutex::new(spares),
             next_spare: AtomicU64::new(next_spare),
             begun: AtomicBool::new(false),
+            leaving: Mutex::default(),
         };
         Ok((files, found))
     }
@@ -169,6 +172,27 @@ impl LaneFiles {
             self.disk.remove(&name)
         };
         outcome.map_err(|e| Error::io(format!("recycle {name}"), &e))
+    }
+
+    /// Takes files out of their lanes as soon as nobody reads them any more: a recycled file would show a reader what
+    /// it holds next.
+    pub fn retire_later(&self, files: Vec<(LaneFileId, u64, Arc<dyn DiskFile>)>) {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+        self.retire_unread();
+    }
+
+    /// Retires those of the leaving files that nobody reads any more.
+    pub fn retire_unread(&self) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let (unread, read): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *leaving).into_iter().partition(|(.., file)| Arc::strong_count(file) == 1);
+        *leaving = read;
+        drop(leaving);
+        for (id, length, _) in unread {
+            if let Err(error) = self.retire(id, length) {
+                tracing::error!(%error, "a sealed lane file stays until the next start");
+            }
+        }
     }
 
     /// Writes out a spare file if too few are ready; true if it made one. Not while lanes go through files quickly: that

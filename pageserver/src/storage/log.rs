@@ -8,6 +8,7 @@ use crate::storage::disk::DiskFile;
 use crate::storage::format::{self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKind};
 use crate::storage::lane_files::{DATA_FILE_BYTES, LaneFiles, WAL_FILE_BYTES};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::recovery::Start;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub struct Log {
     pub(super) files: BTreeMap<u32, Arc<dyn DiskFile>>,
     pub(super) tail: Option<Tail>,
     pub(super) last: Position,
+    /// First file that counts; those before are sealed and gone.
+    first: u32,
     /// Files before the tail with bytes that no sync has reached.
     unsynced: Vec<Arc<dyn DiskFile>>,
     tail_unsynced: bool,
@@ -57,15 +60,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// The log of a lane that has no files yet.
-    pub fn new(lane_files: Arc<LaneFiles>, timeline: TimelineId, lane: LaneKind) -> Self {
+    /// The log of a lane that has no files yet and begins at `start`.
+    pub fn new(lane_files: Arc<LaneFiles>, timeline: TimelineId, lane: LaneKind, start: Start) -> Self {
         Self {
             lane_files,
             timeline,
             lane,
             files: BTreeMap::new(),
             tail: None,
-            last: 0,
+            last: start.sealed,
+            first: start.sequence,
             unsynced: Vec::new(),
             tail_unsynced: false,
             directory_unsynced: false,
@@ -137,7 +141,7 @@ impl Log {
         let length = |head: &[u8]| (head.len() + page_bytes) as u64;
         let mut head = id.map(encode).unwrap_or_default();
         if head.is_empty() || !self.tail_holds(length(&head)) {
-            let sequence = self.files.keys().next_back().map_or(0, |last| last + 1);
+            let sequence = self.next_sequence();
             head = encode(format::salt(self.lane_files.store(), self.id(sequence)));
             self.begin_file(sequence)?;
         }
@@ -154,6 +158,40 @@ impl Log {
         self.tail_unsynced = true;
         self.last = position;
         Ok((sequence, usize::try_from(offset).unwrap_or(usize::MAX)))
+    }
+
+    fn next_sequence(&self) -> u32 {
+        self.files.keys().next_back().map_or(self.first, |last| last + 1)
+    }
+
+    /// Ends the tail, so that what is appended from now on goes to other files. Returns all files so far, and where
+    /// the log goes on.
+    pub fn freeze(&mut self) -> (BTreeMap<u32, Arc<dyn DiskFile>>, Start) {
+        if let Some(old) = self.tail.take()
+            && self.tail_unsynced
+        {
+            self.unsynced.push(old.file);
+        }
+        self.tail_unsynced = false;
+        (self.files.clone(), Start { sealed: self.last, sequence: self.next_sequence() })
+    }
+
+    /// Lets go of the files before `start`, which are sealed; returns them with their lengths.
+    pub fn forget_before(&mut self, start: Start) -> Vec<(LaneFileId, u64, Arc<dyn DiskFile>)> {
+        let kept = self.files.split_off(&start.sequence);
+        let gone = std::mem::replace(&mut self.files, kept);
+        self.first = start.sequence;
+        // The layer is durable, so these need no sync any more.
+        self.unsynced.retain(|file| !gone.values().any(|gone| Arc::ptr_eq(file, gone)));
+        let with_length = |(sequence, file): (u32, Arc<dyn DiskFile>)| {
+            (self.id(sequence), file.len_bytes().unwrap_or(0), file)
+        };
+        gone.into_iter().map(with_length).collect()
+    }
+
+    /// Whether there is nothing behind what is sealed.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
     }
 
     fn tail_holds(&self, length: u64) -> bool {

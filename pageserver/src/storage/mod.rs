@@ -8,19 +8,26 @@ pub mod catalog;
 mod catalog_file;
 pub mod check;
 pub mod commit;
+pub mod compaction;
 pub mod disk;
 pub mod format;
 pub mod index;
 pub mod lane_files;
+pub mod layer;
+mod layer_writer;
 pub mod log;
+pub mod maintenance;
 pub mod page;
 mod parts;
 pub mod property;
+mod read;
 pub mod recovery;
+mod seal;
 pub mod sim_disk;
 pub mod store;
 pub mod syncer;
 pub mod timeline;
+mod versions;
 
 #[cfg(test)]
 mod tests;

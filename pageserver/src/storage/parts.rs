@@ -5,11 +5,12 @@
 //! as Postgres logged. After [`MAX_PARTS`] parts the page is written whole, which bounds what a read gathers.
 
 use crate::error::{Error, Result};
+use crate::storage::disk::DiskFile;
 use crate::storage::format::MAX_PART_BYTES;
 use crate::storage::index::{Block, Index, Parts};
-use crate::storage::log::Log;
 use crate::storage::page::PAGE_BYTES;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Most parts that a read has to put together.
 const MAX_PARTS: usize = 32;
@@ -51,25 +52,39 @@ fn difference(before: &[u8], after: &[u8]) -> Range<usize> {
     first..last
 }
 
-/// Reads and checks a page that was written in parts; `of` is its inode and block.
-pub(super) fn read(log: &Log, parts: &Parts, of: (u64, usize), page: &mut [u8]) -> Result<()> {
-    let fill = |sequence: u32, offset: u32, bytes: &mut [u8]| {
-        let failed = |e| Error::io(format!("read {} at {offset}", log.describe(sequence)), &e);
-        log.file(sequence).read_exact_at(bytes, u64::from(offset)).map_err(failed)
+/// The files that hold a page's parts: that of its base, if it has one, then that of each part.
+pub(super) fn files(parts: &Parts) -> impl Iterator<Item = u32> {
+    let base = parts.base.iter().map(|base| base.sequence);
+    base.chain(parts.parts.iter().map(|part| part.sequence))
+}
+
+/// Reads and checks a page from its [`files`]; `name` is the last of them, `of` its inode and block.
+pub(super) fn read(
+    files: &[Arc<dyn DiskFile>],
+    name: &str,
+    parts: &Parts,
+    (inode, block): (u64, u32),
+    page: &mut [u8],
+) -> Result<()> {
+    let failed =
+        |e| Error::io(format!("read the parts of block {block} of inode {inode:#x} from {name}"), &e);
+    let mut files = files.iter();
+    let mut fill = |offset: u32, bytes: &mut [u8]| match files.next() {
+        Some(file) => file.read_exact_at(bytes, u64::from(offset)).map_err(failed),
+        None => unreachable!("there is a file for each part"),
     };
     match &parts.base {
-        Some(base) => fill(base.sequence, base.offset, page)?,
+        Some(base) => fill(base.offset, page)?,
         None => page.fill(0),
     }
     for part in &parts.parts {
         let start = usize::from(part.start);
-        fill(part.sequence, part.offset, &mut page[start..start + usize::from(part.length)])?;
+        fill(part.offset, &mut page[start..start + usize::from(part.length)])?;
     }
     if crc32fast::hash(page) == parts.crc {
         return Ok(());
     }
-    let ((inode, block), last) = (of, parts.parts[parts.parts.len() - 1]);
-    let (name, offset) = (log.describe(last.sequence), last.offset);
+    let offset = parts.parts[parts.parts.len() - 1].offset;
     Err(Error::corrupt(format!(
         "{name} at {offset}: block {block} of inode {inode:#x}, written in parts, is not what was written"
     )))

@@ -250,15 +250,24 @@ pub fn first_bad_page(found: &Found, file: &dyn DiskFile) -> Result<Option<usize
     Ok(None)
 }
 
+/// Where a lane's log begins: behind what is sealed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// Position of the newest record that is sealed, 0 for none.
+    pub sealed: Position,
+    /// First file of the log.
+    pub sequence: u32,
+}
+
 fn replay(
     lane_files: &LaneFiles,
     lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
-    required: Position,
+    (start, required): (Start, Position),
     visit: &mut Visit<'_>,
 ) -> Result<End> {
-    let first = ids.first().map_or(0, |id| id.sequence);
-    let end = End { sequence: first, offset: FILE_HEADER_BYTES as u64, last: 0 };
+    let first = start.sequence;
+    let end = End { sequence: first, offset: FILE_HEADER_BYTES as u64, last: start.sealed };
     let mut replay = Replay { lane_files, visit, durable: required, pending: VecDeque::new(), end };
     for (id, expected) in ids.iter().zip(first..) {
         if id.sequence != expected || !replay.file(*id)? {
@@ -275,29 +284,30 @@ pub fn inspect(
     lane_files: &LaneFiles,
     lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
-    required: Position,
+    from: (Start, Position),
     visit: &mut Visit<'_>,
 ) -> Result<()> {
-    replay(lane_files, lane, ids, required, visit).map(|_| ())
+    replay(lane_files, lane, ids, from, visit).map(|_| ())
 }
 
 /// Replays the files `ids` of a lane, sorted, into `visit`, drops the lost tail of a crash, and returns the log,
-/// all of it durable, ready to append. Refuses if it ends before `required`, a position known to have been synced.
+/// all of it durable, ready to append. The log begins at `start`. Refuses if it ends before `required`, a position known to have been synced.
 pub fn recover(
     lane_files: &Arc<LaneFiles>,
     (timeline, lane): (TimelineId, LaneKind),
     ids: &[LaneFileId],
-    required: Position,
+    (start, required): (Start, Position),
     visit: &mut Visit<'_>,
 ) -> Result<Log> {
     assert!(ids.is_sorted() && ids.iter().all(|id| (id.timeline, id.lane) == (timeline, lane)), "{ids:?}");
-    let mut log = Log::new(Arc::clone(lane_files), timeline, lane);
-    if ids.is_empty() && required == 0 {
+    assert!(ids.iter().all(|id| id.sequence >= start.sequence), "{ids:?} before {start:?}");
+    let mut log = Log::new(Arc::clone(lane_files), timeline, lane, start);
+    if ids.is_empty() && required <= start.sealed {
         return Ok(log);
     }
-    let end = replay(lane_files, (timeline, lane), ids, required, visit)?;
+    let end = replay(lane_files, (timeline, lane), ids, (start, required), visit)?;
     for id in ids {
-        if id.sequence <= end.sequence && end.last > 0 {
+        if id.sequence <= end.sequence && end.last > start.sealed {
             log.files.insert(id.sequence, lane_files.open_file(*id)?);
         } else {
             // Only a file that no sync had reached lies behind the end.

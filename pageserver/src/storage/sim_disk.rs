@@ -5,7 +5,7 @@
 //! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors, failure of the n-th write
 //! or sync, a full disk, and bytes changed at rest.
 
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, Mapping};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +29,7 @@ struct State {
     failure_after: Option<u64>,
     /// Whether only one fails.
     heals: bool,
+    struck: bool,
     capacity_bytes: Option<u64>,
     /// What was done, one line each, for golden tests of the order of durability.
     trace: Vec<String>,
@@ -92,9 +93,9 @@ impl SimDisk {
         (state.failure_after, state.heals) = (Some(count), true);
     }
 
-    /// Whether a failure is still to come.
-    pub fn will_fail(&self) -> bool {
-        self.state().failure_after.is_some()
+    /// Whether anything has failed.
+    pub fn failed(&self) -> bool {
+        self.state().struck
     }
 
     /// Limits the sum of file lengths.
@@ -151,6 +152,7 @@ impl State {
         self.trace.push(what);
         match &mut self.failure_after {
             Some(0) => {
+                self.struck = true;
                 if self.heals {
                     self.failure_after = None;
                 }
@@ -223,6 +225,12 @@ impl DiskFile for SimFile {
 
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.disk.state().contents.get(&self.number).map_or(0, |c| c.written.len()) as u64)
+    }
+
+    fn map(&self, offset: u64, length: usize) -> io::Result<Mapping> {
+        let mut bytes = vec![0; length];
+        self.read_exact_at(&mut bytes, offset)?;
+        Ok(Box::new(bytes))
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -5,20 +5,21 @@
 
 use crate::error::{Error, Result};
 use crate::locks::lock;
-use crate::storage::catalog::{AncestorRecord, Catalog, TimelineRecord, Update};
+use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
 use crate::storage::check::require_catalog;
 use crate::storage::disk::Disk;
 use crate::storage::format::{LaneFileId, LaneKind};
-use crate::storage::index::Retained;
 use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles};
-use crate::storage::page::TimelineId;
+use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
+use crate::storage::page::{Position, TimelineId};
 use crate::storage::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
-use std::collections::HashMap;
+use crate::storage::versions::Retained;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 /// Directories that a store needs in its own.
-pub const STORE_DIRECTORIES: [&str; 1] = [LANES_DIRECTORY];
+pub const STORE_DIRECTORIES: [&str; 2] = [LANES_DIRECTORY, LAYERS_DIRECTORY];
 
 /// A position is the number of the run of the server above this many bits, and a counter below, so that no
 /// position is taken twice even if a crash loses the newest records.
@@ -27,15 +28,17 @@ const COUNTER_BITS: u32 = 40;
 const MAX_RUNS: u64 = 1 << (63 - COUNTER_BITS);
 
 /// A timeline's place: its files while it is closed, itself while it is open.
-struct Slot {
+pub(super) struct Slot {
     ancestor: Option<AncestorRecord>,
+    /// What of its lanes is sealed.
+    pub(super) lanes: [LaneRecord; 2],
     files: Vec<(LaneFileId, u64)>,
-    timeline: Option<Arc<Timeline>>,
+    pub(super) timeline: Option<Arc<Timeline>>,
 }
 
 /// The open store.
 pub struct Store {
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     catalog: Catalog,
     shared: Shared,
     slots: Mutex<HashMap<TimelineId, Arc<Mutex<Slot>>>>,
@@ -57,17 +60,19 @@ impl Store {
         let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
         let shared = Shared { lane_files: Arc::new(lane_files), positions: Arc::new(positions), syncer };
         catalog.remove_unneeded()?;
-        let slot = |ancestor, files| Arc::new(Mutex::new(Slot { ancestor, files, timeline: None }));
-        let ancestor = |id| catalog.timeline(id).and_then(|record| record.ancestor);
-        let slots = catalog
-            .timelines()
-            .into_iter()
-            .map(|id| (id, slot(ancestor(id), found.remove(&id).unwrap_or_default())))
-            .collect();
+        let (mut slots, mut layers) = (HashMap::new(), HashSet::new());
+        for id in catalog.timelines() {
+            let TimelineRecord { ancestor, lanes } = catalog.timeline(id).unwrap_or_default();
+            let (files, sealed) = split_sealed(found.remove(&id).unwrap_or_default(), &lanes);
+            found.entry(id).or_default().extend(sealed);
+            layers.extend(layer_paths(id, &lanes));
+            slots.insert(id, Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None })));
+        }
         for (id, length) in found.into_values().flatten() {
             shared.lane_files.retire(id, length)?;
         }
         shared.lane_files.sync_directory()?;
+        remove_unnamed_layers(&*disk, &layers)?;
         Ok(Self { disk, catalog, shared, slots: Mutex::new(slots) })
     }
 
@@ -79,7 +84,7 @@ impl Store {
     /// Makes an empty timeline that is held until a name is given to it or [`Store::release`] is called.
     pub fn create_root(&self) -> Result<TimelineId> {
         let id = self.catalog.new_timeline();
-        let add_timelines = vec![(id, TimelineRecord { ancestor: None })];
+        let add_timelines = vec![(id, TimelineRecord::default())];
         self.add_slot(id, None);
         let published = self.catalog.publish(Update { add_timelines, ..Update::default() });
         self.keep_slot_if_ok(id, published)?;
@@ -104,7 +109,9 @@ impl Store {
         let mut update = update(id);
         let ancestor = AncestorRecord { timeline: parent.0, at: [position; 2], synced };
         self.add_slot(id, Some(ancestor.clone()));
-        update.add_timelines.push((id, TimelineRecord { ancestor: Some(ancestor) }));
+        update
+            .add_timelines
+            .push((id, TimelineRecord { ancestor: Some(ancestor), ..TimelineRecord::default() }));
         let published = self.catalog.publish(update);
         if let (Err(_), Some(timeline)) = (&published, &slot.timeline) {
             timeline.release([position; 2]);
@@ -125,7 +132,8 @@ impl Store {
     }
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
-        let slot = Arc::new(Mutex::new(Slot { ancestor, files: Vec::new(), timeline: None }));
+        let (lanes, files) = (Default::default(), Vec::new());
+        let slot = Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None }));
         lock(&self.slots).insert(id, slot);
     }
 
@@ -148,6 +156,11 @@ impl Store {
             {
                 parent.release(at);
             }
+            for path in layer_paths(*id, &slot.lanes) {
+                if let Err(error) = self.disk.remove(&path) {
+                    tracing::error!(timeline = %id, %error, path, "a layer of a dropped timeline stays until the next start");
+                }
+            }
             for (file, length) in std::mem::take(&mut slot.files) {
                 if let Err(error) = self.shared.lane_files.retire(file, length) {
                     tracing::error!(timeline = %id, %error, "a file of a dropped timeline stays until the next start");
@@ -156,7 +169,7 @@ impl Store {
         }
     }
 
-    fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<Slot>>> {
+    pub(super) fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<Slot>>> {
         let missing =
             || Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"));
         lock(&self.slots).get(&id).cloned().ok_or_else(missing)
@@ -166,7 +179,7 @@ impl Store {
     pub fn timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
         // Oldest first, so that a long chain needs no recursion.
         let mut chain = vec![id];
-        while let Some(TimelineRecord { ancestor: Some(ancestor) }) =
+        while let Some(TimelineRecord { ancestor: Some(ancestor), .. }) =
             self.catalog.timeline(chain[chain.len() - 1])
         {
             chain.push(TimelineId(ancestor.timeline));
@@ -195,10 +208,12 @@ impl Store {
         }
         let began = std::time::Instant::now();
         let files = slot.files.iter().map(|(file, _)| *file).collect();
-        let opened = Timeline::open(self.shared.clone(), Opening { id, ancestor, retained, required, files });
+        let lanes = slot.lanes.clone();
+        let opening = Opening { id, ancestor, retained, required, lanes, files };
+        let opened = Timeline::open(self.shared.clone(), opening);
         if opened.is_err() {
             // One lane may have dropped its lost tail before the other one failed.
-            slot.files = self.shared.lane_files.files_of(id)?;
+            slot.files = split_sealed(self.shared.lane_files.files_of(id)?, &slot.lanes).0;
         }
         let timeline = opened?;
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -214,7 +229,7 @@ impl Store {
         if let Some(timeline) = slot.timeline.as_ref().filter(|timeline| timeline.latched().is_some()) {
             timeline.drop_cache()?;
             // As the disk has them: what failed may have been the beginning of a file.
-            slot.files = self.shared.lane_files.files_of(id)?;
+            slot.files = split_sealed(self.shared.lane_files.files_of(id)?, &slot.lanes).0;
             slot.timeline = None;
         }
         Ok(())
@@ -233,8 +248,16 @@ impl Store {
         let slot = lock(&slot);
         Ok(match &slot.timeline {
             Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes())),
-            None => (slot.files.iter().map(|(_, length)| length).sum(), None),
+            None => {
+                let layers = slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
+                (slot.files.iter().map(|(_, length)| *length).chain(layers).sum(), None)
+            }
         })
+    }
+
+    /// The position that will be taken next.
+    pub(super) fn newest_position(&self) -> Position {
+        self.shared.positions.next()
     }
 
     /// Bytes that can still be written, and bytes of the whole medium.
@@ -246,7 +269,7 @@ impl Store {
     /// Bytes of all files of the store, the spare ones included.
     pub fn bytes(&self) -> Result<u64> {
         let list = |directory| self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
-        let files = [list("")?, list(LANES_DIRECTORY)?];
+        let files = [list("")?, list(LANES_DIRECTORY)?, list(LAYERS_DIRECTORY)?];
         Ok(files.iter().flatten().map(|(_, length)| length).sum())
     }
 
@@ -258,6 +281,7 @@ impl Store {
                 timeline.sync(kind, Box::new(|_| ()));
             }
         }
+        self.shared.lane_files.retire_unread();
         // One at a time: under a bulk load, writing out spare files would take the disk from the load itself.
         if let Err(error) = self.shared.lane_files.refill() {
             tracing::warn!(%error, "no spare lane file could be written");
@@ -272,4 +296,29 @@ impl Store {
         }
         outcome
     }
+}
+
+/// The lane files that still count, and those that are sealed.
+fn split_sealed(
+    files: Vec<(LaneFileId, u64)>,
+    lanes: &[LaneRecord; 2],
+) -> (Vec<(LaneFileId, u64)>, Vec<(LaneFileId, u64)>) {
+    files.into_iter().partition(|(file, _)| file.sequence >= lanes[file.lane as usize].sequence)
+}
+
+fn layer_paths(timeline: TimelineId, lanes: &[LaneRecord; 2]) -> impl Iterator<Item = String> {
+    LaneKind::ALL.into_iter().flat_map(move |lane| {
+        lanes[lane as usize]
+            .layers
+            .iter()
+            .map(move |layer| LayerId { timeline, lane, number: layer.number }.path())
+    })
+}
+
+/// Removes layers that the catalog does not name: cut off by a crash, or replaced.
+fn remove_unnamed_layers(disk: &dyn Disk, named: &HashSet<String>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io("remove unfinished layers", &e);
+    let paths = disk.list(LAYERS_DIRECTORY).map_err(failed)?.into_iter();
+    let paths = paths.map(|(name, _)| format!("{LAYERS_DIRECTORY}/{name}"));
+    paths.filter(|path| !named.contains(path)).try_for_each(|path| disk.remove(&path)).map_err(failed)
 }

@@ -7,12 +7,14 @@ use crate::storage::disk::Disk;
 use crate::storage::format::{FileKind, LaneFileId, LaneKind};
 use crate::storage::lane_files::LaneFiles;
 use crate::storage::page::{PAGE_BYTES, ROOT_INODE, TimelineId};
-use crate::storage::recovery;
+use crate::storage::recovery::{self, Start};
 use crate::storage::sim_disk::{Random, SimDisk, Unsynced};
 use crate::storage::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+
+mod layers;
 
 fn open(disk: &SimDisk) -> crate::error::Result<Store> {
     Store::open(Arc::new(disk.clone()), 5)
@@ -203,11 +205,21 @@ fn a_log_cut_at_every_byte_gives_a_prefix() {
     for cut in 0..=log.len() {
         alone.alter(name, |bytes| *bytes = log[..cut].to_vec());
         let mut positions = Vec::new();
-        recovery::inspect(&lane_files, (id, LaneKind::Data), &ids, 0, &mut |found, file| {
-            assert_eq!(recovery::first_bad_page(found, &**file)?, None, "cut at {cut}: a torn page counts");
-            positions.push(found.header.position);
-            Ok(())
-        })
+        recovery::inspect(
+            &lane_files,
+            (id, LaneKind::Data),
+            &ids,
+            (Start::default(), 0),
+            &mut |found, file| {
+                assert_eq!(
+                    recovery::first_bad_page(found, &**file)?,
+                    None,
+                    "cut at {cut}: a torn page counts"
+                );
+                positions.push(found.header.position);
+                Ok(())
+            },
+        )
         .unwrap();
         assert!(positions.is_sorted() && positions.len() >= records, "cut at {cut}: {positions:?}");
         records = positions.len();
@@ -354,7 +366,7 @@ impl World {
         let room = self.branches.len() < 12;
         let count = self.branches.len();
         let model = &mut self.branches[nth].1;
-        match self.random.below(12) {
+        match self.random.below(14) {
             0 if room => {
                 let copy = model.clone();
                 let name = format!("b{count}");
@@ -383,6 +395,16 @@ impl World {
                     main.rename(from, to, false, 0).unwrap();
                     let moved = model.remove(&name).unwrap();
                     model.insert(other, moved);
+                }
+            }
+            4 => drop(self.store.seal(id, LaneKind::Data, &mut |_| Ok(())).unwrap()),
+            5 => {
+                let count = self.store.catalog().timeline(id).unwrap().lanes[0].layers.len() as u64;
+                if count >= 2 {
+                    let start = self.random.below(count - 1);
+                    let end = start + 2 + self.random.below(count - start - 1);
+                    let range = usize::try_from(start).unwrap()..usize::try_from(end).unwrap();
+                    assert!(self.store.merge(id, LaneKind::Data, range, &mut |_| Ok(())).unwrap());
                 }
             }
             _ => {

@@ -7,17 +7,20 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
+use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::commit::{Commit, Gathered};
 use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
-use crate::storage::index::{Block, Index, PageAt, Parts, Retained, Target};
+use crate::storage::index::{Index, Target};
 use crate::storage::lane_files::LaneFiles;
+use crate::storage::layer::{Layer, LayerId};
 use crate::storage::log::Log;
-use crate::storage::page::{HEAD, PAGE_BYTES, Position, TimelineId, WAL_CLASS, inode_created};
-use crate::storage::parts::{self, HotPage};
-use crate::storage::recovery;
+use crate::storage::page::{HEAD, Position, TimelineId, WAL_CLASS, inode_created};
+use crate::storage::parts::HotPage;
+use crate::storage::recovery::{self, Start};
+use crate::storage::seal::Frozen;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
+use crate::storage::versions::Retained;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -31,6 +34,11 @@ impl Positions {
     /// Positions from `first` on.
     pub fn starting_at(first: Position) -> Self {
         Self(AtomicU64::new(first))
+    }
+
+    /// The position that will be taken next.
+    pub fn next(&self) -> Position {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Takes the next position.
@@ -63,6 +71,12 @@ pub(super) struct LaneState {
     pub(super) index: Index,
     /// The page written last, if it is of the write-ahead lane.
     pub(super) hot: Option<HotPage>,
+    /// What is sealed, newest first. All of it is older than the log.
+    pub(super) layers: Vec<Arc<Layer>>,
+    /// What the catalog says of it.
+    pub(super) record: LaneRecord,
+    /// The part of the log that is being sealed, or whose sealing failed and is tried again.
+    pub(super) frozen: Option<Arc<Frozen>>,
 }
 
 pub(super) struct Lane {
@@ -95,7 +109,9 @@ pub struct Opening {
     pub retained: [Retained; 2],
     /// Positions up to which its lanes are known to have been synced.
     pub required: [Position; 2],
-    /// Its files, in any order.
+    /// What of its lanes is sealed.
+    pub lanes: [LaneRecord; 2],
+    /// The files of its logs, in any order.
     pub files: Vec<LaneFileId>,
 }
 
@@ -104,23 +120,25 @@ pub fn lane_of(inode: u64) -> LaneKind {
     if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
 }
 
-/// Refuses bytes that are not what was written of a block of an inode; `name` is the file they came from.
-pub(super) fn check_page(bytes: &[u8], at: &PageAt, name: &str, (inode, block): (u64, usize)) -> Result<()> {
-    if crc32fast::hash(bytes) == at.crc {
-        return Ok(());
+fn open_layers(
+    lane_files: &LaneFiles,
+    (timeline, lane): (TimelineId, LaneKind),
+    record: &LaneRecord,
+) -> Result<Vec<Arc<Layer>>> {
+    let mut layers: Vec<Arc<Layer>> = Vec::new();
+    for LayerRecord { number, .. } in &record.layers {
+        let id = LayerId { timeline, lane, number: *number };
+        let layer = Layer::open(lane_files.disk(), lane_files.store(), id)?;
+        let expected = layers.last().map_or(record.sealed, |newer| newer.from());
+        if layer.to() != expected {
+            let (name, to) = (id.path(), layer.to());
+            return Err(Error::corrupt(format!(
+                "{name} ends at position {to}, the catalog expects {expected}"
+            )));
+        }
+        layers.push(Arc::new(layer));
     }
-    let offset = at.offset;
-    Err(Error::corrupt(format!(
-        "{name} at {offset}: block {block} of inode {inode:#x} is not what was written"
-    )))
-}
-
-/// Where the bytes of a block are.
-#[derive(Clone)]
-pub(super) enum Source {
-    Zeros,
-    Page(Arc<Timeline>, PageAt),
-    Parts(Arc<Timeline>, Box<Parts>),
+    Ok(layers)
 }
 
 impl Timeline {
@@ -132,11 +150,18 @@ impl Timeline {
             let mut index = Index::new(base, opening.retained[lane as usize].clone());
             let ids: Vec<LaneFileId> = opening.files.iter().filter(|id| id.lane == lane).copied().collect();
             let required = opening.required[lane as usize];
+            let record = opening.lanes[lane as usize].clone();
+            let layers = open_layers(&shared.lane_files, (opening.id, lane), &record)?;
+            if let Some(newest) = layers.first() {
+                let metadata = newest.metadata()?;
+                metadata.into_iter().for_each(|(position, change)| index.apply(position, &[change], 0, 0));
+            }
+            let start = Start { sealed: record.sealed, sequence: record.sequence };
             let log = recovery::recover(
                 &shared.lane_files,
                 (opening.id, lane),
                 &ids,
-                required,
+                (start, required),
                 &mut |found, _| {
                     let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
                     index.apply(found.header.position, &found.changes, found.sequence, offset);
@@ -145,7 +170,7 @@ impl Timeline {
             )?;
             let last = log.last();
             Ok(Lane {
-                state: RwLock::new(LaneState { log, index, hot: None }),
+                state: RwLock::new(LaneState { log, index, hot: None, layers, record, frozen: None }),
                 appended: AtomicU64::new(last),
                 durable: AtomicU64::new(last),
                 queue: SyncQueue::default(),
@@ -163,6 +188,14 @@ impl Timeline {
         self.id
     }
 
+    pub(super) fn lane_files(&self) -> &Arc<LaneFiles> {
+        &self.shared.lane_files
+    }
+
+    pub(super) fn take_position(&self) -> Position {
+        self.shared.positions.take()
+    }
+
     /// Why it refuses changes, if it does.
     pub fn latched(&self) -> Option<&Error> {
         self.latch.get()
@@ -170,7 +203,10 @@ impl Timeline {
 
     /// Bytes of its own files.
     pub fn own_bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| read(&lane.state).log.bytes()).sum()
+        let bytes = |state: &LaneState| {
+            state.log.bytes() + state.layers.iter().map(|layer| layer.bytes()).sum::<u64>()
+        };
+        self.lanes.iter().map(|lane| bytes(&read(&lane.state))).sum()
     }
 
     /// Newest positions of both lanes.
@@ -230,101 +266,6 @@ impl Timeline {
         let mut names: Vec<_> = present.collect();
         names.sort_unstable_by_key(|(position, ..)| *position);
         names
-    }
-
-    /// Fills `buffer`, whole pages, with the blocks of `inode` from `first` on.
-    pub fn read_blocks(self: &Arc<Self>, inode: u64, first: u32, buffer: &mut [u8]) -> Result<()> {
-        let sources = {
-            let state = read(&self.lane(lane_of(inode)).state);
-            self.resolve(&state, inode, first, buffer.len() / PAGE_BYTES)
-        };
-        self.fetch(inode, first, &sources, buffer)
-    }
-
-    /// Finds the blocks, one pass over each timeline of the chain. The caller holds this timeline's lane.
-    pub(super) fn resolve(
-        self: &Arc<Self>,
-        own: &LaneState,
-        inode: u64,
-        first: u32,
-        count: usize,
-    ) -> Vec<Option<Source>> {
-        let kind = lane_of(inode);
-        let range: Range<u32> = first..first.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        let mut sources: Vec<Option<Source>> = vec![None; count];
-        let mut missing = count;
-        for (timeline, at) in self.chain(kind, inode_created(inode)) {
-            let mut found = |block: u32, value: &Block| {
-                let source = &mut sources[(block - first) as usize];
-                if source.is_none() {
-                    missing -= 1;
-                    *source = Some(match value {
-                        Block::Zeros => Source::Zeros,
-                        Block::Page(page) => Source::Page(Arc::clone(timeline), *page),
-                        Block::Parts(parts) => Source::Parts(Arc::clone(timeline), parts.clone()),
-                    });
-                }
-            };
-            if Arc::ptr_eq(timeline, self) {
-                own.index.blocks(inode, range.clone(), at, &mut found);
-            } else {
-                read(&timeline.lane(kind).state).index.blocks(inode, range.clone(), at, &mut found);
-            }
-            if missing == 0 {
-                break;
-            }
-        }
-        sources
-    }
-
-    /// Reads and checks what was resolved; neighbours in a file with one I/O.
-    pub(super) fn fetch(
-        &self,
-        inode: u64,
-        first: u32,
-        sources: &[Option<Source>],
-        buffer: &mut [u8],
-    ) -> Result<()> {
-        let kind = lane_of(inode);
-        let mut at = 0;
-        while at < sources.len() {
-            let (timeline, page) = match &sources[at] {
-                Some(Source::Page(timeline, page)) => (timeline, page),
-                other => {
-                    let bytes = &mut buffer[at * PAGE_BYTES..(at + 1) * PAGE_BYTES];
-                    match other {
-                        Some(Source::Parts(timeline, parts)) => {
-                            let state = read(&timeline.lane(kind).state);
-                            parts::read(&state.log, parts, (inode, first as usize + at), bytes)?;
-                        }
-                        _ => bytes.fill(0),
-                    }
-                    at += 1;
-                    continue;
-                }
-            };
-            let run = sources[at..].iter().enumerate().take_while(|(nth, source)| {
-                matches!(source, Some(Source::Page(other, next))
-                    if Arc::ptr_eq(other, timeline)
-                        && next.sequence == page.sequence
-                        && next.offset as usize == page.offset as usize + nth * PAGE_BYTES)
-            });
-            let count = run.count();
-            let bytes = &mut buffer[at * PAGE_BYTES..(at + count) * PAGE_BYTES];
-            let (file, name) = {
-                let state = read(&timeline.lane(kind).state);
-                (Arc::clone(state.log.file(page.sequence)), state.log.describe(page.sequence))
-            };
-            let failed = |e| Error::io(format!("read {name} at {}", page.offset), &e);
-            file.read_exact_at(bytes, u64::from(page.offset)).map_err(failed)?;
-            for (nth, bytes) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
-                if let Some(Source::Page(_, expected)) = &sources[at + nth] {
-                    check_page(bytes, expected, &name, (inode, first as usize + at + nth))?;
-                }
-            }
-            at += count;
-        }
-        Ok(())
     }
 
     /// Makes the changes that `build` puts together from what it reads, as one record of the lane. An error of
@@ -470,10 +411,10 @@ impl Timeline {
         self.sync_and_wait()?;
         for kind in LaneKind::ALL {
             let lane = self.lane(kind);
-            if lane.appended.load(Ordering::SeqCst) == lane.opened_at {
+            let mut state = write(&lane.state);
+            if lane.appended.load(Ordering::SeqCst) == lane.opened_at || state.log.is_empty() {
                 continue;
             }
-            let mut state = write(&lane.state);
             let position = self.shared.positions.take();
             let durable = lane.durable.load(Ordering::SeqCst);
             state.log.append(position, durable, &[], &[]).map_err(|error| self.latch(error))?;

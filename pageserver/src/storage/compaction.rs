@@ -1,0 +1,291 @@
+//! Compaction: what to seal and which layers to merge, and the merging.
+//!
+//! [`choose`] is a pure function of a lane's shape. Layers are kept such that an older one is larger than all newer ones
+//! together, so there are few of them and each page is rewritten a few times only. A merge drops the versions
+//! that no retained point sees any more, those cut off by a truncation, and the pages of files that are gone.
+
+use crate::error::Result;
+use crate::locks::{read, write};
+use crate::storage::catalog::{LaneRecord, LayerRecord};
+use crate::storage::format::LaneKind;
+use crate::storage::layer::{Entry, GROUP_PAGES, Layer, LayerId};
+use crate::storage::layer_writer::LayerWriter;
+use crate::storage::page::{PAGE_BYTES, Position};
+use crate::storage::timeline::Timeline;
+use crate::storage::versions::Retained;
+use std::iter::Peekable;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes of a log that are sealed even while it is written to.
+const MAX_LOG_BYTES: u64 = 256 << 20;
+/// Layers that a busy lane may have of about the same size before they are merged.
+const MAX_ALIKE: usize = 4;
+/// Layers of a lane, whatever their sizes.
+const MAX_LAYERS: usize = 8;
+
+/// Called now and then with the bytes worked on since the last call; an error ends the work.
+pub type Pace<'a> = dyn FnMut(u64) -> Result<()> + 'a;
+
+/// What a lane looks like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of the log's files.
+    pub log_bytes: u64,
+    /// Whether nothing was appended for a while.
+    pub quiet: bool,
+    /// Bytes of the layers, newest first.
+    pub layers: Vec<u64>,
+}
+
+/// What to do with a lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// All is well.
+    Nothing,
+    /// Make a layer of the log.
+    Seal,
+    /// Make one layer of these, counted from the newest.
+    Merge(Range<usize>),
+}
+
+/// What a lane of this shape needs next.
+pub fn choose(shape: &Shape) -> Plan {
+    if shape.log_bytes > MAX_LOG_BYTES || (shape.quiet && shape.log_bytes > 0) {
+        return Plan::Seal;
+    }
+    let (mut sum, mut alike) = (0, 0);
+    for bytes in &shape.layers {
+        if alike > 0 && *bytes > 2 * sum {
+            break;
+        }
+        (sum, alike) = (sum + bytes, alike + 1);
+    }
+    if alike >= MAX_ALIKE || (shape.quiet && alike >= 2) {
+        return Plan::Merge(0..alike);
+    }
+    if shape.layers.len() > MAX_LAYERS {
+        return Plan::Merge(0..alike.max(shape.layers.len() - MAX_LAYERS + 1));
+    }
+    Plan::Nothing
+}
+
+/// A merged layer that is written and does not count yet.
+pub(super) struct Merged {
+    layer: Arc<Layer>,
+    replaces: Range<usize>,
+    /// What the catalog is to say.
+    pub(super) record: LaneRecord,
+}
+
+/// One of the layers that are merged.
+struct Input<I: Iterator> {
+    layer: Arc<Layer>,
+    entries: Peekable<I>,
+    /// The group that was read last.
+    group: Option<(u32, Vec<u8>)>,
+}
+
+/// What decides which versions of a file's blocks are kept.
+#[derive(Default)]
+struct Fate {
+    inode: u64,
+    /// All of it is gone for everybody.
+    forgotten: bool,
+    cuts: Vec<(Position, u32)>,
+    /// What no layer says of a block is zeros.
+    zeros_below: bool,
+}
+
+impl Fate {
+    /// Of the versions of a block, oldest first, those that somebody sees.
+    fn kept(&self, versions: Vec<(Entry, usize)>, retained: &Retained) -> Vec<(Entry, usize)> {
+        let mut kept: Vec<(Entry, usize)> = Vec::new();
+        if self.forgotten {
+            return kept;
+        }
+        for (nth, (entry, input)) in versions.iter().enumerate() {
+            let cut = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
+            let cut = self.cuts.iter().find(cut).map(|(at, _)| *at);
+            let next = versions.get(nth + 1).map(|(next, _)| next.position);
+            let end = next.into_iter().chain(cut).min();
+            let seen = end.is_none_or(|end| retained.sees(entry.position, end));
+            let implied = entry.page.is_none() && kept.is_empty() && self.zeros_below;
+            if seen && !implied {
+                kept.push((*entry, *input));
+            }
+        }
+        kept
+    }
+}
+
+impl Timeline {
+    /// What a lane looks like; it is quiet if its newest record is `before`.
+    pub(super) fn shape(&self, lane: LaneKind, before: Position) -> (Shape, Position) {
+        let state = read(&self.lane(lane).state);
+        let layers = state.record.layers.iter().map(|layer| layer.bytes).collect();
+        let last = state.log.last();
+        let log_bytes = if last == state.record.sealed { 0 } else { state.log.bytes() };
+        (Shape { log_bytes, quiet: last == before, layers }, last)
+    }
+
+    /// Writes one layer in place of those in `range`.
+    pub(super) fn merge(&self, lane: LaneKind, range: Range<usize>, pace: &mut Pace<'_>) -> Result<Merged> {
+        let lane_files = self.lane_files();
+        let number = self.take_position();
+        let (inputs, retained, mut record) = {
+            let state = read(&self.lane(lane).state);
+            (state.layers[range.clone()].to_vec(), state.index.retained().clone(), state.record.clone())
+        };
+        let oldest = range.end == record.layers.len();
+        let id = LayerId { timeline: self.id(), lane, number };
+        let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
+        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered)?;
+        if let Err(error) = self.merge_into(&mut writer, &inputs, &retained, oldest, pace) {
+            writer.abandon();
+            return Err(error);
+        }
+        let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
+        let bytes = writer.finish(&metadata)?;
+        let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
+        record.layers.splice(range.clone(), [LayerRecord { number, bytes }]);
+        Ok(Merged { layer, replaces: range, record })
+    }
+
+    fn merge_into(
+        &self,
+        writer: &mut LayerWriter<'_>,
+        layers: &[Arc<Layer>],
+        retained: &Retained,
+        oldest: bool,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        // Oldest first, so that the versions of a block come in order.
+        let mut inputs: Vec<_> = layers
+            .iter()
+            .rev()
+            .map(|layer| Input { layer: Arc::clone(layer), entries: layer.scan().peekable(), group: None })
+            .collect();
+        let mut fate = Fate::default();
+        let mut page = vec![0; PAGE_BYTES];
+        while let Some(versions) = next_block(&mut inputs)? {
+            let inode = versions[0].0.inode;
+            if fate.inode != inode {
+                fate = self.fate(writer.lane(), inode, oldest);
+            }
+            for (entry, nth) in fate.kept(versions, retained) {
+                let key = (entry.inode, entry.block, entry.position);
+                if entry.page.is_none() {
+                    writer.add(key, None)?;
+                    continue;
+                }
+                inputs[nth].read(&entry, &mut page)?;
+                writer.add(key, Some(&page))?;
+                pace(PAGE_BYTES as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
+        let state = read(&self.lane(lane).state);
+        let (forgotten, cuts) = (state.index.forgot(inode), state.index.cuts(inode).to_vec());
+        Fate { inode, forgotten, cuts, zeros_below: oldest && !state.index.inherits(inode) }
+    }
+
+    /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it replaces.
+    pub(super) fn turn_to_merged(&self, merged: Merged) -> Vec<Arc<Layer>> {
+        let Merged { layer, replaces, record } = merged;
+        let mut state = write(&self.lane(layer.id().lane).state);
+        state.record = record;
+        state.layers.splice(replaces, [layer]).collect()
+    }
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Input<I> {
+    fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
+        let group = entry.page.map_or(0, |page| page.group);
+        if self.group.as_ref().is_none_or(|(known, _)| *known != group) {
+            let mut pages = Vec::with_capacity(GROUP_PAGES * PAGE_BYTES);
+            let mut outcome = Ok(());
+            self.layer.read_groups(group..group + 1, |_, found| match found {
+                Ok(found) => pages.extend_from_slice(found),
+                Err(error) => outcome = Err(error),
+            })?;
+            outcome?;
+            self.group = Some((group, pages));
+        }
+        let pages = self.group.as_ref().map_or(&[][..], |(_, pages)| pages);
+        self.layer.take_page(&Ok(pages), entry, page)
+    }
+}
+
+/// All versions of the next block in the order of keys, oldest first, each with the number of its input.
+fn next_block<I: Iterator<Item = Result<Entry>>>(
+    inputs: &mut [Input<I>],
+) -> Result<Option<Vec<(Entry, usize)>>> {
+    let mut next: Option<(u64, u32)> = None;
+    for input in &mut *inputs {
+        if let Some(entry) = input.entries.next_if(Result::is_err) {
+            entry?;
+        }
+        if let Some(Ok(entry)) = input.entries.peek() {
+            let key = (entry.inode, entry.block);
+            next = Some(next.map_or(key, |next| next.min(key)));
+        }
+    }
+    let Some(next) = next else { return Ok(None) };
+    let mut versions = Vec::new();
+    for (nth, input) in inputs.iter_mut().enumerate() {
+        let same =
+            |entry: &Result<Entry>| entry.as_ref().is_ok_and(|entry| (entry.inode, entry.block) == next);
+        while let Some(Ok(entry)) = input.entries.next_if(same) {
+            versions.push((entry, nth));
+        }
+    }
+    Ok(Some(versions))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(log_bytes: u64, quiet: bool, layers: &[u64]) -> Shape {
+        Shape { log_bytes, quiet, layers: layers.to_vec() }
+    }
+
+    #[test]
+    fn a_busy_lane_is_left_alone_until_its_log_is_long() {
+        assert_eq!(choose(&shape(MAX_LOG_BYTES, false, &[])), Plan::Nothing);
+        assert_eq!(choose(&shape(MAX_LOG_BYTES + 1, false, &[1, 1])), Plan::Seal);
+        assert_eq!(choose(&shape(1, true, &[])), Plan::Seal);
+        assert_eq!(choose(&shape(0, true, &[5])), Plan::Nothing);
+    }
+
+    #[test]
+    fn layers_of_like_size_are_merged_and_large_ones_left() {
+        assert_eq!(choose(&shape(0, false, &[10, 10, 10])), Plan::Nothing);
+        assert_eq!(choose(&shape(0, false, &[10, 10, 10, 10, 1000])), Plan::Merge(0..4));
+        assert_eq!(choose(&shape(0, true, &[10, 15, 1000])), Plan::Merge(0..2));
+        assert_eq!(choose(&shape(0, true, &[10, 1000])), Plan::Nothing);
+        assert_eq!(choose(&shape(0, true, &[600, 1000])), Plan::Merge(0..2));
+    }
+
+    #[test]
+    fn there_are_never_many_layers() {
+        let growing: Vec<u64> = (0..12).map(|nth| 3_u64.pow(nth) * 10).collect();
+        assert_eq!(choose(&shape(0, false, &growing)), Plan::Merge(0..5));
+        // Whatever is appended, and however it is sealed, the number of layers stays bounded.
+        let (mut layers, mut seed) = (Vec::<u64>::new(), 1_u64);
+        for _ in 0..10_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            layers.insert(0, 1 + (seed >> 33) % 1000);
+            while let Plan::Merge(range) = choose(&shape(0, false, &layers)) {
+                assert!(range.len() >= 2 && range.start == 0, "{range:?} of {layers:?}");
+                let sum = layers[range.clone()].iter().sum();
+                layers.splice(range, [sum]);
+            }
+            assert!(layers.len() <= MAX_LAYERS, "{layers:?}");
+        }
+    }
+}

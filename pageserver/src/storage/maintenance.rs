@@ -1,0 +1,177 @@
+//! Keeping a store in shape behind its users' backs: sealing logs and merging layers.
+//!
+//! One thread does one thing at a time. What it makes counts from one catalog transaction on; whatever fails before
+//! leaves all as it was and is tried again later.
+
+use crate::error::{Error, Kind, Result};
+use crate::locks::lock;
+use crate::storage::catalog::{LaneRecord, Update};
+use crate::storage::compaction::{self, Pace, Plan};
+use crate::storage::format::LaneKind;
+use crate::storage::page::{Position, TimelineId};
+use crate::storage::store::{Slot, Store};
+use crate::storage::timeline::Timeline;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A lane to which nothing was appended for so long is sealed.
+const QUIET: Duration = Duration::from_secs(30);
+/// A lane whose sealing or merging failed is left alone for so long.
+const RETRY: Duration = Duration::from_secs(60);
+/// Bytes worked on between two looks at who else wants the machine.
+const SLICE_BYTES: u64 = 1 << 20;
+/// While others append, the work rests for so many times as long as it works.
+const REST: u32 = 2;
+
+/// What was seen of the lanes, from one pass to the next.
+#[derive(Default)]
+pub struct Maintenance {
+    /// The newest record of each lane, and when it was first seen to be that.
+    seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
+    failed: HashMap<(TimelineId, LaneKind), Instant>,
+}
+
+impl Maintenance {
+    /// Does what is due, until there is no more or `stop` is set.
+    pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
+        let timelines = store.open_timelines();
+        self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
+        for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
+            for lane in LaneKind::ALL {
+                let mut pace =
+                    Slices { store, stop, began: Instant::now(), worked: 0, seen: store.newest_position() };
+                while !stop.load(Ordering::Relaxed) && self.lane(store, timeline, lane, &mut pace) {}
+            }
+        }
+    }
+
+    /// Does one thing to a lane; false if there is nothing to do.
+    fn lane(&mut self, store: &Store, timeline: &Timeline, lane: LaneKind, pace: &mut Slices<'_>) -> bool {
+        let (id, began) = (timeline.id(), Instant::now());
+        if self.failed.get(&(id, lane)).is_some_and(|failed| failed.elapsed() < RETRY) {
+            return false;
+        }
+        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= QUIET);
+        let (shape, last) = timeline.shape(lane, quiet.map_or(Position::MAX, |(last, _)| *last));
+        let seen = self.seen.entry((id, lane)).or_insert((last, began));
+        if seen.0 != last {
+            *seen = (last, began);
+        }
+        let plan = compaction::choose(&shape);
+        let outcome = match &plan {
+            Plan::Nothing => return false,
+            Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
+            Plan::Merge(range) => store.merge(id, lane, range.clone(), &mut |bytes| pace.worked(bytes)),
+        };
+        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match outcome {
+            Ok(done) => {
+                tracing::debug!(timeline = %id, ?lane, ?plan, duration_ms, "lane kept in shape");
+                done
+            }
+            Err(error) if error.code == STOPPING => false,
+            Err(error) => {
+                self.failed.insert((id, lane), Instant::now());
+                tracing::error!(timeline = %id, ?lane, %error, "sealing or merging failed; nothing is lost, it is tried again later");
+                false
+            }
+        }
+    }
+}
+
+/// Code of the error that ends work when the server stops.
+const STOPPING: &str = "stopping";
+
+/// Work in slices, with rests in between while others append.
+struct Slices<'a> {
+    store: &'a Store,
+    stop: &'a AtomicBool,
+    began: Instant,
+    worked: u64,
+    seen: Position,
+}
+
+impl Slices<'_> {
+    fn worked(&mut self, bytes: u64) -> Result<()> {
+        self.worked += bytes;
+        if self.worked < SLICE_BYTES {
+            return Ok(());
+        }
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(Kind::Unavailable, STOPPING, "the server stops"));
+        }
+        let newest = self.store.newest_position();
+        if newest != self.seen {
+            std::thread::sleep(self.began.elapsed() * REST);
+        }
+        (self.began, self.worked, self.seen) = (Instant::now(), 0, newest);
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes worked on.
+    pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
+        let slot = self.slot(id)?;
+        let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
+        let sealed = timeline.write_layer(&frozen, pace)?;
+        drop(frozen);
+        let record = sealed.record.clone();
+        self.publish_lane(&slot, &timeline, lane, record, || timeline.turn_to(sealed))
+    }
+
+    /// Makes one layer of those in `range`, counted from the newest; true if it was done.
+    pub fn merge(
+        &self,
+        id: TimelineId,
+        lane: LaneKind,
+        range: Range<usize>,
+        pace: &mut Pace<'_>,
+    ) -> Result<bool> {
+        let slot = self.slot(id)?;
+        let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let merged = timeline.merge(lane, range, pace)?;
+        let record = merged.record.clone();
+        let mut replaced = Vec::new();
+        let done =
+            self.publish_lane(&slot, &timeline, lane, record, || replaced = timeline.turn_to_merged(merged))?;
+        for layer in replaced {
+            let path = layer.id().path();
+            if let Err(error) = self.disk.remove(&path) {
+                tracing::error!(%error, path, "a merged layer stays until the next start");
+            }
+        }
+        Ok(done)
+    }
+
+    /// Publishes what a lane is made of, and lets readers turn to it.
+    fn publish_lane(
+        &self,
+        slot: &Mutex<Slot>,
+        timeline: &Arc<Timeline>,
+        lane: LaneKind,
+        record: LaneRecord,
+        turn: impl FnOnce(),
+    ) -> Result<bool> {
+        // Nobody may open the timeline anew, or drop it, between what the catalog says and what readers see.
+        let mut slot = lock(slot);
+        let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));
+        if !same || timeline.latched().is_some() {
+            // The layer goes at the next start.
+            return Ok(false);
+        }
+        let put_lanes = vec![(timeline.id(), lane, record.clone())];
+        self.publish(Update { put_lanes, ..Update::default() })?;
+        slot.lanes[lane as usize] = record;
+        turn();
+        Ok(true)
+    }
+}
+
+fn healthy(slot: &Mutex<Slot>) -> Option<Arc<Timeline>> {
+    lock(slot).timeline.clone().filter(|timeline| timeline.latched().is_none())
+}

@@ -1,0 +1,151 @@
+//! Sealing: the log of a lane becomes a layer, and its files are free again.
+//!
+//! The log is cut: what was appended so far is frozen, and goes on being read from its files while it is written into
+//! a layer in the order of keys. Then one catalog transaction says that the layer counts and the files do not, and only
+//! then do readers turn to the layer. If anything fails in between the frozen part stays as it is, and is tried again.
+
+use crate::error::Result;
+use crate::locks::write;
+use crate::storage::catalog::{LaneRecord, LayerRecord};
+use crate::storage::compaction::Pace;
+use crate::storage::disk::DiskFile;
+use crate::storage::format::{Change, LaneFileId, LaneKind};
+use crate::storage::index::{Block, Blocks};
+use crate::storage::lane_files::LaneFiles;
+use crate::storage::layer::{Layer, LayerId};
+use crate::storage::layer_writer::LayerWriter;
+use crate::storage::page::{PAGE_BYTES, Position};
+use crate::storage::recovery::Start;
+use crate::storage::timeline::Timeline;
+use crate::storage::versions::Retained;
+use crate::storage::{parts, read};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The part of a lane's log that is being sealed.
+pub(super) struct Frozen {
+    lane: LaneKind,
+    /// It holds what was appended after this position.
+    from: Position,
+    /// Where the log goes on.
+    start: Start,
+    blocks: Arc<Blocks>,
+    metadata: Vec<(Position, Change)>,
+    retained: Retained,
+    files: BTreeMap<u32, Arc<dyn DiskFile>>,
+}
+
+/// A layer that is written and does not count yet.
+pub(super) struct Sealed {
+    layer: Arc<Layer>,
+    /// What the catalog is to say.
+    pub(super) record: LaneRecord,
+    start: Start,
+}
+
+impl Timeline {
+    /// Cuts the log of a lane; `None` if nothing was appended since the last time.
+    pub(super) fn freeze(&self, lane: LaneKind) -> Option<Arc<Frozen>> {
+        let mut state = write(&self.lane(lane).state);
+        if let Some(frozen) = &state.frozen {
+            return Some(Arc::clone(frozen));
+        }
+        if state.log.is_empty() || state.log.last() == state.record.sealed {
+            return None;
+        }
+        let (files, start) = state.log.freeze();
+        // A part of a page is laid over what the same log holds.
+        state.hot = None;
+        let frozen = Arc::new(Frozen {
+            lane,
+            from: state.record.sealed,
+            start,
+            metadata: state.index.metadata(),
+            blocks: state.index.freeze(),
+            retained: state.index.retained().clone(),
+            files,
+        });
+        state.frozen = Some(Arc::clone(&frozen));
+        Some(frozen)
+    }
+
+    /// Writes what was frozen as a layer.
+    pub(super) fn write_layer(&self, frozen: &Frozen, pace: &mut Pace<'_>) -> Result<Sealed> {
+        let lane_files = self.lane_files();
+        let number = self.take_position();
+        let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
+        let range = (frozen.from, frozen.start.sealed);
+        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range)?;
+        if let Err(error) = self.write_blocks(frozen, &mut writer, pace) {
+            writer.abandon();
+            return Err(error);
+        }
+        let bytes = writer.finish(&frozen.metadata)?;
+        let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
+        let mut record =
+            LaneRecord { sealed: frozen.start.sealed, sequence: frozen.start.sequence, layers: Vec::new() };
+        record.layers.push(LayerRecord { number, bytes });
+        record.layers.extend(write(&self.lane(frozen.lane).state).record.layers.iter().cloned());
+        Ok(Sealed { layer, record, start: frozen.start })
+    }
+
+    fn write_blocks(&self, frozen: &Frozen, writer: &mut LayerWriter<'_>, pace: &mut Pace<'_>) -> Result<()> {
+        let mut inodes: Vec<_> = frozen.blocks.iter().collect();
+        inodes.sort_unstable_by_key(|(inode, _)| **inode);
+        let mut page = vec![0; PAGE_BYTES];
+        for (inode, blocks) in inodes {
+            for (block, versions) in blocks {
+                for (position, value) in versions.seen(&frozen.retained) {
+                    let key = (*inode, *block, position);
+                    if *value == Block::Zeros {
+                        writer.add(key, None)?;
+                        continue;
+                    }
+                    frozen.read(self, value, (*inode, *block), &mut page)?;
+                    writer.add(key, Some(&page))?;
+                    pace(PAGE_BYTES as u64)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came from.
+    pub(super) fn turn_to(&self, sealed: Sealed) {
+        let Sealed { layer, record, start } = sealed;
+        let gone = {
+            let mut state = write(&self.lane(layer.id().lane).state);
+            state.layers.insert(0, layer);
+            state.record = record;
+            state.frozen = None;
+            state.index.thaw();
+            state.log.forget_before(start)
+        };
+        self.lane_files().retire_later(gone);
+    }
+}
+
+impl Frozen {
+    fn name(&self, timeline: &Timeline, sequence: u32) -> String {
+        LaneFiles::describe(LaneFileId { timeline: timeline.id(), lane: self.lane, sequence })
+    }
+
+    fn read(&self, timeline: &Timeline, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {
+        match value {
+            Block::Zeros => page.fill(0),
+            Block::Page(at) => {
+                let name = self.name(timeline, at.sequence);
+                let failed = |e| crate::error::Error::io(format!("read {name} at {}", at.offset), &e);
+                self.files[&at.sequence].read_exact_at(page, u64::from(at.offset)).map_err(failed)?;
+                read::check_page(page, at, &name, of)?;
+            }
+            Block::Parts(at) => {
+                let files: Vec<_> =
+                    parts::files(at).map(|sequence| Arc::clone(&self.files[&sequence])).collect();
+                let name = self.name(timeline, at.parts[at.parts.len() - 1].sequence);
+                parts::read(&files, &name, at, of, page)?;
+            }
+        }
+        Ok(())
+    }
+}
