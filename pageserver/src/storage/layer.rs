@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile, Mapping};
 use crate::storage::format::{self, Change, LaneKind, Reader};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -223,6 +224,29 @@ fn decode_entry(bytes: &[u8]) -> Option<Entry> {
     Some(Entry { inode, block, position, page })
 }
 
+thread_local! {
+    /// Making one costs more than unpacking a group.
+    static UNPACKER: RefCell<Unpacker> = RefCell::new(Unpacker::default());
+}
+
+#[derive(Default)]
+struct Unpacker {
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+    pages: Vec<u8>,
+}
+
+impl Unpacker {
+    /// The pages of a group; `None` if the bytes are none.
+    fn unpack(&mut self, bytes: &[u8]) -> Option<&[u8]> {
+        if self.decompressor.is_none() {
+            self.decompressor = Some(zstd::bulk::Decompressor::new().ok()?);
+            self.pages = vec![0; GROUP_PAGES * PAGE_BYTES];
+        }
+        let count = self.decompressor.as_mut()?.decompress_to_buffer(bytes, &mut self.pages[..]).ok()?;
+        self.pages.get(..count)
+    }
+}
+
 /// An open layer.
 pub struct Layer {
     footer: Footer,
@@ -388,19 +412,15 @@ impl Layer {
         let mut stored = vec![0; total];
         let failed = |e| Error::io(format!("read {} at {start}", self.footer.id.path()), &e);
         self.file.read_exact_at(&mut stored, *start).map_err(failed)?;
-        let mut pages = vec![0; GROUP_PAGES * PAGE_BYTES];
-        for (group, (offset, length, compressed)) in groups.zip(&places) {
-            let from = usize::try_from(offset - start).unwrap_or(0);
-            let bytes = &stored[from..from + length];
-            if !compressed {
-                take(group, Ok(bytes));
-                continue;
+        UNPACKER.with_borrow_mut(|unpacker| {
+            for (group, (offset, length, compressed)) in groups.zip(&places) {
+                let from = usize::try_from(offset - start).unwrap_or(0);
+                let bytes = &stored[from..from + length];
+                let pages = if *compressed { unpacker.unpack(bytes) } else { Some(bytes) };
+                let damaged = || self.damaged(*offset, "a group of pages is not what was written");
+                take(group, pages.ok_or_else(damaged));
             }
-            match zstd::bulk::decompress_to_buffer(bytes, &mut pages) {
-                Ok(count) => take(group, Ok(&pages[..count])),
-                Err(_) => take(group, Err(self.damaged(*offset, "a group of pages is not what was written"))),
-            }
-        }
+        });
         Ok(())
     }
 
