@@ -26,8 +26,14 @@ const MAX_SPARES: usize = 8;
 
 pub(super) const SPARE_PREFIX: &str = "spare.";
 
+/// Files of lanes with their lengths.
+pub type Files = Vec<(LaneFileId, u64)>;
+
 /// Each timeline's files with their lengths.
-pub type FilesByTimeline = HashMap<TimelineId, Vec<(LaneFileId, u64)>>;
+pub type FilesByTimeline = HashMap<TimelineId, Files>;
+
+/// A file that is out of its lane, with its length.
+pub type Leaving = (LaneFileId, u64, Arc<dyn DiskFile>);
 
 /// Creates, opens and recycles lane files.
 pub struct LaneFiles {
@@ -36,7 +42,7 @@ pub struct LaneFiles {
     spares: Mutex<Vec<String>>,
     next_spare: AtomicU64,
     /// Files that are out of their lanes, but may still be read.
-    leaving: Mutex<Vec<(LaneFileId, u64, Arc<dyn DiskFile>)>>,
+    leaving: Mutex<Vec<Leaving>>,
     /// Whether a write-ahead lane began a file since the last refill.
     begun: AtomicBool,
 }
@@ -176,7 +182,7 @@ impl LaneFiles {
 
     /// Takes files out of their lanes as soon as nobody reads them any more: a recycled file would show a reader what
     /// it holds next.
-    pub fn retire_later(&self, files: Vec<(LaneFileId, u64, Arc<dyn DiskFile>)>) {
+    pub fn retire_later(&self, files: Vec<Leaving>) {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
         self.retire_unread();
     }

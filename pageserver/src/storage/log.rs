@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
 use crate::storage::format::{self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKind};
-use crate::storage::lane_files::{DATA_FILE_BYTES, LaneFiles, WAL_FILE_BYTES};
+use crate::storage::lane_files::{DATA_FILE_BYTES, LaneFiles, Leaving, WAL_FILE_BYTES};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::recovery::Start;
 use std::collections::BTreeMap;
@@ -177,7 +177,7 @@ impl Log {
     }
 
     /// Lets go of the files before `start`, which are sealed; returns them with their lengths.
-    pub fn forget_before(&mut self, start: Start) -> Vec<(LaneFileId, u64, Arc<dyn DiskFile>)> {
+    pub fn forget_before(&mut self, start: Start) -> Vec<Leaving> {
         let kept = self.files.split_off(&start.sequence);
         let gone = std::mem::replace(&mut self.files, kept);
         self.first = start.sequence;

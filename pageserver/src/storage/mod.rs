@@ -1,8 +1,9 @@
 //! The page store: keeps histories of data directories in layered copy-on-write logs.
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
-//! [`sim_disk`]), [`mod@format`], [`index`], [`log`] and [`recovery`], [`timeline`], [`commit`] and `parts`, [`syncer`], [`catalog`], [`store`],
-//! [`check`]; [`property`] is for fuzzing.
+//! [`sim_disk`]), [`mod@format`], `versions` and [`index`], [`log`] and [`recovery`], [`layer`] and `layer_writer`,
+//! [`timeline`] with [`commit`], `parts` and `read`, [`syncer`], `seal` and [`compaction`], [`catalog`], [`store`],
+//! [`maintenance`], [`check`]; [`property`] is for fuzzing.
 
 pub mod catalog;
 mod catalog_file;

@@ -9,7 +9,7 @@ use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecor
 use crate::storage::check::require_catalog;
 use crate::storage::disk::Disk;
 use crate::storage::format::{LaneFileId, LaneKind};
-use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles};
+use crate::storage::lane_files::{Files, LANES_DIRECTORY, LaneFiles};
 use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
 use crate::storage::page::{Position, TimelineId};
 use crate::storage::syncer::Syncer;
@@ -32,7 +32,7 @@ pub(super) struct Slot {
     ancestor: Option<AncestorRecord>,
     /// What of its lanes is sealed.
     pub(super) lanes: [LaneRecord; 2],
-    files: Vec<(LaneFileId, u64)>,
+    files: Files,
     pub(super) timeline: Option<Arc<Timeline>>,
 }
 
@@ -299,10 +299,7 @@ impl Store {
 }
 
 /// The lane files that still count, and those that are sealed.
-fn split_sealed(
-    files: Vec<(LaneFileId, u64)>,
-    lanes: &[LaneRecord; 2],
-) -> (Vec<(LaneFileId, u64)>, Vec<(LaneFileId, u64)>) {
+fn split_sealed(files: Files, lanes: &[LaneRecord; 2]) -> (Files, Files) {
     files.into_iter().partition(|(file, _)| file.sequence >= lanes[file.lane as usize].sequence)
 }
 
