@@ -8,7 +8,7 @@ use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
 use crate::storage::check::require_catalog;
 use crate::storage::disk::Disk;
-use crate::storage::format::{LaneFileId, LaneKind};
+use crate::storage::format::LaneKind;
 use crate::storage::lane_files::{Files, LANES_DIRECTORY, LaneFiles};
 use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
 use crate::storage::page::{Position, TimelineId};
