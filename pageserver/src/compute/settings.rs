@@ -183,6 +183,7 @@ mod tests {
             "-D /mnt/00000007 -c listen_addresses= -c port=5432 -c unix_socket_permissions=0700 \
              -c unix_socket_group= -c ssl=off -c logging_collector=off \
              -c log_destination=stderr -c restart_after_crash=off -c archive_mode=off \
+             -c wal_recycle=off -c wal_init_zero=off \
              -c synchronous_standby_names= -c max_logical_replication_workers=0 -c cron.launch_active_jobs=off \
              -c primary_conninfo= -c primary_slot_name= -c restore_command= -c archive_cleanup_command= \
              -c recovery_end_command= -c recovery_target= -c recovery_target_lsn= -c recovery_target_name= \
