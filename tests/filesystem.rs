@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 fn open(path: &Path) -> File {
@@ -282,6 +282,30 @@ fn random_operations_do_what_they_do_on_a_local_file_system() {
     parent.close();
     let volume = volume.reopen();
     Mirror::of(volume.root(), local[0].path(), seed).compare();
+}
+
+#[test]
+fn what_nobody_uses_is_sealed_and_keeps_no_file_open() {
+    let volume = Volume::new();
+    let at = |name: &str| volume.root().join(name);
+    let contents: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::create_dir(at("pg_wal")).unwrap();
+    for name in ["data", "pg_wal/1"] {
+        fs::write(at(name), &contents).unwrap();
+    }
+    let child = volume.fork();
+    fs::write(child.join("own"), &contents[..100_000]).unwrap();
+    for round in 0..3 {
+        assert_eq!(volume.close_idle(), [] as [PathBuf; 0], "round {round}");
+        assert!(!volume.root().join("data").exists(), "detached");
+        volume.attach();
+        for name in ["data", "pg_wal/1"] {
+            assert!(fs::read(at(name)).unwrap() == contents, "{name}, round {round}");
+        }
+        fs::write(at("data"), &contents).unwrap();
+    }
+    let volume = volume.reopen();
+    assert!(fs::read(volume.root().join("data")).unwrap() == contents);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// How long the directory of a suspended branch stays, with what the kernel cached of it, so that the next wake is warm.
+pub const DETACH_AFTER: Duration = Duration::from_secs(600);
 /// How often work that nobody waits for is done: background syncs and spare files.
 pub const TICK: Duration = Duration::from_millis(500);
 /// How long clients get to leave when the server stops.

@@ -7,7 +7,7 @@ use crate::branches::{About, Branches};
 use crate::compute::{
     ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, bootstrap, leftovers,
 };
-use crate::config::{Config, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK};
+use crate::config::{Config, DETACH_AFTER, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK};
 use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
 use crate::gateway::Gateway;
@@ -37,8 +37,9 @@ impl DataDirectories for Mount {
         self.attach(timeline)
     }
 
-    // The directory stays, and what the kernel cached of it, so that the next wake is warm.
-    fn closed(&self, _timeline: TimelineId) {}
+    fn closed(&self, timeline: TimelineId) {
+        self.leave(timeline);
+    }
 }
 
 /// Makes `path` unless it is there.
@@ -164,7 +165,11 @@ async fn first_start(
 }
 
 /// Does background work on threads of its own until told to stop.
-fn start_background(store: &Arc<Store>, stop: &Arc<AtomicBool>) -> Result<Vec<std::thread::JoinHandle<()>>> {
+fn start_background(
+    store: &Arc<Store>,
+    mount: &Arc<Mount>,
+    stop: &Arc<AtomicBool>,
+) -> Result<Vec<std::thread::JoinHandle<()>>> {
     let (ticked, tick_stop) = (Arc::clone(store), Arc::clone(stop));
     let tick = move || {
         while !tick_stop.load(Ordering::Relaxed) {
@@ -172,11 +177,13 @@ fn start_background(store: &Arc<Store>, stop: &Arc<AtomicBool>) -> Result<Vec<st
             std::thread::sleep(TICK);
         }
     };
-    let (kept, stop) = (Arc::clone(store), Arc::clone(stop));
+    let (kept, mount, stop) = (Arc::clone(store), Arc::clone(mount), Arc::clone(stop));
     let maintain = move || {
         let mut maintenance = Maintenance::default();
         while !stop.load(Ordering::Relaxed) {
             maintenance.pass(&kept, &stop);
+            mount.release_idle(DETACH_AFTER);
+            kept.close_unused();
             std::thread::sleep(TICK);
         }
     };
@@ -226,7 +233,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let tls = load_tls(&config, &layout)?;
     let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
     let stop_background = Arc::new(AtomicBool::new(false));
-    let background = start_background(&running.store, &stop_background)?;
+    let background = start_background(&running.store, &running.mount, &stop_background)?;
 
     let (stop, stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {

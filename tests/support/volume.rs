@@ -7,11 +7,13 @@ use pageserver::branches::Branches;
 use pageserver::fs::mount::Mount;
 use pageserver::server::{open_disk, random_number};
 use pageserver::storage::catalog::{BranchRecord, Update};
+use pageserver::storage::format::LaneKind;
 use pageserver::storage::page::TimelineId;
 use pageserver::storage::store::Store;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A mounted store with one timeline. Dropped, it is unmounted.
 pub struct Volume {
@@ -68,6 +70,37 @@ impl Volume {
         self.mount.attach(child).expect("attach the child")
     }
 
+    /// Seals all, and lets go of all that nobody uses; the files of the store that are open then.
+    pub fn close_idle(&self) -> Vec<PathBuf> {
+        let timelines = self.store.catalog().timelines();
+        timelines.iter().for_each(|id| self.mount.leave(*id));
+        self.mount.release_idle(Duration::ZERO);
+        for id in timelines {
+            for lane in LaneKind::ALL {
+                self.store.seal(id, lane, &mut |_| Ok(())).expect("seal a lane");
+            }
+        }
+        // The kernel forgets what it knew of the directories in its own time.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.store.open_timelines().is_empty() && Instant::now() < deadline {
+            self.store.close_unused();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let open = std::fs::read_dir("/proc/self/fd").expect("list open files").flatten();
+        let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let (lanes, layers) = (self.store_path("lanes"), self.store_path("layers"));
+        open.filter(|path| path.starts_with(&lanes) || path.starts_with(&layers)).collect()
+    }
+
+    fn store_path(&self, directory: &str) -> PathBuf {
+        self.directory.path().join("data/store").join(directory)
+    }
+
+    /// Makes the timeline reachable again.
+    pub fn attach(&self) {
+        assert_eq!(self.mount.attach(self.timeline).expect("attach the timeline"), self.root);
+    }
+
     /// Unmounts, closes the store, and opens everything anew.
     pub fn reopen(self) -> Self {
         let Self { store, mount, directory, .. } = self;
@@ -92,8 +125,8 @@ impl Volume {
     pub fn crash_image(&self, cut: &[(String, u64)]) -> Self {
         let copy = Directory::new();
         let (from, to) = (self.directory.path().join("data/store"), copy.path().join("data/store"));
-        std::fs::create_dir_all(to.join("lanes")).expect("make the copy's directory");
-        for directory in ["", "lanes"] {
+        for directory in ["", "lanes", "layers"] {
+            std::fs::create_dir_all(to.join(directory)).expect("make the copy's directory");
             for entry in std::fs::read_dir(from.join(directory)).expect("list the store").flatten() {
                 if entry.path().is_file() {
                     let target = to.join(directory).join(entry.file_name());

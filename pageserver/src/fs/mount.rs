@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Threads that serve the kernel's requests; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 2;
@@ -45,6 +45,8 @@ struct Attached {
     name: Option<String>,
     /// How often the timeline had to be opened anew.
     renewals: u32,
+    /// Since when nobody uses it.
+    idle_since: Option<Instant>,
 }
 
 impl Mount {
@@ -80,6 +82,7 @@ impl Mount {
     pub fn attach(&self, id: TimelineId) -> Result<PathBuf> {
         let entry = Arc::clone(lock(&self.attached).entry(id).or_default());
         let mut entry = lock(&entry);
+        entry.idle_since = None;
         let healthy = |name: &String| {
             read(&self.roots).get(name).is_some_and(|tree| tree.timeline().latched().is_none())
         };
@@ -113,6 +116,36 @@ impl Mount {
         let entry = lock(&self.attached).remove(&id);
         if let Some(name) = entry.and_then(|entry| lock(&entry).name.take()) {
             self.hide(&name);
+        }
+    }
+
+    /// Nobody uses the timeline's directory any more. It stays, and what the kernel cached of it, so that coming back
+    /// to it soon is cheap.
+    pub fn leave(&self, id: TimelineId) {
+        let entry = lock(&self.attached).get(&id).cloned();
+        if let Some(entry) = entry {
+            lock(&entry).idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Lets go of the directories that nobody has used for as long as `after`.
+    pub fn release_idle(&self, after: Duration) {
+        let entries: Vec<_> =
+            lock(&self.attached).iter().map(|(id, entry)| (*id, Arc::clone(entry))).collect();
+        for (id, entry) in entries {
+            let mut entry = lock(&entry);
+            if entry.idle_since.is_none_or(|since| since.elapsed() < after) {
+                continue;
+            }
+            let Some(name) = entry.name.clone() else { continue };
+            let tree = read(&self.roots).get(&name).cloned();
+            if let Some(Err(error)) = tree.map(|tree| tree.put_all_times()) {
+                // It is latched now, and opened anew when it is next used.
+                tracing::error!(timeline = %id, %error, "times of files are lost");
+            }
+            self.hide(&name);
+            (entry.name, entry.idle_since) = (None, None);
+            tracing::info!(timeline = %id, "idle timeline detached");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The store: one directory with the catalog and the lane files. The facade of the page store.
 //!
-//! Timelines open when first needed, with their ancestors, and stay open. Forking takes a position, syncs the
+//! Timelines open when first needed, with their ancestors, and close when nothing uses them and all of them is sealed:
+//! then they are their entry in the catalog and their layers. Forking takes a position, syncs the
 //! parent up to it if it is open, and publishes one record: nothing is read and no file is made.
 
 use crate::error::{Error, Result};
@@ -240,6 +241,22 @@ impl Store {
         let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
         // A slot that is busy is being opened or forked, and will be there the next time.
         slots.iter().filter_map(|slot| slot.try_lock().ok()?.timeline.clone()).collect()
+    }
+
+    /// Closes the timelines that nothing uses and whose logs are empty. They keep no file open and next to no memory.
+    pub fn close_unused(&self) {
+        let slots: Vec<_> = lock(&self.slots).iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect();
+        for (id, slot) in slots {
+            let Ok(mut slot) = slot.try_lock() else { continue };
+            let unused = |timeline: &Arc<Timeline>| {
+                // Whoever else has it open, a child as well, has a clone; nobody gets one without the slot's lock.
+                Arc::strong_count(timeline) == 1 && timeline.latched().is_none() && timeline.is_sealed()
+            };
+            if slot.timeline.as_ref().is_some_and(unused) {
+                (slot.timeline, slot.files) = (None, Vec::new());
+                tracing::info!(timeline = %id, "timeline closed");
+            }
+        }
     }
 
     /// Bytes of a timeline's own files, and of what it shows if it is open.

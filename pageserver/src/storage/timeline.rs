@@ -209,6 +209,11 @@ impl Timeline {
         self.lanes.iter().map(|lane| bytes(&read(&lane.state))).sum()
     }
 
+    /// Whether its logs are empty: all there is of it is in layers, or in its ancestor.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.lanes.iter().all(|lane| read(&lane.state).log.is_empty())
+    }
+
     /// Newest positions of both lanes.
     pub fn last_positions(&self) -> [Position; 2] {
         [0, 1].map(|lane: usize| self.lanes[lane].appended.load(Ordering::SeqCst))
