@@ -31,7 +31,8 @@ fn branch(server: &Server, count: usize) -> Vec<String> {
 
 #[test]
 fn branches_of_a_busy_parent_are_whole() {
-    let server = Server::start();
+    // Logs are sealed and layers merged all the time.
+    let server = Server::start_with(Default::default(), &["--log-limit", "8", "--seal-after", "1"]);
     tpcb::initialize(&server, "main", 5);
     let alone = tpcb::Load::start(&server, "main", 4, SECONDS).finish();
     let before = tpcb::verify(&server, "main");

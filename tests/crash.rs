@@ -57,7 +57,8 @@ fn crash(server: &mut Server, round: usize, acknowledged: &mut Acknowledged) -> 
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
-    let mut server = Server::start();
+    // Logs are sealed and layers merged all the time.
+    let mut server = Server::start_with(Default::default(), &["--log-limit", "4", "--seal-after", "1"]);
     tpcb::initialize(&server, "main", 2);
     commits::initialize(&server, "main");
     create(&server, "a", "main");
@@ -67,6 +68,8 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     for round in 0..rounds {
         let processes = crash(&mut server, round, &mut acknowledged);
         assert!(processes.len() > 3 * 5, "{processes:?}");
+        let layers = std::fs::read_dir(server.data().join("store/layers")).unwrap().count();
+        assert!(layers > 0, "nothing was sealed before the crash");
         assert_eq!(mounts(&server), 1, "the mount of a killed server is there until the next start");
         server.restart();
         let left: Vec<_> = processes.iter().filter(|process| process.is_alive()).collect();

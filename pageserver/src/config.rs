@@ -49,6 +49,15 @@ pub struct Config {
     #[arg(long, env = "COPPICE_SUSPEND_AFTER", default_value_t = 300, value_name = "SECONDS")]
     pub suspend_after: u64,
 
+    /// Compress a branch's log when it is longer than so many MiB, even while it is written to.
+    #[arg(long, env = "COPPICE_LOG_LIMIT", default_value_t = 256, value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub log_limit: u64,
+
+    /// Compress a branch's log when nothing was written to it for so many seconds.
+    #[arg(long, env = "COPPICE_SEAL_AFTER", default_value_t = 30, value_name = "SECONDS")]
+    pub seal_after: u64,
+
     /// PEM file with the certificate chain for TLS; a self-signed one is made if left out.
     #[arg(long, env = "COPPICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,

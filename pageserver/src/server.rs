@@ -14,10 +14,10 @@ use crate::gateway::Gateway;
 use crate::import::Imports;
 use crate::storage::catalog::Update;
 use crate::storage::disk::LocalDisk;
-use crate::storage::maintenance::Maintenance;
+use crate::storage::maintenance::{Limits, Maintenance};
 use crate::storage::page::TimelineId;
 use crate::storage::store::{STORE_DIRECTORIES, Store};
-use proxy::{Limits, Tls};
+use proxy::Tls;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -168,6 +168,7 @@ async fn first_start(
 fn start_background(
     store: &Arc<Store>,
     mount: &Arc<Mount>,
+    limits: Limits,
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<std::thread::JoinHandle<()>>> {
     let (ticked, tick_stop) = (Arc::clone(store), Arc::clone(stop));
@@ -179,7 +180,7 @@ fn start_background(
     };
     let (kept, mount, stop) = (Arc::clone(store), Arc::clone(mount), Arc::clone(stop));
     let maintain = move || {
-        let mut maintenance = Maintenance::default();
+        let mut maintenance = Maintenance::new(limits);
         while !stop.load(Ordering::Relaxed) {
             maintenance.pass(&kept, &stop);
             mount.release_idle(DETACH_AFTER);
@@ -233,7 +234,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let tls = load_tls(&config, &layout)?;
     let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
     let stop_background = Arc::new(AtomicBool::new(false));
-    let background = start_background(&running.store, &running.mount, &stop_background)?;
+    let limits =
+        Limits { max_log_bytes: config.log_limit << 20, quiet: Duration::from_secs(config.seal_after) };
+    let background = start_background(&running.store, &running.mount, limits, &stop_background)?;
 
     let (stop, stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {
@@ -248,7 +251,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         proxy: Arc::clone(&proxy_metrics),
     };
     let api = tokio::spawn(api::serve(api_listener, api::router(Arc::new(app)), until(stopped.clone())));
-    let limits = Limits { grace: PROXY_GRACE, ..Limits::default() };
+    let limits = proxy::Limits { grace: PROXY_GRACE, ..proxy::Limits::default() };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
     let proxy = tokio::spawn(proxy::run(proxy_listener, tls, limits, gateway, proxy_metrics, until(stopped)));
     tracing::info!(api = %api_bound, proxy = %proxy_bound, data = %config.data.display(), "ready");

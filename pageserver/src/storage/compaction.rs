@@ -17,8 +17,6 @@ use std::iter::Peekable;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of a log that are sealed even while it is written to.
-const MAX_LOG_BYTES: u64 = 256 << 20;
 /// Layers that a busy lane may have of about the same size before they are merged.
 const MAX_ALIKE: usize = 4;
 /// Layers of a lane, whatever their sizes.
@@ -49,9 +47,9 @@ pub enum Plan {
     Merge(Range<usize>),
 }
 
-/// What a lane of this shape needs next.
-pub fn choose(shape: &Shape) -> Plan {
-    if shape.log_bytes > MAX_LOG_BYTES || (shape.quiet && shape.log_bytes > 0) {
+/// What a lane of this shape needs next, if its log may have `max_log_bytes` while it is written to.
+pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
+    if shape.log_bytes > max_log_bytes || (shape.quiet && shape.log_bytes > 0) {
         return Plan::Seal;
     }
     let (mut sum, mut alike) = (0, 0);
@@ -250,37 +248,39 @@ fn next_block<I: Iterator<Item = Result<Entry>>>(
 mod tests {
     use super::*;
 
+    const LIMIT: u64 = 100;
+
     fn shape(log_bytes: u64, quiet: bool, layers: &[u64]) -> Shape {
         Shape { log_bytes, quiet, layers: layers.to_vec() }
     }
 
     #[test]
     fn a_busy_lane_is_left_alone_until_its_log_is_long() {
-        assert_eq!(choose(&shape(MAX_LOG_BYTES, false, &[])), Plan::Nothing);
-        assert_eq!(choose(&shape(MAX_LOG_BYTES + 1, false, &[1, 1])), Plan::Seal);
-        assert_eq!(choose(&shape(1, true, &[])), Plan::Seal);
-        assert_eq!(choose(&shape(0, true, &[5])), Plan::Nothing);
+        assert_eq!(choose(&shape(LIMIT, false, &[]), LIMIT), Plan::Nothing);
+        assert_eq!(choose(&shape(LIMIT + 1, false, &[1, 1]), LIMIT), Plan::Seal);
+        assert_eq!(choose(&shape(1, true, &[]), LIMIT), Plan::Seal);
+        assert_eq!(choose(&shape(0, true, &[5]), LIMIT), Plan::Nothing);
     }
 
     #[test]
     fn layers_of_like_size_are_merged_and_large_ones_left() {
-        assert_eq!(choose(&shape(0, false, &[10, 10, 10])), Plan::Nothing);
-        assert_eq!(choose(&shape(0, false, &[10, 10, 10, 10, 1000])), Plan::Merge(0..4));
-        assert_eq!(choose(&shape(0, true, &[10, 15, 1000])), Plan::Merge(0..2));
-        assert_eq!(choose(&shape(0, true, &[10, 1000])), Plan::Nothing);
-        assert_eq!(choose(&shape(0, true, &[600, 1000])), Plan::Merge(0..2));
+        assert_eq!(choose(&shape(0, false, &[10, 10, 10]), LIMIT), Plan::Nothing);
+        assert_eq!(choose(&shape(0, false, &[10, 10, 10, 10, 1000]), LIMIT), Plan::Merge(0..4));
+        assert_eq!(choose(&shape(0, true, &[10, 15, 1000]), LIMIT), Plan::Merge(0..2));
+        assert_eq!(choose(&shape(0, true, &[10, 1000]), LIMIT), Plan::Nothing);
+        assert_eq!(choose(&shape(0, true, &[600, 1000]), LIMIT), Plan::Merge(0..2));
     }
 
     #[test]
     fn there_are_never_many_layers() {
         let growing: Vec<u64> = (0..12).map(|nth| 3_u64.pow(nth) * 10).collect();
-        assert_eq!(choose(&shape(0, false, &growing)), Plan::Merge(0..5));
+        assert_eq!(choose(&shape(0, false, &growing), LIMIT), Plan::Merge(0..5));
         // Whatever is appended, and however it is sealed, the number of layers stays bounded.
         let (mut layers, mut seed) = (Vec::<u64>::new(), 1_u64);
         for _ in 0..10_000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             layers.insert(0, 1 + (seed >> 33) % 1000);
-            while let Plan::Merge(range) = choose(&shape(0, false, &layers)) {
+            while let Plan::Merge(range) = choose(&shape(0, false, &layers), LIMIT) {
                 assert!(range.len() >= 2 && range.start == 0, "{range:?} of {layers:?}");
                 let sum = layers[range.clone()].iter().sum();
                 layers.splice(range, [sum]);

@@ -17,8 +17,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A lane to which nothing was appended for so long is sealed.
-const QUIET: Duration = Duration::from_secs(30);
 /// A lane whose sealing or merging failed is left alone for so long.
 const RETRY: Duration = Duration::from_secs(60);
 /// Bytes worked on between two looks at who else wants the machine.
@@ -26,15 +24,29 @@ const SLICE_BYTES: u64 = 1 << 20;
 /// While others append, the work rests for so many times as long as it works.
 const REST: u32 = 2;
 
+/// When a lane's log is sealed.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// When it is longer than this, even while it is written to.
+    pub max_log_bytes: u64,
+    /// When nothing was appended for so long.
+    pub quiet: Duration,
+}
+
 /// What was seen of the lanes, from one pass to the next.
-#[derive(Default)]
 pub struct Maintenance {
+    limits: Limits,
     /// The newest record of each lane, and when it was first seen to be that.
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
     failed: HashMap<(TimelineId, LaneKind), Instant>,
 }
 
 impl Maintenance {
+    /// Seals and merges within `limits`.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, seen: HashMap::new(), failed: HashMap::new() }
+    }
+
     /// Does what is due, until there is no more or `stop` is set.
     pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
         let timelines = store.open_timelines();
@@ -54,13 +66,13 @@ impl Maintenance {
         if self.failed.get(&(id, lane)).is_some_and(|failed| failed.elapsed() < RETRY) {
             return false;
         }
-        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= QUIET);
+        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.limits.quiet);
         let (shape, last) = timeline.shape(lane, quiet.map_or(Position::MAX, |(last, _)| *last));
         let seen = self.seen.entry((id, lane)).or_insert((last, began));
         if seen.0 != last {
             *seen = (last, began);
         }
-        let plan = compaction::choose(&shape);
+        let plan = compaction::choose(&shape, self.limits.max_log_bytes);
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
