@@ -51,6 +51,7 @@ impl Maintenance {
     pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
         let timelines = store.open_timelines();
         self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
+        self.failed.retain(|_, failed| failed.elapsed() < RETRY);
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
             for lane in LaneKind::ALL {
                 let mut pace =
@@ -63,7 +64,7 @@ impl Maintenance {
     /// Does one thing to a lane; false if there is nothing to do.
     fn lane(&mut self, store: &Store, timeline: &Timeline, lane: LaneKind, pace: &mut Slices<'_>) -> bool {
         let (id, began) = (timeline.id(), Instant::now());
-        if self.failed.get(&(id, lane)).is_some_and(|failed| failed.elapsed() < RETRY) {
+        if self.failed.contains_key(&(id, lane)) {
             return false;
         }
         let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.limits.quiet);
@@ -84,7 +85,8 @@ impl Maintenance {
                 tracing::debug!(timeline = %id, ?lane, ?plan, duration_ms, "lane kept in shape");
                 done
             }
-            Err(error) if error.code == STOPPING => false,
+            // The timeline may have been dropped meanwhile.
+            Err(error) if error.code == STOPPING || error.kind == Kind::NotFound => false,
             Err(error) => {
                 self.failed.insert((id, lane), Instant::now());
                 tracing::error!(timeline = %id, ?lane, %error, "sealing or merging failed; nothing is lost, it is tried again later");
