@@ -50,7 +50,7 @@ pub struct Config {
     pub suspend_after: u64,
 
     /// Compress a branch's log when it is longer than so many MiB, even while it is written to.
-    #[arg(long, env = "COPPICE_LOG_LIMIT", default_value_t = 256, value_name = "MIB",
+    #[arg(long, env = "COPPICE_LOG_LIMIT", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub log_limit: u64,
 

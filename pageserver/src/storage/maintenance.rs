@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 const RETRY: Duration = Duration::from_secs(60);
 /// Bytes worked on between two looks at who else wants the machine.
 const SLICE_BYTES: u64 = 1 << 20;
-/// While others append, the work rests for so many times as long as it works.
-const REST: u32 = 2;
+/// While others append, the work rests for so many times as long as it works, so that they hardly notice.
+const REST: u32 = 4;
 
 /// When a lane's log is sealed.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,14 @@ impl Maintenance {
         self.failed.retain(|_, failed| failed.elapsed() < RETRY);
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
             for lane in LaneKind::ALL {
-                let mut pace =
-                    Slices { store, stop, began: Instant::now(), worked: 0, seen: store.newest_position() };
+                let mut pace = Slices {
+                    store,
+                    stop,
+                    began: Instant::now(),
+                    worked: 0,
+                    seen: store.newest_position(),
+                    rest: REST,
+                };
                 while !stop.load(Ordering::Relaxed) && self.lane(store, timeline, lane, &mut pace) {}
             }
         }
@@ -74,6 +80,8 @@ impl Maintenance {
             *seen = (last, began);
         }
         let plan = compaction::choose(&shape, self.limits.max_log_bytes);
+        // Whoever writes faster than that is slowed down before the disk is full.
+        pace.rest = REST >> (shape.log_bytes / self.limits.max_log_bytes.max(1)).min(u64::from(REST));
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
@@ -106,6 +114,7 @@ struct Slices<'a> {
     began: Instant,
     worked: u64,
     seen: Position,
+    rest: u32,
 }
 
 impl Slices<'_> {
@@ -119,7 +128,7 @@ impl Slices<'_> {
         }
         let newest = self.store.newest_position();
         if newest != self.seen {
-            std::thread::sleep(self.began.elapsed() * REST);
+            std::thread::sleep(self.began.elapsed() * self.rest);
         }
         (self.began, self.worked, self.seen) = (Instant::now(), 0, newest);
         Ok(())

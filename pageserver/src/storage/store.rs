@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) lanes: [LaneRecord; 2],
     files: Files,
     pub(super) timeline: Option<Arc<Timeline>>,
+    /// What it showed when it was last closed.
+    logical_bytes: Option<u64>,
 }
 
 /// The open store.
@@ -67,7 +69,10 @@ impl Store {
             let (files, sealed) = split_sealed(found.remove(&id).unwrap_or_default(), &lanes);
             found.entry(id).or_default().extend(sealed);
             layers.extend(layer_paths(id, &lanes));
-            slots.insert(id, Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None })));
+            slots.insert(
+                id,
+                Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None, logical_bytes: None })),
+            );
         }
         for (id, length) in found.into_values().flatten() {
             shared.lane_files.retire(id, length)?;
@@ -134,7 +139,7 @@ impl Store {
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
         let (lanes, files) = (Default::default(), Vec::new());
-        let slot = Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None }));
+        let slot = Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None, logical_bytes: None }));
         lock(&self.slots).insert(id, slot);
     }
 
@@ -253,6 +258,7 @@ impl Store {
                 Arc::strong_count(timeline) == 1 && timeline.latched().is_none() && timeline.is_sealed()
             };
             if slot.timeline.as_ref().is_some_and(unused) {
+                slot.logical_bytes = slot.timeline.as_ref().map(Timeline::logical_bytes);
                 (slot.timeline, slot.files) = (None, Vec::new());
                 tracing::info!(timeline = %id, "timeline closed");
             }
@@ -267,7 +273,7 @@ impl Store {
             Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes())),
             None => {
                 let layers = slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
-                (slot.files.iter().map(|(_, length)| *length).chain(layers).sum(), None)
+                (slot.files.iter().map(|(_, length)| *length).chain(layers).sum(), slot.logical_bytes)
             }
         })
     }
