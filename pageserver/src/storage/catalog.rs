@@ -262,6 +262,20 @@ impl Catalog {
         Ok(freed)
     }
 
+    /// Whether the database can be asked.
+    pub fn is_open(&self) -> bool {
+        lock(&self.database).is_some()
+    }
+
+    /// Makes sure that the database can be asked.
+    pub fn require(&self) -> Result<()> {
+        let mut slot = lock(&self.database);
+        if slot.is_none() {
+            *slot = Some(self.reopen()?);
+        }
+        Ok(())
+    }
+
     fn open_anew(&self) -> Result<(Opened, State)> {
         // After a failed sync the cache may hold what never reached the disk.
         self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;

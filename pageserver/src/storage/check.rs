@@ -5,9 +5,11 @@ use crate::storage::catalog::{CATALOG_FILE, Catalog, LaneRecord};
 use crate::storage::disk::Disk;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
 use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
-use crate::storage::layer::{Entry, Layer, LayerId};
+use crate::storage::layer::{Entry, LAYERS_DIRECTORY, Layer};
+use crate::storage::layer_writer::UNFINISHED_PREFIX;
 use crate::storage::page::{PAGE_BYTES, TimelineId};
 use crate::storage::recovery::{self, Found, Start};
+use crate::storage::timeline::open_layers;
 use std::sync::Arc;
 
 /// What a check found.
@@ -46,11 +48,12 @@ pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
     let list = |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
     let catalog = list("")?.iter().any(|(name, length)| name == CATALOG_FILE && *length > 0);
     let lanes = list(LANES_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(SPARE_PREFIX));
-    if catalog || !lanes {
+    let layers = list(LAYERS_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(UNFINISHED_PREFIX));
+    if catalog || !(lanes || layers) {
         return Ok(());
     }
     Err(Error::corrupt(format!(
-        "the store has lane files but no catalog: restore the file {CATALOG_FILE} from a backup of the store"
+        "the store has lane files or layers but no catalog: restore the file {CATALOG_FILE} from a backup of the store"
     )))
 }
 
@@ -101,13 +104,12 @@ fn check_layers(
     record: &LaneRecord,
     report: &mut Report,
 ) {
-    for layer in &record.layers {
-        let id = LayerId { timeline, lane, number: layer.number };
-        let checked = Layer::open(lane_files.disk(), lane_files.store(), id).and_then(|layer| {
-            layer.metadata()?;
-            check_pages(&layer, report)
-        });
-        if let Err(error) = checked {
+    let layers = match open_layers(lane_files, (timeline, lane), record) {
+        Ok(layers) => layers,
+        Err(error) => return report.faults.push(error.detail),
+    };
+    for layer in layers {
+        if let Err(error) = layer.metadata().and_then(|_| check_pages(&layer, report)) {
             report.faults.push(error.detail);
         }
     }

@@ -84,9 +84,11 @@ impl<'s, 'p> Commit<'s, 'p> {
         }
         let last = &bytes[bytes.len() - PAGE_BYTES..];
         let hot = HotPage { inode, block: block + format::u32_of(crcs.len() - 1), bytes: last.to_vec() };
-        // Only the first page of a run can be the one that was written last.
+        // One part in a record is all that a commit needs, and bounds its changes.
         let first = &bytes[..PAGE_BYTES];
-        match parts::changed(&self.state.index, self.state.hot.as_ref(), (inode, block), first) {
+        let whole = self.gathered.hot.is_some();
+        let changed = || parts::changed(&self.state.index, self.state.hot.as_ref(), (inode, block), first);
+        match if whole { None } else { changed() } {
             None => self.push_whole(inode, block, crcs, bytes),
             Some(range) => {
                 let start = u16::try_from(range.start).unwrap_or(u16::MAX);

@@ -70,7 +70,7 @@ pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
 
 /// A merged layer that is written and does not count yet.
 pub(super) struct Merged {
-    layer: Arc<Layer>,
+    pub(super) layer: Arc<Layer>,
     replaces: Range<usize>,
     /// What the catalog is to say.
     pub(super) record: LaneRecord,
@@ -84,10 +84,12 @@ struct Input<I: Iterator> {
     group: Option<(u32, Vec<u8>)>,
 }
 
-/// What decides which versions of a file's blocks are kept.
+/// What decides which versions of a file's blocks are kept, all of it as of one moment: a cut may hide a version from
+/// the head that a child, forked just before, still sees.
 #[derive(Default)]
 struct Fate {
     inode: u64,
+    retained: Retained,
     /// All of it is gone for everybody.
     forgotten: bool,
     cuts: Vec<(Position, u32)>,
@@ -96,18 +98,18 @@ struct Fate {
 }
 
 impl Fate {
-    /// Of the versions of a block, oldest first, those that somebody sees.
-    fn kept(&self, versions: Vec<(Entry, usize)>, retained: &Retained) -> Vec<(Entry, usize)> {
+    /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees the newest.
+    fn kept(&self, versions: Vec<(Entry, usize)>) -> Vec<(Entry, usize)> {
         let mut kept: Vec<(Entry, usize)> = Vec::new();
         if self.forgotten {
             return kept;
         }
         for (nth, (entry, input)) in versions.iter().enumerate() {
-            let cut = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
-            let cut = self.cuts.iter().find(cut).map(|(at, _)| *at);
+            let cuts_it = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
+            let cut = self.cuts.iter().find(cuts_it).map(|(at, _)| *at);
             let next = versions.get(nth + 1).map(|(next, _)| next.position);
             let end = next.into_iter().chain(cut).min();
-            let seen = end.is_none_or(|end| retained.sees(entry.position, end));
+            let seen = end.is_none_or(|end| self.retained.sees(entry.position, end));
             let implied = entry.page.is_none() && kept.is_empty() && self.zeros_below;
             if seen && !implied {
                 kept.push((*entry, *input));
@@ -128,18 +130,28 @@ impl Timeline {
     }
 
     /// Writes one layer in place of those in `range`.
-    pub(super) fn merge(&self, lane: LaneKind, range: Range<usize>, pace: &mut Pace<'_>) -> Result<Merged> {
+    pub(super) fn merge(
+        self: &Arc<Self>,
+        lane: LaneKind,
+        range: Range<usize>,
+        pace: &mut Pace<'_>,
+    ) -> Result<Merged> {
         let lane_files = self.lane_files();
         let number = self.take_position();
-        let (inputs, retained, mut record) = {
+        let (inputs, mut record) = {
             let state = read(&self.lane(lane).state);
-            (state.layers[range.clone()].to_vec(), state.index.retained().clone(), state.record.clone())
+            (state.layers[range.clone()].to_vec(), state.record.clone())
         };
         let oldest = range.end == record.layers.len();
         let id = LayerId { timeline: self.id(), lane, number };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
         let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered)?;
-        if let Err(error) = self.merge_into(&mut writer, &inputs, &retained, oldest, pace) {
+        if let Err(error) = self.merge_into(&mut writer, &inputs, oldest, pace) {
+            writer.abandon();
+            return Err(error);
+        }
+        // What was dropped because of a truncation or removal must not come back without its pages.
+        if let Err(error) = self.sync_and_wait() {
             writer.abandon();
             return Err(error);
         }
@@ -154,7 +166,6 @@ impl Timeline {
         &self,
         writer: &mut LayerWriter<'_>,
         layers: &[Arc<Layer>],
-        retained: &Retained,
         oldest: bool,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
@@ -171,7 +182,7 @@ impl Timeline {
             if fate.inode != inode {
                 fate = self.fate(writer.lane(), inode, oldest);
             }
-            for (entry, nth) in fate.kept(versions, retained) {
+            for (entry, nth) in fate.kept(versions) {
                 let key = (entry.inode, entry.block, entry.position);
                 if entry.page.is_none() {
                     writer.add(key, None)?;
@@ -188,7 +199,8 @@ impl Timeline {
     fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
         let state = read(&self.lane(lane).state);
         let (forgotten, cuts) = (state.index.forgot(inode), state.index.cuts(inode).to_vec());
-        Fate { inode, forgotten, cuts, zeros_below: oldest && !state.index.inherits(inode) }
+        let retained = state.index.retained().clone();
+        Fate { inode, retained, forgotten, cuts, zeros_below: oldest && !state.index.inherits(inode) }
     }
 
     /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it replaces.

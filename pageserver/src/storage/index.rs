@@ -302,6 +302,12 @@ impl Index {
         Arc::clone(&self.frozen)
     }
 
+    /// Whether the block is in what was set aside, and not in the log since.
+    pub(super) fn is_frozen(&self, inode: u64, block: u32) -> bool {
+        let holds = |blocks: &Blocks| blocks.get(&inode).is_some_and(|blocks| blocks.contains_key(&block));
+        holds(&self.frozen) && !holds(&self.blocks)
+    }
+
     /// What was set aside is in a layer now.
     pub(super) fn thaw(&mut self) {
         self.frozen = Arc::default();

@@ -170,19 +170,28 @@ impl LaneFiles {
     /// Takes a file out of its lane: into the pool or away. The names are durable after the next directory sync.
     pub fn retire(&self, id: LaneFileId, length: u64) -> Result<()> {
         let name = Self::describe(id);
-        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = if id.lane == LaneKind::Wal && length == WAL_FILE_BYTES && spares.len() < MAX_SPARES {
+        let recycle = || {
+            let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+            if spares.len() >= MAX_SPARES {
+                return self.disk.remove(&name);
+            }
             let spare = self.spare_name();
             self.disk.rename(&name, &path(&spare)).map(|()| spares.push(spare))
-        } else {
-            self.disk.remove(&name)
         };
+        let recyclable = id.lane == LaneKind::Wal && length == WAL_FILE_BYTES;
+        let outcome = if recyclable { recycle() } else { self.disk.remove(&name) };
         outcome.map_err(|e| Error::io(format!("recycle {name}"), &e))
     }
 
     /// Takes files out of their lanes as soon as nobody reads them any more: a recycled file would show a reader what
-    /// it holds next.
-    pub fn retire_later(&self, files: Vec<Leaving>) {
+    /// it holds next. Unless `recycle` they are only removed, which no reader notices.
+    pub fn retire_later(&self, files: Vec<Leaving>, recycle: bool) {
+        if !recycle {
+            let removed = files.iter().try_for_each(|(id, ..)| self.remove(*id));
+            return removed.unwrap_or_else(|error| {
+                tracing::error!(%error, "sealed lane files stay until the next start");
+            });
+        }
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
         self.retire_unread();
     }

@@ -139,6 +139,7 @@ impl<'d> LayerWriter<'d> {
         if finished.is_err() {
             // Useless, and on a full disk in the way; the next opening removes it otherwise.
             let _ = self.disk.remove(&self.unfinished);
+            let _ = self.disk.remove(&self.id.path());
         }
         finished
     }
@@ -175,11 +176,11 @@ impl<'d> LayerWriter<'d> {
         let groups = std::mem::take(&mut self.groups);
         let mut tables = sealed(index, layer::ENTRY_BYTES, BLOCK_ENTRIES);
         tables.extend(sealed(groups, layer::GROUP_ENTRY_BYTES, BLOCK_GROUPS));
-        for part in [&tables[..], &tables, &footer.encode(), &footer.encode()] {
-            self.write(part)?;
-        }
         self.flush()?;
         let failed = |e| Error::io(format!("finish {}", self.id.path()), &e);
+        let footer = footer.encode();
+        self.file.write_all_at(&[&tables, &tables, &footer, &footer], self.offset).map_err(failed)?;
+        self.offset += 2 * (tables.len() + footer.len()) as u64;
         self.file.sync().map_err(failed)?;
         self.disk.rename(&self.unfinished, &self.id.path()).map_err(failed)?;
         self.disk.sync_directory(LAYERS_DIRECTORY).map_err(failed)?;

@@ -8,6 +8,7 @@ use crate::locks::lock;
 use crate::storage::catalog::{LaneRecord, Update};
 use crate::storage::compaction::{self, Pace, Plan};
 use crate::storage::format::LaneKind;
+use crate::storage::layer::LayerId;
 use crate::storage::page::{Position, TimelineId};
 use crate::storage::store::{Slot, Store};
 use crate::storage::timeline::Timeline;
@@ -23,6 +24,8 @@ const RETRY: Duration = Duration::from_secs(60);
 const SLICE_BYTES: u64 = 1 << 20;
 /// While others append, the work rests for so many times as long as it works, so that they hardly notice.
 const REST: u32 = 4;
+/// Longest rest, so that a slow disk does not keep the server from stopping.
+const MAX_REST: Duration = Duration::from_secs(1);
 
 /// When a lane's log is sealed.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +84,7 @@ impl Maintenance {
         }
         let plan = compaction::choose(&shape, self.limits.max_log_bytes);
         // Whoever writes faster than that is slowed down before the disk is full.
+        (pace.began, pace.worked) = (began, 0);
         pace.rest = REST >> (shape.log_bytes / self.limits.max_log_bytes.max(1)).min(u64::from(REST));
         let outcome = match &plan {
             Plan::Nothing => return false,
@@ -128,7 +132,7 @@ impl Slices<'_> {
         }
         let newest = self.store.newest_position();
         if newest != self.seen {
-            std::thread::sleep(self.began.elapsed() * self.rest);
+            std::thread::sleep((self.began.elapsed() * self.rest).min(MAX_REST));
         }
         (self.began, self.worked, self.seen) = (Instant::now(), 0, newest);
         Ok(())
@@ -138,13 +142,14 @@ impl Slices<'_> {
 impl Store {
     /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes worked on.
     pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
+        self.catalog().require()?;
         let slot = self.slot(id)?;
         let Some(timeline) = healthy(&slot) else { return Ok(false) };
         let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
         let sealed = timeline.write_layer(&frozen, pace)?;
         drop(frozen);
-        let record = sealed.record.clone();
-        self.publish_lane(&slot, &timeline, lane, record, || timeline.turn_to(sealed))
+        let (layer, record) = (sealed.layer.id(), sealed.record.clone());
+        self.publish_lane(&slot, &timeline, layer, record, || timeline.turn_to(sealed))
     }
 
     /// Makes one layer of those in `range`, counted from the newest; true if it was done.
@@ -155,43 +160,51 @@ impl Store {
         range: Range<usize>,
         pace: &mut Pace<'_>,
     ) -> Result<bool> {
+        self.catalog().require()?;
         let slot = self.slot(id)?;
         let Some(timeline) = healthy(&slot) else { return Ok(false) };
         let merged = timeline.merge(lane, range, pace)?;
-        let record = merged.record.clone();
+        let (layer, record) = (merged.layer.id(), merged.record.clone());
         let mut replaced = Vec::new();
-        let done =
-            self.publish_lane(&slot, &timeline, lane, record, || replaced = timeline.turn_to_merged(merged))?;
-        for layer in replaced {
-            let path = layer.id().path();
-            if let Err(error) = self.disk.remove(&path) {
-                tracing::error!(%error, path, "a merged layer stays until the next start");
-            }
-        }
+        let turn = || replaced = timeline.turn_to_merged(merged);
+        let done = self.publish_lane(&slot, &timeline, layer, record, turn)?;
+        replaced.iter().for_each(|layer| self.remove_layer(layer.id()));
         Ok(done)
     }
 
-    /// Publishes what a lane is made of, and lets readers turn to it.
+    /// Publishes what a lane is made of with the new `layer`, and lets readers turn to it.
     fn publish_lane(
         &self,
         slot: &Mutex<Slot>,
         timeline: &Arc<Timeline>,
-        lane: LaneKind,
+        layer: LayerId,
         record: LaneRecord,
         turn: impl FnOnce(),
     ) -> Result<bool> {
         // Nobody may open the timeline anew, or drop it, between what the catalog says and what readers see.
         let mut slot = lock(slot);
         let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));
-        if !same || timeline.latched().is_some() {
-            // The layer goes at the next start.
-            return Ok(false);
+        let published = if !same || timeline.latched().is_some() {
+            Ok(false)
+        } else {
+            let put_lanes = vec![(timeline.id(), layer.lane, record.clone())];
+            self.publish(Update { put_lanes, ..Update::default() }).map(|_| true)
+        };
+        if let Ok(true) = published {
+            slot.lanes[layer.lane as usize] = record;
+            turn();
+        } else if self.catalog().is_open() {
+            // While the catalog cannot say whether it names the layer, it stays.
+            self.remove_layer(layer);
         }
-        let put_lanes = vec![(timeline.id(), lane, record.clone())];
-        self.publish(Update { put_lanes, ..Update::default() })?;
-        slot.lanes[lane as usize] = record;
-        turn();
-        Ok(true)
+        published
+    }
+
+    fn remove_layer(&self, layer: LayerId) {
+        let path = layer.path();
+        if let Err(error) = self.disk.remove(&path) {
+            tracing::error!(%error, path, "a layer that is not needed stays until the next start");
+        }
     }
 }
 

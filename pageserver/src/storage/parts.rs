@@ -30,6 +30,10 @@ pub(super) fn changed(
     page: &[u8],
 ) -> Option<Range<usize>> {
     const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+    // Recovery replays what is being sealed along with the log, so a part over nothing must have nothing there either.
+    if index.is_frozen(inode, block) {
+        return None;
+    }
     let before = match index.newest_block(inode, block) {
         // What an ancestor has does not count: the lane begins anew.
         None | Some(Block::Zeros) => &ZEROS[..],

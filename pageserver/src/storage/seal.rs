@@ -5,7 +5,7 @@
 //! then do readers turn to the layer. If anything fails in between the frozen part stays as it is, and is tried again.
 
 use crate::error::Result;
-use crate::locks::write;
+use crate::locks::{self, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::compaction::Pace;
 use crate::storage::disk::DiskFile;
@@ -37,7 +37,7 @@ pub(super) struct Frozen {
 
 /// A layer that is written and does not count yet.
 pub(super) struct Sealed {
-    layer: Arc<Layer>,
+    pub(super) layer: Arc<Layer>,
     /// What the catalog is to say.
     pub(super) record: LaneRecord,
     start: Start,
@@ -85,7 +85,7 @@ impl Timeline {
         let mut record =
             LaneRecord { sealed: frozen.start.sealed, sequence: frozen.start.sequence, layers: Vec::new() };
         record.layers.push(LayerRecord { number, bytes });
-        record.layers.extend(write(&self.lane(frozen.lane).state).record.layers.iter().cloned());
+        record.layers.extend(locks::read(&self.lane(frozen.lane).state).record.layers.iter().cloned());
         Ok(Sealed { layer, record, start: frozen.start })
     }
 
@@ -121,7 +121,7 @@ impl Timeline {
             state.index.thaw();
             state.log.forget_before(start)
         };
-        self.lane_files().retire_later(gone);
+        self.lane_files().retire_later(gone, !self.reopened);
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Slot {
     pub(super) timeline: Option<Arc<Timeline>>,
     /// What it showed when it was last closed.
     logical_bytes: Option<u64>,
+    /// Whether it had to be opened anew.
+    reopened: bool,
 }
 
 /// The open store.
@@ -71,7 +73,14 @@ impl Store {
             layers.extend(layer_paths(id, &lanes));
             slots.insert(
                 id,
-                Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None, logical_bytes: None })),
+                Arc::new(Mutex::new(Slot {
+                    ancestor,
+                    lanes,
+                    files,
+                    timeline: None,
+                    logical_bytes: None,
+                    reopened: false,
+                })),
             );
         }
         for (id, length) in found.into_values().flatten() {
@@ -139,7 +148,14 @@ impl Store {
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
         let (lanes, files) = (Default::default(), Vec::new());
-        let slot = Arc::new(Mutex::new(Slot { ancestor, lanes, files, timeline: None, logical_bytes: None }));
+        let slot = Arc::new(Mutex::new(Slot {
+            ancestor,
+            lanes,
+            files,
+            timeline: None,
+            logical_bytes: None,
+            reopened: false,
+        }));
         lock(&self.slots).insert(id, slot);
     }
 
@@ -215,7 +231,8 @@ impl Store {
         let began = std::time::Instant::now();
         let files = slot.files.iter().map(|(file, _)| *file).collect();
         let lanes = slot.lanes.clone();
-        let opening = Opening { id, ancestor, retained, required, lanes, files };
+        let reopened = slot.reopened;
+        let opening = Opening { id, ancestor, retained, required, lanes, files, reopened };
         let opened = Timeline::open(self.shared.clone(), opening);
         if opened.is_err() {
             // One lane may have dropped its lost tail before the other one failed.
@@ -236,6 +253,7 @@ impl Store {
             timeline.drop_cache()?;
             // As the disk has them: what failed may have been the beginning of a file.
             slot.files = split_sealed(self.shared.lane_files.files_of(id)?, &slot.lanes).0;
+            slot.reopened = true;
             slot.timeline = None;
         }
         Ok(())

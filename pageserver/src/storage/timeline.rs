@@ -95,6 +95,8 @@ pub struct Timeline {
     shared: Shared,
     lanes: [Lane; 2],
     latch: OnceLock<Error>,
+    /// Whether others may have its files open too, so that they must not be recycled.
+    pub(super) reopened: bool,
     /// The sum of file sizes, and the newest positions at which it was made.
     logical: Mutex<([Position; 2], u64)>,
 }
@@ -113,6 +115,8 @@ pub struct Opening {
     pub lanes: [LaneRecord; 2],
     /// The files of its logs, in any order.
     pub files: Vec<LaneFileId>,
+    /// Whether it was open before, in this run: a child may still read its files through what was open then.
+    pub reopened: bool,
 }
 
 /// The lane an inode belongs to.
@@ -120,7 +124,8 @@ pub fn lane_of(inode: u64) -> LaneKind {
     if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
 }
 
-fn open_layers(
+/// Opens the layers of a lane, newest first, which follow one another without a gap.
+pub(super) fn open_layers(
     lane_files: &LaneFiles,
     (timeline, lane): (TimelineId, LaneKind),
     record: &LaneRecord,
@@ -179,8 +184,8 @@ impl Timeline {
         };
         let lanes = [open_lane(LaneKind::Data)?, open_lane(LaneKind::Wal)?];
         let logical = Mutex::new(([Position::MAX; 2], 0));
-        let Opening { id, ancestor, .. } = opening;
-        Ok(Arc::new(Self { id, ancestor, shared, lanes, latch: OnceLock::new(), logical }))
+        let Opening { id, ancestor, reopened, .. } = opening;
+        Ok(Arc::new(Self { id, ancestor, shared, lanes, latch: OnceLock::new(), reopened, logical }))
     }
 
     /// Its number.

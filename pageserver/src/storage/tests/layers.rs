@@ -195,6 +195,114 @@ fn a_merge_drops_what_nobody_sees() {
 }
 
 #[test]
+fn a_child_made_during_a_merge_sees_what_it_should() {
+    let (store, id) = new_store(&SimDisk::default());
+    let main = tree(&store, id);
+    let (cut, gone) = (make(&main, b"cut"), make(&main, b"gone"));
+    for round in 0..2 {
+        main.write(cut, 0, &pattern(round, 300)).unwrap();
+        main.write(gone, 0, &pattern(round, 300)).unwrap();
+        assert!(seal(&store, id, LaneKind::Data));
+    }
+    let mut child = None;
+    let merged = store.merge(id, LaneKind::Data, 0..2, &mut |_| {
+        if child.is_none() {
+            child = Some(store.fork(id, |timeline| named("child", timeline)).unwrap().0);
+            main.set_attributes(cut, &Wanted { size: Some(0), ..Wanted::default() }).unwrap();
+            main.remove(ROOT_INODE, b"gone", false, 0).unwrap();
+            main.reap(gone).unwrap();
+        }
+        Ok(())
+    });
+    assert!(merged.unwrap());
+    let child = tree(&store, child.unwrap());
+    for name in [&b"cut"[..], b"gone"] {
+        assert!(contents(&child, name).unwrap() == pattern(1, 300), "{}", String::from_utf8_lossy(name));
+    }
+}
+
+#[test]
+fn a_merge_makes_nothing_durable_that_was_not() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    for round in 0..2 {
+        main.write(inode, 0, &pattern(round, 10)).unwrap();
+        assert!(seal(&store, id, LaneKind::Data));
+    }
+    main.timeline().sync_and_wait().unwrap();
+    main.remove(ROOT_INODE, b"f", false, 0).unwrap();
+    main.reap(inode).unwrap();
+    assert!(store.merge(id, LaneKind::Data, 0..2, &mut |_| Ok(())).unwrap());
+    let store = open(&disk.after_power_loss(Unsynced::Lost)).unwrap();
+    let found = contents(&tree(&store, id), b"f");
+    assert!(found.is_none() || found.unwrap() == pattern(1, 10), "a name without its pages");
+}
+
+#[test]
+fn parts_after_a_seal_that_failed_lie_over_what_they_changed() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make_wal(&main, b"1");
+    main.write(inode, 0, &[0xFF; PAGE_BYTES]).unwrap();
+    let stop = |_| Err(Error::unavailable("stopping", "the server stops"));
+    assert!(store.seal(id, LaneKind::Wal, &mut { stop }).is_err());
+    let mut page = [0; PAGE_BYTES];
+    page[..100].fill(7);
+    main.write(inode, 0, &page).unwrap();
+    main.timeline().sync_and_wait().unwrap();
+    let store = open(&disk.after_power_loss(Unsynced::Lost)).unwrap();
+    assert!(tree(&store, id).read(inode, 0, 8192).unwrap().0 == page);
+}
+
+#[test]
+fn a_write_of_many_short_runs_fits_a_record() {
+    let (store, id) = new_store(&SimDisk::default());
+    let main = tree(&store, id);
+    let inode = make_wal(&main, b"1");
+    let mut bytes = vec![0; 128 * PAGE_BYTES];
+    for page in bytes.chunks_exact_mut(2 * PAGE_BYTES) {
+        page[..4096].fill(3);
+    }
+    main.write(inode, 0, &bytes).unwrap();
+    let (buffer, range) = main.read(inode, 0, 1 << 20).unwrap();
+    assert!(buffer[range] == bytes[..]);
+}
+
+#[test]
+fn a_layer_that_was_not_published_is_removed() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
+    let inode = make(&tree(&store, child), b"f");
+    tree(&store, child).write(inode, 0, &pattern(1, 200)).unwrap();
+    let mut dropped = false;
+    let outcome = store.seal(child, LaneKind::Data, &mut |_| {
+        if !std::mem::replace(&mut dropped, true) {
+            let update = Update { remove_branches: vec!["child".into()], ..Update::default() };
+            store.publish(update).unwrap();
+        }
+        Ok(())
+    });
+    assert!(!outcome.unwrap_or(false) && dropped);
+    assert_eq!(layers(&disk), [] as [&str; 0]);
+}
+
+#[test]
+fn a_sealed_store_without_its_catalog_is_refused() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    make(&tree(&store, id), b"f");
+    assert!(seal(&store, id, LaneKind::Data));
+    drop(store);
+    disk.remove("catalog").unwrap();
+    assert_eq!(open(&disk).err().unwrap().code, "corrupt");
+    assert_eq!(layers(&disk).len(), 1);
+}
+
+#[test]
 fn a_dropped_timeline_gives_its_layers_back() {
     let disk = SimDisk::default();
     let (store, id) = new_store(&disk);
