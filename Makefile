@@ -2,7 +2,7 @@
 # make demo ONCE=1  the same, but stops at the end and leaves nothing; fails if any step did not do what it says
 # make stop         stop the server that `make demo` left running
 # make test         everything that CI runs: formatting, lints, docs, all tests, fuzzing
-# make bench        latency and throughput against native Postgres
+# make bench        latency, throughput against native Postgres, and ten thousand branches
 # make setup        install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
 .PHONY: demo stop test bench setup
@@ -28,3 +28,4 @@ bench: setup
 	cargo build --release --workspace
 	cargo bench --bench latency
 	cargo bench --bench pgbench
+	cargo bench --bench scale
