@@ -6,12 +6,13 @@
 //! callbacks wait for a disk sync at once; the syncer's threads send the other replies.
 
 use crate::error::Error;
+use crate::fs::convert::{file_attr, file_type, now_ns, permissions, to_ns};
 use crate::fs::links;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
 use crate::storage::format::{Attributes, FileKind};
-use crate::storage::page::{PAGE_BYTES, ROOT_INODE};
+use crate::storage::page::ROOT_INODE;
 use crate::storage::store::Store;
 use fuser::{
     AccessFlags, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
@@ -25,7 +26,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// How long the kernel may keep what it was told: as good as for ever.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -114,55 +115,6 @@ impl Adapter {
         let stored = links::stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
         Ok(stored.into_os_string().into_vec())
     }
-}
-
-fn now_ns() -> i64 {
-    to_ns(SystemTime::now())
-}
-
-fn to_ns(time: SystemTime) -> i64 {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
-    }
-}
-
-fn from_ns(ns: i64) -> SystemTime {
-    let distance = Duration::from_nanos(ns.unsigned_abs());
-    if ns < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
-}
-
-fn file_attr(number: u64, attributes: &Attributes) -> FileAttr {
-    let modified = from_ns(attributes.modified_ns);
-    FileAttr {
-        ino: INodeNo(number),
-        size: attributes.size,
-        blocks: attributes.size.div_ceil(512),
-        atime: modified,
-        mtime: modified,
-        ctime: from_ns(attributes.changed_ns),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attributes.kind),
-        perm: attributes.mode,
-        nlink: attributes.links,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        rdev: 0,
-        blksize: u32::try_from(PAGE_BYTES).unwrap_or(4096),
-        flags: 0,
-    }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-    }
-}
-
-fn permissions(mode: u32) -> u16 {
-    u16::try_from(mode & 0o7777).unwrap_or(0)
 }
 
 /// The error for the kernel. What went wrong below is logged here, where it ends.

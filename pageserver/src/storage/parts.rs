@@ -6,8 +6,9 @@
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
-use crate::storage::format::MAX_PART_BYTES;
+use crate::storage::format::{LaneFileId, MAX_PART_BYTES};
 use crate::storage::index::{Block, Index, Parts};
+use crate::storage::lane_files::LaneFiles;
 use crate::storage::page::PAGE_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
@@ -62,16 +63,17 @@ pub(super) fn files(parts: &Parts) -> impl Iterator<Item = u32> {
     base.chain(parts.parts.iter().map(|part| part.sequence))
 }
 
-/// Reads and checks a page from its [`files`]; `name` is the last of them, `of` its inode and block.
+/// Reads and checks a page, a block of an inode, from its [`files`], of which `last` is the last.
 pub(super) fn read(
     files: &[Arc<dyn DiskFile>],
-    name: &str,
+    last: LaneFileId,
     parts: &Parts,
     (inode, block): (u64, u32),
     page: &mut [u8],
 ) -> Result<()> {
+    let name = || LaneFiles::describe(last);
     let failed =
-        |e| Error::io(format!("read the parts of block {block} of inode {inode:#x} from {name}"), &e);
+        |e| Error::io(format!("read the parts of block {block} of inode {inode:#x} from {}", name()), &e);
     let mut files = files.iter();
     let mut fill = |offset: u32, bytes: &mut [u8]| match files.next() {
         Some(file) => file.read_exact_at(bytes, u64::from(offset)).map_err(failed),
@@ -90,7 +92,8 @@ pub(super) fn read(
     }
     let offset = parts.parts[parts.parts.len() - 1].offset;
     Err(Error::corrupt(format!(
-        "{name} at {offset}: block {block} of inode {inode:#x}, written in parts, is not what was written"
+        "{} at {offset}: block {block} of inode {inode:#x}, written in parts, is not what was written",
+        name()
     )))
 }
 

@@ -6,7 +6,9 @@
 use crate::error::{Error, Result};
 use crate::locks::read;
 use crate::storage::disk::DiskFile;
+use crate::storage::format::LaneFileId;
 use crate::storage::index::{Block, PageAt, Parts};
+use crate::storage::lane_files::LaneFiles;
 use crate::storage::layer::{Entry, Layer, LayerPage};
 use crate::storage::page::{PAGE_BYTES, Position, inode_created};
 use crate::storage::parts;
@@ -17,10 +19,10 @@ use std::sync::Arc;
 /// Where the bytes of a block are.
 pub(super) enum Source {
     Zeros,
-    /// In a lane file, described by the name.
-    Page(Arc<dyn DiskFile>, String, PageAt),
-    /// In several places of lane files.
-    Parts(Vec<Arc<dyn DiskFile>>, String, Box<Parts>),
+    /// In a lane file.
+    Page(Arc<dyn DiskFile>, LaneFileId, PageAt),
+    /// In several places of lane files; the last of them is named.
+    Parts(Vec<Arc<dyn DiskFile>>, LaneFileId, Box<Parts>),
     Layer(Arc<Layer>, Entry, LayerPage),
 }
 
@@ -104,26 +106,30 @@ impl LaneState {
     fn source(&self, block: &Block) -> Source {
         match block {
             Block::Zeros => Source::Zeros,
-            Block::Page(page) => Source::Page(
-                Arc::clone(self.log.file(page.sequence)),
-                self.log.describe(page.sequence),
-                *page,
-            ),
+            Block::Page(page) => {
+                Source::Page(Arc::clone(self.log.file(page.sequence)), self.log.id(page.sequence), *page)
+            }
             Block::Parts(at) => {
                 let files = parts::files(at).map(|sequence| Arc::clone(self.log.file(sequence))).collect();
                 let last = at.parts[at.parts.len() - 1].sequence;
-                Source::Parts(files, self.log.describe(last), at.clone())
+                Source::Parts(files, self.log.id(last), at.clone())
             }
         }
     }
 }
 
-/// Refuses bytes that are not what was written of a block of an inode; `name` is the file they came from.
-pub(super) fn check_page(bytes: &[u8], at: &PageAt, name: &str, (inode, block): (u64, u32)) -> Result<()> {
-    if crc32fast::hash(bytes) == at.crc {
+/// Reads `bytes`, pages from that at `at` on, out of a lane file.
+pub(super) fn read_pages(file: &dyn DiskFile, id: LaneFileId, at: &PageAt, bytes: &mut [u8]) -> Result<()> {
+    let failed = |e| Error::io(format!("read {} at {}", LaneFiles::describe(id), at.offset), &e);
+    file.read_exact_at(bytes, u64::from(at.offset)).map_err(failed)
+}
+
+/// Refuses a page of file `id` that is not what was written of a block of an inode.
+pub(super) fn check_page(page: &[u8], id: LaneFileId, at: &PageAt, (inode, block): (u64, u32)) -> Result<()> {
+    if crc32fast::hash(page) == at.crc {
         return Ok(());
     }
-    let offset = at.offset;
+    let (name, offset) = (LaneFiles::describe(id), at.offset);
     Err(Error::corrupt(format!(
         "{name} at {offset}: block {block} of inode {inode:#x} is not what was written"
     )))
@@ -148,19 +154,16 @@ pub(super) fn fetch(inode: u64, first: u32, sources: &[Option<Source>], buffer: 
         };
         let bytes = &mut buffer[at * PAGE_BYTES..(at + count) * PAGE_BYTES];
         match &rest[0] {
-            Some(Source::Page(file, name, page)) => {
-                let failed = |e| Error::io(format!("read {name} at {}", page.offset), &e);
-                file.read_exact_at(bytes, u64::from(page.offset)).map_err(failed)?;
+            Some(Source::Page(file, id, page)) => {
+                read_pages(&**file, *id, page, bytes)?;
                 for ((source, bytes), block) in rest.iter().zip(bytes.chunks_exact(PAGE_BYTES)).zip(block..) {
-                    if let Some(Source::Page(_, name, expected)) = source {
-                        check_page(bytes, expected, name, (inode, block))?;
+                    if let Some(Source::Page(_, id, expected)) = source {
+                        check_page(bytes, *id, expected, (inode, block))?;
                     }
                 }
             }
             Some(Source::Layer(layer, ..)) => fetch_from_layer(layer, &rest[..count], bytes)?,
-            Some(Source::Parts(files, name, parts)) => {
-                parts::read(files, name, parts, (inode, block), bytes)?
-            }
+            Some(Source::Parts(files, id, parts)) => parts::read(files, *id, parts, (inode, block), bytes)?,
             Some(Source::Zeros) | None => bytes.fill(0),
         }
         at += count;

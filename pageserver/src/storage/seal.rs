@@ -11,10 +11,9 @@ use crate::storage::compaction::Pace;
 use crate::storage::disk::DiskFile;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
 use crate::storage::index::{Block, Blocks};
-use crate::storage::lane_files::LaneFiles;
 use crate::storage::layer::{Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
-use crate::storage::page::{PAGE_BYTES, Position};
+use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::recovery::Start;
 use crate::storage::timeline::Timeline;
 use crate::storage::versions::Retained;
@@ -101,7 +100,7 @@ impl Timeline {
                         writer.add(key, None)?;
                         continue;
                     }
-                    frozen.read(self, value, (*inode, *block), &mut page)?;
+                    frozen.read(self.id(), value, (*inode, *block), &mut page)?;
                     writer.add(key, Some(&page))?;
                     pace(PAGE_BYTES as u64)?;
                 }
@@ -126,24 +125,18 @@ impl Timeline {
 }
 
 impl Frozen {
-    fn name(&self, timeline: &Timeline, sequence: u32) -> String {
-        LaneFiles::describe(LaneFileId { timeline: timeline.id(), lane: self.lane, sequence })
-    }
-
-    fn read(&self, timeline: &Timeline, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {
+    fn read(&self, timeline: TimelineId, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {
+        let id = |sequence| LaneFileId { timeline, lane: self.lane, sequence };
         match value {
             Block::Zeros => page.fill(0),
             Block::Page(at) => {
-                let name = self.name(timeline, at.sequence);
-                let failed = |e| crate::error::Error::io(format!("read {name} at {}", at.offset), &e);
-                self.files[&at.sequence].read_exact_at(page, u64::from(at.offset)).map_err(failed)?;
-                read::check_page(page, at, &name, of)?;
+                read::read_pages(&*self.files[&at.sequence], id(at.sequence), at, page)?;
+                read::check_page(page, id(at.sequence), at, of)?;
             }
             Block::Parts(at) => {
                 let files: Vec<_> =
                     parts::files(at).map(|sequence| Arc::clone(&self.files[&sequence])).collect();
-                let name = self.name(timeline, at.parts[at.parts.len() - 1].sequence);
-                parts::read(&files, &name, at, of, page)?;
+                parts::read(&files, id(at.parts[at.parts.len() - 1].sequence), at, of, page)?;
             }
         }
         Ok(())
