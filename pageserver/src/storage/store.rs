@@ -41,6 +41,13 @@ pub(super) struct Slot {
     reopened: bool,
 }
 
+impl Slot {
+    fn closed(ancestor: Option<AncestorRecord>, lanes: [LaneRecord; 2], files: Files) -> Arc<Mutex<Self>> {
+        let (timeline, logical_bytes, reopened) = (None, None, false);
+        Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, logical_bytes, reopened }))
+    }
+}
+
 /// The open store.
 pub struct Store {
     pub(super) disk: Arc<dyn Disk>,
@@ -71,17 +78,7 @@ impl Store {
             let (files, sealed) = split_sealed(found.remove(&id).unwrap_or_default(), &lanes);
             found.entry(id).or_default().extend(sealed);
             layers.extend(layer_paths(id, &lanes));
-            slots.insert(
-                id,
-                Arc::new(Mutex::new(Slot {
-                    ancestor,
-                    lanes,
-                    files,
-                    timeline: None,
-                    logical_bytes: None,
-                    reopened: false,
-                })),
-            );
+            slots.insert(id, Slot::closed(ancestor, lanes, files));
         }
         for (id, length) in found.into_values().flatten() {
             shared.lane_files.retire(id, length)?;
@@ -147,16 +144,7 @@ impl Store {
     }
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
-        let (lanes, files) = (Default::default(), Vec::new());
-        let slot = Arc::new(Mutex::new(Slot {
-            ancestor,
-            lanes,
-            files,
-            timeline: None,
-            logical_bytes: None,
-            reopened: false,
-        }));
-        lock(&self.slots).insert(id, slot);
+        lock(&self.slots).insert(id, Slot::closed(ancestor, Default::default(), Vec::new()));
     }
 
     fn keep_slot_if_ok<T>(&self, id: TimelineId, published: Result<T>) -> Result<T> {
