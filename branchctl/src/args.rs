@@ -2,11 +2,18 @@
 
 use std::path::PathBuf;
 
+use api::types::Moment;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// How `--help` ends.
 const AFTER_HELP: &str = "\
+A MOMENT is one of:
+  2026-11-20T10:00:00Z  a time with its zone: just the transactions committed by then
+  10m, 1h30m            so long ago
+  0/16B3748             an LSN: just the transactions committed up to there
+  1099511631231         a position: the state that was kept last at or before it
+
 Environment:
   COPPICE_API         URL of the server's HTTP API (default http://127.0.0.1:8432)
   COPPICE_TOKEN       the server's API token
@@ -61,6 +68,9 @@ pub(crate) enum Command {
         /// Branch to start from [default: the server's default branch]
         #[arg(long, value_name = "BRANCH")]
         parent: Option<String>,
+        /// Moment of the parent to start from [default: its present state]
+        #[arg(long, value_name = "MOMENT")]
+        at: Option<Moment>,
     },
     /// Create a branch unless it exists; an existing one is left as it is
     Ensure {
@@ -69,6 +79,9 @@ pub(crate) enum Command {
         /// Branch to start from if it is created [default: the server's default branch]
         #[arg(long, value_name = "BRANCH")]
         parent: Option<String>,
+        /// Moment of the parent to start from if it is created [default: its present state]
+        #[arg(long, value_name = "MOMENT")]
+        at: Option<Moment>,
     },
     /// List all branches
     #[command(visible_alias = "ls")]
@@ -78,8 +91,27 @@ pub(crate) enum Command {
         /// Name of the branch
         name: String,
     },
-    /// Throw a branch's own changes away: back to its parent's present state
+    /// Throw a branch's own changes away: back to its parent's present state, or a moment of its past
     Reset {
+        /// Name of the branch
+        name: String,
+        /// Moment of the parent to go to [default: its present state]
+        #[arg(long, value_name = "MOMENT")]
+        at: Option<Moment>,
+    },
+    /// Take a branch back to a moment of its own past; name, URL and settings stay
+    Restore {
+        /// Name of the branch
+        name: String,
+        /// Moment to go back to; `branchctl history` shows which there are
+        #[arg(long, value_name = "MOMENT")]
+        at: Moment,
+        /// Keep the state before the restore as a new branch of this name, so that it can be undone
+        #[arg(long, value_name = "NAME")]
+        keep_as: Option<String>,
+    },
+    /// Show the moments that a branch can be taken back to, or branched from
+    History {
         /// Name of the branch
         name: String,
     },

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use api::client::{Client, read_token};
 use api::types::{
-    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, ResetBranch, UpdateBranch,
+    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, ResetBranch, RestoreBranch,
+    UpdateBranch,
 };
 use clap::CommandFactory;
 use jiff::Timestamp;
@@ -33,6 +34,10 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         Command::Show { name } => {
             let branch = client.get(name)?;
             show(format, &branch, || output::branch(&branch, Timestamp::now()))?;
+        }
+        Command::History { name } => {
+            let history = client.history(name)?;
+            show(format, &history, || output::history(&history))?;
         }
         Command::Delete { names } => return delete(&client, format, names),
         Command::Url { target } => {
@@ -61,9 +66,12 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
 fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), Failure> {
     let protect = |protected| UpdateBranch { protected: Some(protected), ..UpdateBranch::default() };
     let branch = match command {
-        Command::Create { name, parent } => client.create(&creation(name, parent.as_ref()))?,
-        Command::Ensure { name, parent } => client.ensure(name, &creation(name, parent.as_ref()))?.0,
-        Command::Reset { name } => client.reset(name, &ResetBranch::default())?,
+        Command::Create { name, parent, at } => client.create(&creation(name, parent, at))?,
+        Command::Ensure { name, parent, at } => client.ensure(name, &creation(name, parent, at))?.0,
+        Command::Reset { name, at } => client.reset(name, &ResetBranch { at: at.clone() })?,
+        Command::Restore { name, at, keep_as } => {
+            client.restore(name, &RestoreBranch { at: at.clone(), keep_as: keep_as.clone() })?
+        }
         Command::Rename { old, new } => {
             let rename = UpdateBranch { name: Some(new.clone()), ..UpdateBranch::default() };
             client.update(old, &rename)?
@@ -77,8 +85,8 @@ fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), 
     show(format, &branch, || output::branches(std::slice::from_ref(&branch), Timestamp::now()))
 }
 
-fn creation(name: &str, parent: Option<&String>) -> CreateBranch {
-    CreateBranch { name: name.to_owned(), parent: parent.cloned(), at: None }
+fn creation(name: &str, parent: &Option<String>, at: &Option<Moment>) -> CreateBranch {
+    CreateBranch { name: name.to_owned(), parent: parent.clone(), at: at.clone() }
 }
 
 /// Deletes all that can be deleted; the first failure decides the exit code. The API's answer is empty, and so is the

@@ -1,6 +1,6 @@
 //! Answers as text for people. Pure: the time comes from the caller.
 
-use api::types::{Branch, ComputeState, Import, ImportState, Status};
+use api::types::{Branch, ComputeState, History, Import, ImportState, Status};
 use jiff::Timestamp;
 
 /// A table of branches.
@@ -49,6 +49,23 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// The ranges of a history, oldest first.
+pub(crate) fn history(history: &History) -> String {
+    let head = ["FROM", "TO", "POSITIONS", "LSNS", "POINTS"].map(str::to_owned);
+    let lsn = |lsn: &Option<String>| lsn.as_deref().map_or("?".to_owned(), clean);
+    let rows = history.ranges.iter().map(|range| {
+        [
+            format!("{:.3}", range.from),
+            format!("{:.3}", range.to),
+            format!("{} to {}", range.from_position, range.to_position),
+            format!("{} to {}", lsn(&range.from_lsn), lsn(&range.to_lsn)),
+            range.points.to_string(),
+        ]
+    });
+    let ranges = table(std::iter::once(head).chain(rows).collect());
+    format!("{ranges}kept for {}\n", span(history.window_s))
 }
 
 /// The server's status, a line per field.

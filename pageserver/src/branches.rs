@@ -5,17 +5,20 @@
 //! the answer and again at the next start if a crash comes first.
 
 pub mod names;
+mod past;
 
 use crate::compute::{Lease, Supervisor};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
 use crate::import::ImportTarget;
 use crate::locks::lock;
 use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH, Update};
+use crate::storage::clock::machine_ns as now_ns;
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use api::types::{Branch, Connection, CreateBranch, ResetBranch, Status, UpdateBranch};
 use jiff::Timestamp;
+use past::Held;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -56,20 +59,8 @@ pub struct Branches {
     started: Instant,
 }
 
-fn now_ns() -> i64 {
-    i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
-}
-
 fn timestamp(ns: i64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(ns)).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-fn not_yet(what: &str) -> Error {
-    Error::new(
-        Kind::NotYet,
-        "not_yet",
-        format!("{what} is not in this version: leave out `at` to use the head"),
-    )
 }
 
 impl Branches {
@@ -157,11 +148,12 @@ impl Branches {
         joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
-    /// Makes a branch from the head of its parent.
+    /// Makes a branch from the head of its parent, or from a moment of its past.
     pub async fn create(self: &Arc<Self>, request: CreateBranch) -> Result<Branch> {
         self.blocking(move |this| {
+            let held = this.hold_for(&request)?;
             let _changing = lock(&this.changing);
-            this.create_now(&request)
+            this.create_now(&request, held)
         })
         .await
     }
@@ -169,23 +161,33 @@ impl Branches {
     /// Makes a branch unless it is there already, which the second value tells.
     pub async fn ensure(self: &Arc<Self>, request: CreateBranch) -> Result<(Branch, bool)> {
         self.blocking(move |this| {
+            let there = || this.store.catalog().branch(&request.name).is_some();
+            let held = if there() { None } else { this.hold_for(&request)? };
             let _changing = lock(&this.changing);
-            if this.store.catalog().branch(&request.name).is_some() {
+            if there() {
                 return Ok((this.get(&request.name)?, false));
             }
-            Ok((this.create_now(&request)?, true))
+            Ok((this.create_now(&request, held)?, true))
         })
         .await
     }
 
-    fn create_now(&self, request: &CreateBranch) -> Result<Branch> {
+    fn parent_name(&self, request: &CreateBranch) -> String {
+        request.parent.clone().unwrap_or_else(|| self.default_name())
+    }
+
+    /// Finds the moment that a new branch is to begin at.
+    fn hold_for(&self, request: &CreateBranch) -> Result<Option<Held<'_>>> {
+        let Some(at) = &request.at else { return Ok(None) };
+        self.refuse_if_taken(&request.name)?;
+        self.hold(&self.parent_name(request), at).map(Some)
+    }
+
+    fn create_now(&self, request: &CreateBranch, held: Option<Held<'_>>) -> Result<Branch> {
         let began = Instant::now();
-        let CreateBranch { name, parent, at } = request;
+        let name = &request.name;
         self.refuse_if_taken(name)?;
-        if at.is_some() {
-            return Err(not_yet("creating a branch at a moment of the past"));
-        }
-        let parent_name = parent.clone().unwrap_or_else(|| self.default_name());
+        let parent_name = self.parent_name(request);
         let parent = self.record(&parent_name)?;
         let id = self.store.catalog().new_branch();
         let now = now_ns();
@@ -198,50 +200,53 @@ impl Branches {
             protected: false,
             password: parent.password.clone(),
         };
-        let (timeline, _) = self.store.fork(TimelineId(parent.timeline), |timeline| Update {
+        let (timeline, _) = self.begin(&parent, held, |timeline| Update {
             put_branches: vec![(name.clone(), record(timeline))],
             ..Update::default()
         })?;
-        {
-            let mut names = lock(&self.names);
-            names.by_id.insert(id, name.clone());
-            names.by_host.insert(names::host(name), name.clone());
-        }
+        self.add_name(name, id);
         tracing::info!(branch = %name, %timeline, parent = %parent_name, duration_us = micros(began), "branch created");
         self.get(name)
     }
 
-    /// Points a branch at the head of its parent. What it held is gone; its connections end.
+    /// Points a branch at the head of its parent, or at a moment of the parent's past. What it held is gone; its
+    /// connections end.
     pub async fn reset(self: &Arc<Self>, name: &str, request: ResetBranch) -> Result<Branch> {
         let name = name.to_owned();
         self.blocking(move |this| {
             let began = Instant::now();
+            let (_, parent_name) = this.resettable(&name)?;
+            let held = request.at.map(|at| this.hold(&parent_name, &at)).transpose()?;
             let _changing = lock(&this.changing);
-            let record = this.record(&name)?;
-            refuse_if_protected(&name, &record)?;
-            if request.at.is_some() {
-                return Err(not_yet("resetting to a moment of the past"));
-            }
-            let orphan = || {
-                let reason = if record.parent.is_some() { "its parent was deleted" } else { "it is a root" };
-                let detail = format!("branch \"{name}\" cannot be reset: {reason}, so there is nothing to go back to");
-                Error::conflict("no_parent", detail)
-            };
-            let parent_name = record.parent.and_then(|parent| this.name_of(parent)).ok_or_else(orphan)?;
+            let (record, parent_name) = this.resettable(&name)?;
             let parent = this.record(&parent_name)?;
             let old = TimelineId(record.timeline);
-            let put = |timeline: TimelineId| {
+            let (timeline, freed) = this.begin(&parent, held, |timeline| {
                 let password = parent.password.clone();
-                let record =
-                    BranchRecord { timeline: timeline.0, forked_ns: now_ns(), password, ..record.clone() };
+                let record = BranchRecord { timeline: timeline.0, forked_ns: now_ns(), password, ..record };
                 Update { put_branches: vec![(name.clone(), record)], ..Update::default() }
-            };
-            let (timeline, freed) = this.store.fork(TimelineId(parent.timeline), put)?;
+            })?;
             this.retire(old, freed);
             tracing::info!(branch = %name, %timeline, parent = %parent_name, duration_us = micros(began), "branch reset");
             this.get(&name)
         })
         .await
+    }
+
+    /// A branch that may be reset, with the name of its parent.
+    fn resettable(&self, name: &str) -> Result<(BranchRecord, String)> {
+        let record = self.record(name)?;
+        refuse_if_protected(name, &record)?;
+        let orphan = || {
+            let reason = if record.parent.is_some() { "its parent was deleted" } else { "it is a root" };
+            let detail = format!(
+                "branch \"{name}\" cannot be reset: {reason}, so there is nothing to go back to; \
+                 `branchctl restore {name} --at TIME` takes it to its own past"
+            );
+            Error::conflict("no_parent", detail)
+        };
+        let parent = record.parent.and_then(|parent| self.name_of(parent)).ok_or_else(orphan)?;
+        Ok((record, parent))
     }
 
     /// Removes a branch. Branches made from it live on; its connections end.

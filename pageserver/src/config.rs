@@ -58,6 +58,16 @@ pub struct Config {
     #[arg(long, env = "COPPICE_SEAL_AFTER", default_value_t = 30, value_name = "SECONDS")]
     pub seal_after: u64,
 
+    /// Let branches be taken back to any moment of the last so many seconds; 0 for no history.
+    #[arg(long, env = "COPPICE_HISTORY", default_value_t = 86_400, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(0..=10 * 366 * 86_400))]
+    pub history: u64,
+
+    /// Shorten a branch's history when what is kept for it alone takes more than so many MiB.
+    #[arg(long, env = "COPPICE_HISTORY_LIMIT", default_value_t = 10_240, value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub history_limit: u64,
+
     /// PEM file with the certificate chain for TLS; a self-signed one is made if left out.
     #[arg(long, env = "COPPICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,

@@ -13,8 +13,6 @@ pub enum Kind {
     Conflict,
     /// Not possible now; it may be later.
     Unavailable,
-    /// A later version will do this.
-    NotYet,
     /// The disk has no room.
     Full,
     /// A write or sync failed before; the timeline refuses writes until it is reopened.

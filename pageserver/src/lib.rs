@@ -1,8 +1,8 @@
 //! The Coppice page server: branches stock Postgres data directories in constant time.
 //!
 //! Read it in dependency order, each line using only what stands above it: [`error`] and [`locks`]; [`storage`], the
-//! page store; [`fs`], the file system on it; [`sys`] and [`compute`], the Postgres processes; [`import`];
-//! [`branches`], names onto timelines; [`gateway`] and [`api`], how proxy and HTTP reach them; [`config`] and
+//! page store; [`fs`], the file system on it; [`sys`] and [`compute`], the Postgres processes; [`moment`], the past;
+//! [`import`]; [`branches`], names onto timelines; [`gateway`] and [`api`], how proxy and HTTP reach them; [`config`] and
 //! [`server`], the whole.
 
 pub mod api;
@@ -14,6 +14,7 @@ pub mod fs;
 pub mod gateway;
 pub mod import;
 pub mod locks;
+pub mod moment;
 pub mod server;
 pub mod storage;
 pub mod sys;

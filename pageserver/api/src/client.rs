@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use ureq::http::{Method, Request, Response, Uri};
 
 use crate::types::{
-    Branch, BranchList, Connection, CreateBranch, CreateImport, Import, Problem, ResetBranch, RestoreBranch,
+    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem, ResetBranch, RestoreBranch,
     Status, UpdateBranch,
 };
 
@@ -175,6 +175,11 @@ impl Client {
     /// `POST /v1/branches/{name}/restore`.
     pub fn restore(&self, name: &str, request: &RestoreBranch) -> Result<Branch, Error> {
         self.change(Method::POST, &branch_path(name, "/restore"), request)
+    }
+
+    /// `GET /v1/branches/{name}/history`.
+    pub fn history(&self, name: &str) -> Result<History, Error> {
+        self.read(&branch_path(name, "/history"))
     }
 
     /// `DELETE /v1/branches/{name}`.

@@ -1,8 +1,9 @@
 //! Every body that travels over the HTTP API. JSON field names are the Rust names.
 
 use std::fmt;
+use std::str::FromStr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,6 +18,44 @@ pub enum Moment {
     Lsn(String),
     /// A position of the page store.
     Position(u64),
+}
+
+/// Reads a moment as people write it: RFC 3339, an LSN, a position, or how long ago, such as `10m` or `1h30m`.
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('/') {
+            return Ok(Moment::Lsn(text.to_owned()));
+        }
+        if text.bytes().all(|byte| byte.is_ascii_digit())
+            && let Ok(position) = text.parse()
+        {
+            return Ok(Moment::Position(position));
+        }
+        if let Ok(time) = text.parse() {
+            return Ok(Moment::Time(time));
+        }
+        let ago = text.parse::<SignedDuration>().ok().filter(|ago| ago.is_positive());
+        let then = ago.and_then(|ago| Timestamp::now().checked_sub(ago).ok());
+        then.map(Moment::Time).ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            format!(
+                "\"{shown}\" is no moment: give a time with its zone such as 2026-11-20T10:00:00Z, how long ago such \
+                 as 10m, an LSN such as 0/16B3748, or a position"
+            )
+        })
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Moment::Time(time) => write!(f, "{time}"),
+            Moment::Lsn(lsn) => write!(f, "LSN {}", lsn.chars().take(40).collect::<String>()),
+            Moment::Position(position) => write!(f, "position {position}"),
+        }
+    }
 }
 
 /// Body of `POST /v1/branches` and, with the name in the path winning, of `PUT /v1/branches/{name}`.
@@ -64,6 +103,44 @@ pub struct ResetBranch {
 pub struct RestoreBranch {
     /// Moment of the branch's own past to go back to.
     pub at: Moment,
+    /// Name for a new branch that keeps the state before, so that the restore can be undone; if left out, that state is
+    /// given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "main-before-restore")]
+    pub keep_as: Option<String>,
+}
+
+/// Answer of `GET /v1/branches/{name}/history`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct History {
+    /// Ranges of moments that can be gone back to, oldest first.
+    pub ranges: Vec<HistoryRange>,
+    /// How long moments can be gone back to, in seconds.
+    pub window_s: u64,
+}
+
+/// A range in which every moment can be gone back to.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HistoryRange {
+    /// Its oldest moment.
+    #[schema(value_type = String, format = DateTime)]
+    pub from: Timestamp,
+    /// Its newest moment.
+    #[schema(value_type = String, format = DateTime)]
+    pub to: Timestamp,
+    /// Position at its beginning.
+    pub from_position: u64,
+    /// Position at its end.
+    pub to_position: u64,
+    /// Where the write-ahead log ended at its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "0/16B3748")]
+    pub from_lsn: Option<String>,
+    /// Where the write-ahead log ended at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_lsn: Option<String>,
+    /// Positions in it that are kept as they were: each second of the last hour, then each minute.
+    pub points: u64,
 }
 
 /// What the Postgres of a branch is doing.
@@ -265,4 +342,25 @@ pub struct Problem {
     /// What went wrong and what to do.
     #[schema(example = "no branch is named `feature/logni`; did you mean `feature/login`?")]
     pub detail: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_read_as_people_write_it() {
+        let time = Moment::Time("2026-11-20T10:00:00Z".parse().unwrap());
+        for text in ["2026-11-20T10:00:00Z", "2026-11-20T12:00:00+02:00", "2026-11-20 10:00:00.0Z"] {
+            assert_eq!(text.parse(), Ok(time.clone()), "{text}");
+        }
+        assert_eq!("0/16B3748".parse(), Ok(Moment::Lsn("0/16B3748".to_owned())));
+        assert_eq!("1099511628000".parse(), Ok(Moment::Position(1_099_511_628_000)));
+        let Ok(Moment::Time(ago)) = "1h30m".parse() else { panic!("1h30m is a time") };
+        let seconds = Timestamp::now().as_second() - ago.as_second();
+        assert!((5_400..5_460).contains(&seconds), "{seconds}");
+        for bad in ["", "yesterday", "2026-11-20", "2026-11-20T10:00:00", "-10m", "99999999999999999999999"] {
+            assert!(bad.parse::<Moment>().unwrap_err().contains("is no moment"), "{bad}");
+        }
+    }
 }

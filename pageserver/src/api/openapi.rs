@@ -113,9 +113,6 @@ faults! {
     /// On routes that change something.
     Clash:
         409 "branch_exists" "The name is taken, or the branch is in a state that forbids this";
-    /// On routes that a later version completes.
-    NotYet:
-        501 "not_yet" "This version cannot do that yet";
     /// On routes that write.
     NoRoom:
         507 "disk_full" "The disk has no room";

@@ -30,7 +30,6 @@ fn status(kind: Kind) -> StatusCode {
         Kind::NotFound => StatusCode::NOT_FOUND,
         Kind::Conflict => StatusCode::CONFLICT,
         Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Kind::NotYet => StatusCode::NOT_IMPLEMENTED,
         Kind::Full => StatusCode::INSUFFICIENT_STORAGE,
         Kind::Latched | Kind::Corrupt | Kind::Io => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -75,7 +74,6 @@ mod tests {
             (Kind::Latched, 500),
             (Kind::Corrupt, 500),
             (Kind::Io, 500),
-            (Kind::NotYet, 501),
             (Kind::Unavailable, 503),
             (Kind::Full, 507),
         ];

@@ -5,9 +5,7 @@ use crate::storage::page::PAGE_BYTES;
 use fuser::{FileAttr, FileType, INodeNo};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub(super) fn now_ns() -> i64 {
-    to_ns(SystemTime::now())
-}
+pub(super) use crate::storage::clock::machine_ns as now_ns;
 
 pub(super) fn to_ns(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::fs::fuse::{Adapter, Roots, set_root};
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
+use crate::storage::clock::machine_ns;
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use crate::storage::syncer::MAX_INLINE;
@@ -21,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Threads that serve the kernel's requests; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 2;
@@ -105,9 +106,7 @@ impl Mount {
     /// Gives a new root timeline its directory, and makes it reachable.
     pub fn attach_new(&self, id: TimelineId) -> Result<PathBuf> {
         let tree = Tree::new(self.store.timeline(id)?);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-        tree.make_root(self.owner, now_ns).map_err(into_error)?;
+        tree.make_root(self.owner, machine_ns()).map_err(into_error)?;
         self.attach(id)
     }
 

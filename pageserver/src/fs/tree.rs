@@ -236,6 +236,9 @@ impl Tree {
             (true, true) if !self.list(inode).is_empty() => return Err(Errno::ENOTEMPTY.into()),
             _ => {}
         }
+        if lane_of(inode) == LaneKind::Wal {
+            self.timeline.mark_before_removal()?;
+        }
         self.timeline.commit(lane_of(directory), |commit| -> Result<()> {
             take_name(commit, directory, name, now_ns);
             if lane_of(inode) == lane_of(directory) {

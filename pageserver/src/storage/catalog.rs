@@ -39,6 +39,9 @@ pub struct AncestorRecord {
     pub at: [Position; 2],
     /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not open.
     pub synced: [Position; 2],
+    /// The moment of the ancestor that it shows, in nanoseconds since 1970.
+    #[serde(default)]
+    pub time_ns: i64,
 }
 
 /// A timeline.
@@ -217,6 +220,12 @@ impl Catalog {
     /// All timelines.
     pub fn timelines(&self) -> Vec<TimelineId> {
         read(&self.state).timelines.keys().map(|id| TimelineId(*id)).collect()
+    }
+
+    /// Whether a name or a child needs the timeline. An import in progress has neither.
+    pub fn is_needed(&self, id: TimelineId) -> bool {
+        let state = read(&self.state);
+        state.names.contains_key(&id.0) || state.children.get(&id.0).is_some_and(|children| !children.is_empty())
     }
 
     /// Where the children of a timeline were forked from it.
@@ -534,7 +543,7 @@ mod tests {
 
     fn fork_of(timeline: TimelineId) -> TimelineRecord {
         TimelineRecord {
-            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8] }),
+            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8], time_ns: 7 }),
             ..TimelineRecord::default()
         }
     }

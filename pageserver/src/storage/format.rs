@@ -113,6 +113,11 @@ pub enum Change {
     Name { directory: u64, name: Vec<u8>, inode: u64, kind: FileKind },
     /// `name` in `directory` leads nowhere.
     NoName { directory: u64, name: Vec<u8> },
+    /// At `time_ns` the timeline was what it is at this record's position, which can be gone back to; `kept` as long as
+    /// the window.
+    Mark { time_ns: i64, kept: bool },
+    /// The mark of this position cannot be gone back to any more.
+    NoMark { mark: Position },
 }
 
 impl Change {
@@ -295,6 +300,8 @@ pub fn encoded_bytes(change: &Change) -> usize {
         Change::Gone { .. } => 9,
         Change::Name { name, .. } => 19 + name.len(),
         Change::NoName { name, .. } => 10 + name.len(),
+        Change::Mark { .. } => 10,
+        Change::NoMark { .. } => 9,
     }
 }
 
@@ -349,6 +356,15 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.extend_from_slice(&start.to_le_bytes());
             out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
             out.extend_from_slice(bytes);
+        }
+        Change::Mark { time_ns, kept } => {
+            out.push(9);
+            out.extend_from_slice(&time_ns.to_le_bytes());
+            out.push(u8::from(*kept));
+        }
+        Change::NoMark { mark } => {
+            out.push(10);
+            out.extend_from_slice(&mark.to_le_bytes());
         }
     }
 }
@@ -408,6 +424,8 @@ fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
             }
             Change::Part { inode, block, start, crc, bytes: reader.take(length)?.to_vec() }
         }
+        9 => Change::Mark { time_ns: reader.i64()?, kept: decode_flag(reader.u8()?)? },
+        10 => Change::NoMark { mark: reader.u64()? },
         _ => return None,
     })
 }
@@ -430,6 +448,10 @@ fn decode_attributes(reader: &mut Reader<'_>) -> Option<Attributes> {
     }
     attributes.target = reader.take(length)?.to_vec();
     Some(attributes)
+}
+
+fn decode_flag(byte: u8) -> Option<bool> {
+    (byte <= 1).then_some(byte == 1)
 }
 
 fn decode_kind(byte: u8) -> Option<FileKind> {
@@ -536,6 +558,8 @@ mod tests {
             Change::Name { directory: 1, name: b"base".to_vec(), inode: 12, kind: FileKind::Directory },
             Change::NoName { directory: 1, name: b"x".to_vec() },
             Change::Part { inode: 9, block: 6, start: 8000, crc: 3, bytes: b"commit".to_vec() },
+            Change::Mark { time_ns: -5, kept: true },
+            Change::NoMark { mark: 17 },
         ]
     }
 

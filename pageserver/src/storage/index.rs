@@ -8,6 +8,7 @@ use crate::storage::format::{
     Attributes, Change, FileKind, PART_HEAD_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, TO_END,
     encoded_bytes,
 };
+use crate::storage::marks::{Mark, Marks};
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, inode_created};
 use crate::storage::versions::{Retained, Versions};
 use std::collections::{BTreeMap, HashMap};
@@ -89,6 +90,7 @@ pub struct Index {
     /// Blocks of the part of the log that is being sealed: nothing is added here.
     frozen: Arc<Blocks>,
     retained: Retained,
+    marks: Marks,
     /// What was made after this position, no ancestor has.
     base: Position,
 }
@@ -146,6 +148,15 @@ impl Index {
                     self.put_name(position, *directory, name, Some(Target { inode: *inode, kind: *kind }));
                 }
                 Change::NoName { directory, name } => self.put_name(position, *directory, name, None),
+                Change::Mark { time_ns, kept } => {
+                    self.marks.add(Mark { position, time_ns: *time_ns, kept: *kept });
+                    self.retain(position);
+                }
+                Change::NoMark { mark } => {
+                    if self.marks.remove(*mark) {
+                        self.release(*mark);
+                    }
+                }
             }
             at += encoded_bytes(change);
         }
@@ -295,6 +306,38 @@ impl Index {
         cuts.iter().rev().find(|(at, from)| *at <= position && *from <= block).map(|(at, _)| *at)
     }
 
+    /// Forgets what no reader can see any more, now that points may have gone: removed files and names, and cuts behind
+    /// which another came.
+    pub(super) fn sweep(&mut self) {
+        let (retained, base) = (&self.retained, self.base);
+        let mut forgotten = Vec::new();
+        self.inodes.retain(|number, inode| {
+            let created = inode_created(*number);
+            inode.attributes.iter_mut().for_each(|versions| versions.trim(retained));
+            let ends: Vec<(Position, u32)> = inode.cuts.clone();
+            let hidden = |(at, from): &(Position, u32)| {
+                ends.iter().any(|(later, lower)| later > at && lower <= from && !retained.sees(*at, *later))
+            };
+            inode.cuts.retain(|cut| !hidden(cut));
+            let gone = matches!(&inode.attributes, Some(Versions::One(at, None)) if !retained.sees(created, *at));
+            if gone && created > base {
+                forgotten.push(*number);
+            }
+            !(gone && created > base)
+        });
+        for inode in forgotten {
+            self.blocks.remove(&inode);
+            self.directories.remove(&inode);
+        }
+        for (directory, names) in &mut self.directories {
+            let own = inode_created(*directory) > base;
+            names.retain(|_, versions| {
+                versions.trim(retained);
+                !(own && matches!(versions, Versions::One(at, None) if !retained.sees(0, *at)))
+            });
+        }
+    }
+
     /// Sets the blocks of the log aside, to be sealed, and begins anew with none.
     pub(super) fn freeze(&mut self) -> Arc<Blocks> {
         assert!(self.frozen.is_empty(), "{} files are being sealed already", self.frozen.len());
@@ -311,6 +354,11 @@ impl Index {
     /// What was set aside is in a layer now.
     pub(super) fn thaw(&mut self) {
         self.frozen = Arc::default();
+    }
+
+    /// The moments that can be gone back to.
+    pub(super) fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// The points at which somebody reads.
@@ -356,6 +404,8 @@ impl Index {
                 ));
             }
         }
+        let mark = |mark: &Mark| (mark.position, Change::Mark { time_ns: mark.time_ns, kept: mark.kept });
+        changes.extend(self.marks.all().iter().map(mark));
         changes.sort_by_key(|(at, _)| *at);
         changes
     }

@@ -181,6 +181,8 @@ impl Store {
         record: LaneRecord,
         turn: impl FnOnce(),
     ) -> Result<bool> {
+        // What the layer leaves out may have been kept for a mark, which no crash may bring back.
+        timeline.sync_data_and_wait()?;
         // Nobody may open the timeline anew, or drop it, between what the catalog says and what readers see.
         let mut slot = lock(slot);
         let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));

@@ -55,6 +55,7 @@ impl Timeline {
         let (files, start) = state.log.freeze();
         // A part of a page is laid over what the same log holds.
         state.hot = None;
+        state.index.sweep();
         let frozen = Arc::new(Frozen {
             lane,
             from: state.record.sealed,

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
 use crate::storage::check::require_catalog;
+use crate::storage::clock::Clock;
 use crate::storage::disk::Disk;
 use crate::storage::format::LaneKind;
 use crate::storage::lane_files::{Files, LANES_DIRECTORY, LaneFiles};
@@ -17,10 +18,15 @@ use crate::storage::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
 use crate::storage::versions::Retained;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Directories that a store needs in its own.
 pub const STORE_DIRECTORIES: [&str; 2] = [LANES_DIRECTORY, LAYERS_DIRECTORY];
+
+/// A timeline that changes is marked once in such a time.
+const MARK_EVERY_NS: i64 = 1_000_000_000;
 
 /// A position is the number of the run of the server above this many bits, and a counter below, so that no
 /// position is taken twice even if a crash loses the newest records.
@@ -48,6 +54,30 @@ impl Slot {
     }
 }
 
+/// Where a new timeline begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The timeline it is forked from.
+    pub timeline: TimelineId,
+    /// A moment of it; now if none.
+    pub past: Option<Past>,
+}
+
+/// A moment of a timeline that can be gone back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Retained points, for the data lane and the write-ahead lane.
+    pub at: [Position; 2],
+    /// What time it was, in nanoseconds since 1970.
+    pub time_ns: i64,
+}
+
+impl From<TimelineId> for Origin {
+    fn from(timeline: TimelineId) -> Self {
+        Self { timeline, past: None }
+    }
+}
+
 /// The open store.
 pub struct Store {
     pub(super) disk: Arc<dyn Disk>,
@@ -70,7 +100,8 @@ impl Store {
         let (lane_files, mut found) = LaneFiles::open(Arc::clone(&disk), catalog.store())?;
         let positions = Positions::starting_at(catalog.run() << COUNTER_BITS);
         let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
-        let shared = Shared { lane_files: Arc::new(lane_files), positions: Arc::new(positions), syncer };
+        let (lane_files, positions) = (Arc::new(lane_files), Arc::new(positions));
+        let shared = Shared { lane_files, positions, syncer, clock: Arc::default(), window_ns: Arc::default() };
         catalog.remove_unneeded()?;
         let (mut slots, mut layers) = (HashMap::new(), HashSet::new());
         for id in catalog.timelines() {
@@ -103,30 +134,46 @@ impl Store {
         Ok(id)
     }
 
-    /// Makes a timeline that starts from the head of `parent`. `update` says what else to publish with it. Returns
-    /// the timeline and those that the update leaves unneeded, as [`Store::publish`] does.
+    /// Makes a timeline that starts from `origin`. `update` says what else to publish with it: without a name it is
+    /// held as [`Store::create_root`] does. Returns the timeline and those that the update leaves unneeded, as
+    /// [`Store::publish`] does.
     pub fn fork(
         &self,
-        parent: TimelineId,
+        origin: impl Into<Origin>,
         update: impl FnOnce(TimelineId) -> Update,
     ) -> Result<(TimelineId, Vec<TimelineId>)> {
+        let Origin { timeline: parent, past } = origin.into();
+        if past.is_some() {
+            self.timeline(parent)?;
+        }
         let slot = self.slot(parent)?;
         // A closed parent stays closed until the child is published, so that its opening knows of the fork.
         let slot = lock(&slot);
-        let (position, synced) = match &slot.timeline {
-            Some(timeline) => timeline.fork_point()?,
-            None => (self.shared.positions.take(), [0, 0]),
+        let (Past { at, time_ns }, synced) = match (&slot.timeline, past) {
+            (Some(timeline), Some(past)) => (past, timeline.fork_point_at(past.at)?),
+            (Some(timeline), None) => {
+                let (position, time_ns, last) = timeline.fork_point()?;
+                (Past { at: [position; 2], time_ns }, last)
+            }
+            (None, None) => {
+                let at = [self.shared.positions.take(); 2];
+                (Past { at, time_ns: self.shared.clock.now_ns() }, [0, 0])
+            }
+            (None, Some(_)) => {
+                let detail = format!("timeline {parent} was closed meanwhile; try again");
+                return Err(Error::unavailable("timeline_busy", detail));
+            }
         };
         let id = self.catalog.new_timeline();
         let mut update = update(id);
-        let ancestor = AncestorRecord { timeline: parent.0, at: [position; 2], synced };
+        let ancestor = AncestorRecord { timeline: parent.0, at, synced, time_ns };
         self.add_slot(id, Some(ancestor.clone()));
         update
             .add_timelines
             .push((id, TimelineRecord { ancestor: Some(ancestor), ..TimelineRecord::default() }));
         let published = self.catalog.publish(update);
         if let (Err(_), Some(timeline)) = (&published, &slot.timeline) {
-            timeline.release([position; 2]);
+            timeline.release(at);
         }
         drop(slot);
         Ok((id, self.keep_slot_if_ok(id, published)?))
@@ -227,6 +274,9 @@ impl Store {
             slot.files = split_sealed(self.shared.lane_files.files_of(id)?, &slot.lanes).0;
         }
         let timeline = opened?;
+        if self.catalog.is_needed(id) {
+            timeline.begin_history();
+        }
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(timeline = %id, files = slot.files.len(), duration_ms, "timeline opened");
         slot.timeline = Some(Arc::clone(&timeline));
@@ -285,7 +335,7 @@ impl Store {
     }
 
     /// The position that will be taken next.
-    pub(super) fn newest_position(&self) -> Position {
+    pub fn newest_position(&self) -> Position {
         self.shared.positions.next()
     }
 
@@ -302,9 +352,38 @@ impl Store {
         Ok(files.iter().flatten().map(|(_, length)| length).sum())
     }
 
-    /// Work to be done now and then: syncs what was not asked for, and keeps spare files ready.
+    /// The store's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    /// Lets moments be gone back to for so long.
+    pub fn keep_history(&self, window: Duration) {
+        let window_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX);
+        self.shared.window_ns.store(window_ns, Ordering::Relaxed);
+    }
+
+    /// How long moments can be gone back to, in nanoseconds.
+    pub fn window_ns(&self) -> i64 {
+        self.shared.window_ns.load(Ordering::Relaxed)
+    }
+
+    /// Work to be done now and then: marks the moment of timelines that changed, syncs what was not asked for, and
+    /// keeps spare files ready.
     pub fn tick(&self) {
+        let history = self.window_ns() > 0;
         for timeline in self.open_timelines() {
+            let in_use = self.catalog.is_needed(timeline.id());
+            if in_use {
+                timeline.begin_history();
+            }
+            if history
+                && in_use
+                && let Err(error) = timeline.mark_if_older(MARK_EVERY_NS)
+            {
+                // A failure of the disk has latched the timeline and is logged there.
+                tracing::debug!(timeline = %timeline.id(), %error, "no mark was made");
+            }
             for kind in LaneKind::ALL {
                 // A failure latches the timeline and is logged there.
                 timeline.sync(kind, Box::new(|_| ()));

@@ -8,6 +8,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
+use crate::storage::clock::Clock;
 use crate::storage::commit::{Commit, Gathered};
 use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
 use crate::storage::index::{Index, Target};
@@ -21,7 +22,7 @@ use crate::storage::seal::Frozen;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
 use crate::storage::versions::Retained;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits for much.
@@ -56,6 +57,10 @@ pub struct Shared {
     pub positions: Arc<Positions>,
     /// Who syncs.
     pub syncer: Syncer,
+    /// What time it is.
+    pub clock: Arc<Clock>,
+    /// How long a moment can be gone back to, in nanoseconds; 0 for not at all.
+    pub window_ns: Arc<AtomicI64>,
 }
 
 /// Where a timeline reads what it does not hold itself.
@@ -81,20 +86,24 @@ pub(super) struct LaneState {
 
 pub(super) struct Lane {
     pub(super) state: RwLock<LaneState>,
-    appended: AtomicU64,
-    durable: AtomicU64,
+    pub(super) appended: AtomicU64,
+    pub(super) durable: AtomicU64,
     queue: SyncQueue,
     /// Position of the newest record when the lane was opened.
-    opened_at: Position,
+    pub(super) opened_at: Position,
 }
 
 /// One history. See the module.
 pub struct Timeline {
     id: TimelineId,
-    ancestor: Option<Ancestor>,
-    shared: Shared,
-    lanes: [Lane; 2],
+    pub(super) ancestor: Option<Ancestor>,
+    pub(super) shared: Shared,
+    pub(super) lanes: [Lane; 2],
     latch: OnceLock<Error>,
+    /// Whether the data lane was synced since the newest mark that removals made.
+    pub(super) data_synced: AtomicBool,
+    /// Whether a name or a child needs it; an import in progress has no history.
+    pub(super) in_use: AtomicBool,
     /// Whether others may have its files open too, so that they must not be recycled.
     pub(super) reopened: bool,
     /// The sum of file sizes, and the newest positions at which it was made.
@@ -124,6 +133,12 @@ pub fn lane_of(inode: u64) -> LaneKind {
     if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
 }
 
+fn wait_for(sync: impl FnOnce(Done)) -> Result<()> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    sync(Box::new(move |outcome| drop(sender.send(outcome))));
+    receiver.recv().unwrap_or_else(|_| unreachable!("a sync always answers"))
+}
+
 /// Opens the layers of a lane, newest first, which follow one another without a gap.
 pub(super) fn open_layers(
     lane_files: &LaneFiles,
@@ -150,9 +165,9 @@ impl Timeline {
     /// Replays the timeline's lanes.
     pub fn open(shared: Shared, mut opening: Opening) -> Result<Arc<Self>> {
         opening.files.sort_unstable();
-        let open_lane = |lane: LaneKind| -> Result<Lane> {
+        let open_lane = |lane: LaneKind, retained: &Retained| -> Result<Lane> {
             let base = opening.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
-            let mut index = Index::new(base, opening.retained[lane as usize].clone());
+            let mut index = Index::new(base, retained.clone());
             let ids: Vec<LaneFileId> = opening.files.iter().filter(|id| id.lane == lane).copied().collect();
             let required = opening.required[lane as usize];
             let record = opening.lanes[lane as usize].clone();
@@ -182,15 +197,54 @@ impl Timeline {
                 opened_at: last,
             })
         };
-        let lanes = [open_lane(LaneKind::Data)?, open_lane(LaneKind::Wal)?];
+        let data = open_lane(LaneKind::Data, &opening.retained[0])?;
+        // The data lane's marks keep the other lane readable too.
+        let mut retained = opening.retained[1].clone();
+        read(&data.state).index.marks().all().iter().for_each(|mark| retained.add(mark.position));
+        let lanes = [data, open_lane(LaneKind::Wal, &retained)?];
         let logical = Mutex::new(([Position::MAX; 2], 0));
         let Opening { id, ancestor, reopened, .. } = opening;
-        Ok(Arc::new(Self { id, ancestor, shared, lanes, latch: OnceLock::new(), reopened, logical }))
+        let (latch, data_synced, in_use) = (OnceLock::new(), AtomicBool::new(true), AtomicBool::new(false));
+        Ok(Arc::new(Self { id, ancestor, shared, lanes, latch, data_synced, in_use, reopened, logical }))
+    }
+
+    /// What a reader at these positions of the lanes sees, for reading only. The caller keeps them readable.
+    pub fn view(self: &Arc<Self>, at: [Position; 2]) -> Arc<Self> {
+        let lane = |kind: LaneKind| {
+            let start = Start { sealed: 0, sequence: 0 };
+            let log = Log::new(Arc::clone(&self.shared.lane_files), self.id, kind, start);
+            let index = Index::new(at[kind as usize], Retained::default());
+            let (layers, record) = (Vec::new(), LaneRecord::default());
+            Lane {
+                state: RwLock::new(LaneState { log, index, hot: None, layers, record, frozen: None }),
+                appended: AtomicU64::new(0),
+                durable: AtomicU64::new(0),
+                queue: SyncQueue::default(),
+                opened_at: 0,
+            }
+        };
+        let error = Error::new(Kind::Latched, "read_only", format!("a moment of timeline {}", self.id));
+        Arc::new(Self {
+            id: self.id,
+            ancestor: Some(Ancestor { timeline: Arc::clone(self), at }),
+            shared: self.shared.clone(),
+            lanes: LaneKind::ALL.map(lane),
+            latch: OnceLock::from(error),
+            data_synced: AtomicBool::new(false),
+            in_use: AtomicBool::new(false),
+            reopened: false,
+            logical: Mutex::new(([Position::MAX; 2], 0)),
+        })
     }
 
     /// Its number.
     pub fn id(&self) -> TimelineId {
         self.id
+    }
+
+    /// The timeline it was forked from.
+    pub fn parent(&self) -> Option<&Arc<Self>> {
+        self.ancestor.as_ref().map(|ancestor| &ancestor.timeline)
     }
 
     pub(super) fn lane_files(&self) -> &Arc<LaneFiles> {
@@ -313,7 +367,7 @@ impl Timeline {
         Ok(value)
     }
 
-    fn refuse_if_latched(&self) -> Result<()> {
+    pub(super) fn refuse_if_latched(&self) -> Result<()> {
         match self.latch.get() {
             None => Ok(()),
             Some(error) if error.kind == Kind::Full => Err(error.clone()),
@@ -331,7 +385,7 @@ impl Timeline {
         if self.latch.get().is_some() { error } else { self.latch(error) }
     }
 
-    fn latch(&self, error: Error) -> Error {
+    pub(super) fn latch(&self, error: Error) -> Error {
         tracing::error!(timeline = %self.id, %error, "timeline latched: no more changes until it is opened anew");
         self.latch.get_or_init(|| error).clone()
     }
@@ -346,6 +400,9 @@ impl Timeline {
     pub fn sync(self: &Arc<Self>, kind: LaneKind, done: Done) {
         if let Err(error) = self.refuse_if_latched() {
             return done(Err(error));
+        }
+        if kind == LaneKind::Data {
+            self.data_synced.store(true, Ordering::SeqCst);
         }
         if !self.is_dirty(kind) {
             return done(Ok(()));
@@ -369,9 +426,12 @@ impl Timeline {
 
     /// Makes both lanes durable and waits for it.
     pub fn sync_and_wait(self: &Arc<Self>) -> Result<()> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.sync_both(Box::new(move |outcome| drop(sender.send(outcome))));
-        receiver.recv().unwrap_or_else(|_| unreachable!("a sync always answers"))
+        wait_for(|done| self.sync_both(done))
+    }
+
+    /// Makes the data lane durable and waits for it.
+    pub(super) fn sync_data_and_wait(self: &Arc<Self>) -> Result<()> {
+        wait_for(|done| self.sync(LaneKind::Data, done))
     }
 
     /// Serves the sync requests of a lane that wait now; false if there were none.
@@ -391,28 +451,6 @@ impl Timeline {
             done(outcome.clone());
         }
         true
-    }
-
-    /// Takes a position that sees everything so far and keeps it readable. Returns it with the newest positions of
-    /// the lanes, which are durable up to it afterwards.
-    pub fn fork_point(self: &Arc<Self>) -> Result<(Position, [Position; 2])> {
-        let (position, last) = {
-            let mut data = write(&self.lanes[0].state);
-            let mut wal = write(&self.lanes[1].state);
-            let position = self.shared.positions.take();
-            data.index.retain(position);
-            wal.index.retain(position);
-            (position, [data.log.last(), wal.log.last()])
-        };
-        self.sync_and_wait().inspect_err(|_| self.release([position; 2]))?;
-        Ok((position, last))
-    }
-
-    /// A child that was forked at these positions is gone.
-    pub fn release(&self, at: [Position; 2]) {
-        for (lane, position) in self.lanes.iter().zip(at) {
-            write(&lane.state).index.release(position);
-        }
     }
 
     /// Ends each lane that was written to with a record that says all before it is synced, so that damage to the

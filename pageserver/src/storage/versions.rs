@@ -2,23 +2,28 @@
 
 use crate::storage::page::Position;
 
-/// Positions at which somebody still reads: the fork positions of children. Sorted.
+/// Positions at which somebody still reads: the fork positions of children, and marks. Sorted, each as often as
+/// somebody reads there.
 #[derive(Clone, Debug, Default)]
 pub struct Retained(Vec<Position>);
 
 impl Retained {
     /// Adds a point.
     pub fn add(&mut self, position: Position) {
-        if let Err(at) = self.0.binary_search(&position) {
-            self.0.insert(at, position);
-        }
+        let at = self.0.partition_point(|point| *point <= position);
+        self.0.insert(at, position);
     }
 
-    /// Removes a point.
+    /// Removes a point that was added once.
     pub fn remove(&mut self, position: Position) {
         if let Ok(at) = self.0.binary_search(&position) {
             self.0.remove(at);
         }
+    }
+
+    /// Whether somebody reads just there.
+    pub(super) fn has(&self, position: Position) -> bool {
+        self.0.binary_search(&position).is_ok()
     }
 
     /// Whether some point sees a version of `from` that is replaced at `to`.
@@ -64,6 +69,20 @@ impl<T> Versions<T> {
         self.all().zip(ends).filter(seen).map(|(version, _)| version)
     }
 
+    /// Lets go of the versions that nobody sees any more.
+    pub(super) fn trim(&mut self, retained: &Retained) {
+        if let Versions::Many(list) = self {
+            let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();
+            let mut ends = ends.into_iter();
+            list.retain(|(at, _)| ends.next().is_none_or(|end| retained.sees(*at, end)));
+            if list.len() == 1
+                && let Some((at, value)) = list.pop()
+            {
+                *self = Versions::One(at, value);
+            }
+        }
+    }
+
     pub(super) fn at(&self, position: Position) -> Option<(Position, &T)> {
         match self {
             Versions::One(at, value) => (*at <= position).then_some((*at, value)),
@@ -88,9 +107,7 @@ impl<T> Versions<T> {
             Versions::Many(list) => {
                 list.push((position, value));
                 // Points may have gone since the older versions were kept for them.
-                let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();
-                let mut ends = ends.into_iter();
-                list.retain(|(at, _)| ends.next().is_none_or(|end| retained.sees(*at, end)));
+                self.trim(retained);
             }
             Versions::One(..) => {
                 let Versions::One(at, old) = std::mem::replace(self, Versions::Many(Vec::with_capacity(2)))

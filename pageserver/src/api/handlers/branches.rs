@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::api::types::{Branch, BranchList, Connection, CreateBranch, ResetBranch, RestoreBranch, UpdateBranch};
+use ::api::types::{Branch, BranchList, Connection, CreateBranch, History, ResetBranch, RestoreBranch, UpdateBranch};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,10 +13,9 @@ use utoipa::IntoParams;
 use super::Answer;
 use crate::api::extract::{Body, Name, OptionalBody, Params};
 use crate::api::observe::Subject;
-use crate::api::openapi::{Always, BadInput, Clash, Missing, NoRoom, NotYet, Takes};
+use crate::api::openapi::{Always, BadInput, Clash, Missing, NoRoom, Takes};
 use crate::api::problem::Fault;
 use crate::api::router::App;
-use crate::error::{Error, Kind};
 
 type Service = State<Arc<App>>;
 
@@ -30,12 +29,12 @@ pub(in crate::api) async fn list(State(app): Service) -> Answer<Json<BranchList>
     Ok(Json(BranchList { branches }))
 }
 
-/// Create a branch from the head of its parent, in constant time and without touching the parent.
+/// Create a branch from the head of its parent, or from a moment `at` of the parent's past, in constant time and without touching the parent.
 #[utoipa::path(
     post, path = "/v1/branches", tag = "branches", request_body = CreateBranch,
     responses(
         (status = 201, description = "Created; `Location` is its path", body = Branch),
-        Always, Takes, Missing, Clash, NotYet, NoRoom,
+        Always, Takes, Missing, Clash, NoRoom,
     )
 )]
 pub(in crate::api) async fn create(
@@ -66,7 +65,7 @@ pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Answe
     responses(
         (status = 201, description = "Created", body = Branch),
         (status = 200, description = "Was there already, untouched", body = Branch),
-        Always, Takes, Missing, Clash, NotYet, NoRoom,
+        Always, Takes, Missing, Clash, NoRoom,
     )
 )]
 pub(in crate::api) async fn ensure(
@@ -91,13 +90,13 @@ pub(in crate::api) async fn update(
     Ok(Json(app.branches.update(&name, request).await?))
 }
 
-/// Throw the branch's own changes away: back to its parent's head. The body may be left out.
+/// Throw the branch's own changes away: back to its parent's head, or to a moment `at` of its past. The body may be left out.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/reset", tag = "branches", params(BranchName),
     request_body = Option<ResetBranch>,
     responses(
         (status = 200, description = "Reset", body = Branch),
-        Always, Takes, Missing, Clash, NotYet, NoRoom,
+        Always, Takes, Missing, Clash, NoRoom,
     )
 )]
 pub(in crate::api) async fn reset(
@@ -108,25 +107,31 @@ pub(in crate::api) async fn reset(
     Ok(Json(app.branches.reset(&name, request).await?))
 }
 
-/// Take a branch to a moment of its own past. Not available in this version.
+/// Take a branch to a moment of its own past, which may be before it was made. Its name, URL and settings stay; the state
+/// before the restore is kept as branch `keep_as`, or else given up.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/restore", tag = "branches", params(BranchName),
-    request_body = RestoreBranch, responses(Always, NotYet)
+    request_body = RestoreBranch,
+    responses(
+        (status = 200, description = "Restored", body = Branch),
+        Always, Takes, Missing, Clash, NoRoom,
+    )
 )]
-pub(in crate::api) async fn restore(Name(_): Name) -> Fault {
-    not_yet("restoring a branch to its own past")
+pub(in crate::api) async fn restore(
+    State(app): Service,
+    Name(name): Name,
+    Body(request): Body<RestoreBranch>,
+) -> Answer<Json<Branch>> {
+    Ok(Json(app.branches.restore(&name, request).await?))
 }
 
-/// The moments a branch can be restored to. Not available in this version.
+/// The moments that a branch can be restored to, or branched from.
 #[utoipa::path(
-    get,
-    path = "/v1/branches/{name}/history",
-    tag = "branches",
-    params(BranchName),
-    responses(Always, NotYet)
+    get, path = "/v1/branches/{name}/history", tag = "branches", params(BranchName),
+    responses((status = 200, description = "The ranges", body = History), Always, BadInput, Missing)
 )]
-pub(in crate::api) async fn history(Name(_): Name) -> Fault {
-    not_yet("listing a branch's history")
+pub(in crate::api) async fn history(State(app): Service, Name(name): Name) -> Answer<Json<History>> {
+    Ok(Json(app.branches.history(&name).await?))
 }
 
 /// Delete a branch. Its children live on.
@@ -201,9 +206,4 @@ fn created(branch: Branch) -> Response {
     // The names that the service lets through need no other encoding.
     let location = format!("/v1/branches/{}", branch.name.replace('/', "%2F"));
     (StatusCode::CREATED, [(header::LOCATION, location)], Json(branch)).into_response()
-}
-
-fn not_yet(what: &str) -> Fault {
-    Error::new(Kind::NotYet, "not_yet", format!("{what} is not available in this version of the server"))
-        .into()
 }

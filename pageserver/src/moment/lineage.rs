@@ -1,0 +1,59 @@
+//! The past of a timeline: its own retained points, and those of the timelines it comes from, up to where each was
+//! forked.
+
+use crate::error::Result;
+use crate::storage::page::{Position, TimelineId};
+use crate::storage::store::{Past, Store};
+use crate::storage::timeline::Timeline;
+use std::sync::Arc;
+
+/// The part of a past that one timeline has.
+pub(super) struct Span {
+    pub(super) timeline: Arc<Timeline>,
+    /// Oldest first. The last one is the head of the lineage's newest timeline, or where the next one was forked.
+    pub(super) points: Vec<Past>,
+    /// Whether it is that of the lineage's newest timeline, which goes on.
+    pub(super) head: bool,
+}
+
+impl Span {
+    /// The newest point at or before `time_ns` and the one after it.
+    pub(super) fn around(&self, time_ns: i64) -> Option<(Past, Option<Past>)> {
+        let behind = self.points.partition_point(|point| point.time_ns <= time_ns);
+        let (before, after) = (*self.points.get(behind.checked_sub(1)?)?, self.points.get(behind).copied());
+        // Behind the end of a span there may be a gap.
+        (self.head || after.is_some() || before.time_ns == time_ns).then_some((before, after))
+    }
+
+    /// The newest point at or before `position`.
+    pub(super) fn before(&self, position: Position) -> Option<Past> {
+        let before = *self.points.iter().rev().find(|point| point.at[0] <= position)?;
+        let last = self.points.last().is_some_and(|last| last.at[0] < position);
+        (self.head || !last).then_some(before)
+    }
+}
+
+/// The spans of a timeline's past, newest first; each with a point at least. The moment is marked first.
+pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
+    let newest = store.timeline(id)?;
+    newest.mark(false)?;
+    let (mut spans, mut next) = (Vec::new(), Some((newest, None::<Past>)));
+    let oldest_ns = store.clock().now_ns().saturating_sub(store.window_ns());
+    while let Some((timeline, end)) = next {
+        let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
+        let limit: Position = end.map_or(Position::MAX, |end| end.at[0]);
+        let begin = record.as_ref().filter(|record| record.time_ns >= oldest_ns);
+        let begin = begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.time_ns });
+        let marks = timeline.marks().into_iter().filter(|mark| mark.position <= limit);
+        let marks = marks.map(|mark| Past { at: [mark.position; 2], time_ns: mark.time_ns });
+        let points: Vec<Past> = begin.into_iter().chain(marks).chain(end).collect();
+        next = record.and_then(|record| {
+            let end = Past { at: record.at, time_ns: record.time_ns };
+            Some((Arc::clone(timeline.parent()?), Some(end)))
+        });
+        if !points.is_empty() {
+            spans.push(Span { timeline, points, head: end.is_none() });
+        }
+    }
+    Ok(spans)
+}

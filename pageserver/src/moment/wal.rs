@@ -1,0 +1,342 @@
+//! Postgres's write-ahead log as it lies in a timeline's `pg_wal`: where it ends, and where to end it.
+//!
+//! Only what does not differ between versions 13 to 18 is looked at: the header of a page, the header of a record, and the time
+//! in the records that end transactions (`xlog_internal.h`, `xlogrecord.h` and `xact.h` of PostgreSQL). A record counts if it
+//! follows the one before; whether its checksum holds is left to Postgres, which reads all of it again.
+
+use crate::error::{Error, Result};
+use crate::fs::tree::{Tree, TreeError, Wanted};
+use crate::storage::format::FileKind;
+use crate::storage::page::ROOT_INODE;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A place in the write-ahead log, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+impl Lsn {
+    /// Reads what Postgres prints, such as `0/16B3748`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (high, low) = text.split_once('/')?;
+        let half = |text: &str| {
+            let sound = (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            sound.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+        };
+        Some(Self(half(high)? << 32 | half(low)?))
+    }
+}
+
+/// Where to end the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Before the first transaction that was committed later, in microseconds since 2000.
+    Time(i64),
+    /// Before the first record that ends behind.
+    Lsn(Lsn),
+}
+
+/// Bytes of a page; Postgres's default, which nobody changes.
+const PAGE: u64 = 8192;
+/// Bytes of a page's header, and of that at the start of a segment.
+const HEADER: u64 = 24;
+const LONG_HEADER: u64 = 40;
+/// Flags of a page: it begins with the rest of a record; its header is long.
+const CONTINUED: u16 = 1;
+const LONG: u16 = 2;
+/// Bytes of a record's header.
+const RECORD_HEADER: usize = 24;
+/// Bytes of a record that are looked at.
+const RECORD_HEAD: usize = 64;
+/// Longest record (`XLogRecordMaxSize`).
+const MAX_RECORD: u32 = 1020 << 20;
+/// Pages before the last one from which on records are followed, should pages have come out of order.
+const SLACK_PAGES: u64 = 64;
+/// Sizes of segments that `initdb` allows.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
+
+/// The log in a tree.
+pub struct Wal<'t> {
+    tree: &'t Tree,
+    directory: u64,
+    segment_bytes: u64,
+    /// By number: name and inode.
+    segments: BTreeMap<u64, (Vec<u8>, u64)>,
+}
+
+/// A record.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    start: u64,
+    end: u64,
+    /// When it committed a transaction, if it did.
+    committed: Option<i64>,
+}
+
+/// An error of the store below as one of the server.
+pub(super) fn below(doing: &str) -> impl Fn(TreeError) -> Error + '_ {
+    move |error| match error {
+        TreeError::Store(error) => error,
+        TreeError::Errno(errno) => Error::io(doing, &errno.into()),
+    }
+}
+
+fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
+    let mut wide = [0; 8];
+    wide.get_mut(..N)?.copy_from_slice(bytes.get(at..at + N)?);
+    Some(u64::from_le_bytes(wide))
+}
+
+/// A segment's timeline and its place by the two halves of its name.
+fn parse_name(name: &[u8]) -> Option<(u64, u64, u64)> {
+    let text = std::str::from_utf8(name).ok().filter(|text| text.len() == 24)?;
+    let part = |at: usize| {
+        let part = &text[at..at + 8];
+        part.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u64::from_str_radix(part, 16).ok())?
+    };
+    Some((part(0)?, part(8)?, part(16)?))
+}
+
+impl<'t> Wal<'t> {
+    /// Finds the segments in the data directory of `tree`.
+    pub fn open(tree: &'t Tree) -> Result<Self> {
+        let missing = |_| Error::unavailable("no_wal", "the data directory has no write-ahead log");
+        let (directory, _) = tree.lookup(ROOT_INODE, b"pg_wal").map_err(missing)?;
+        let mut named: BTreeMap<(u64, u64, u64), (Vec<u8>, u64)> = BTreeMap::new();
+        for (_, name, target) in tree.list(directory) {
+            if let Some(key) = parse_name(&name).filter(|_| target.kind == FileKind::File) {
+                named.insert(key, (name, target.inode));
+            }
+        }
+        let mut wal = Self { tree, directory, segment_bytes: 0, segments: BTreeMap::new() };
+        wal.segment_bytes = wal.find_segment_bytes(named.values().rev().map(|(_, inode)| *inode))?;
+        let per_id = (1 << 32) / wal.segment_bytes;
+        // By the order of names a newer timeline's file of the same place comes last.
+        for ((_, id, segment), file) in named {
+            wal.segments.insert(id * per_id + segment, file);
+        }
+        Ok(wal)
+    }
+
+    fn find_segment_bytes(&self, inodes: impl Iterator<Item = u64>) -> Result<u64> {
+        for inode in inodes {
+            let (buffer, range) = self.tree.read(inode, 0, LONG_HEADER as u32).map_err(below("read pg_wal"))?;
+            let head = &buffer[range];
+            let long = number::<2>(head, 2).is_some_and(|info| info & u64::from(LONG) != 0);
+            let (Some(bytes), Some(page)) = (number::<4>(head, 32), number::<4>(head, 36)) else { continue };
+            if long && SEGMENT_BYTES.contains(&bytes) && bytes.is_power_of_two() && page == PAGE {
+                return Ok(bytes);
+            }
+        }
+        Err(Error::unavailable("no_wal", "the data directory's write-ahead log has no page that can be read"))
+    }
+
+    /// The page at `at`, if it was written.
+    fn page(&self, at: u64) -> Result<Option<Vec<u8>>> {
+        let Some((_, inode)) = self.segments.get(&(at / self.segment_bytes)) else { return Ok(None) };
+        let read = self.tree.read(*inode, at % self.segment_bytes, PAGE as u32);
+        let (mut buffer, range) = read.map_err(below("read pg_wal"))?;
+        buffer.truncate(range.end);
+        let written = buffer.len() as u64 == PAGE && number::<8>(&buffer, 8) == Some(at);
+        Ok(written.then_some(buffer))
+    }
+
+    /// Whether all segments from that of `from` up to that of `to` are there.
+    pub fn covers(&self, from: Lsn, to: Lsn) -> bool {
+        let mut needed = from.0 / self.segment_bytes..=to.0.saturating_sub(1) / self.segment_bytes;
+        needed.all(|segment| self.segments.contains_key(&segment))
+    }
+
+    /// Start of the last page that was written.
+    fn last_page(&self) -> Result<Option<u64>> {
+        for segment in self.segments.keys().rev() {
+            let first = segment * self.segment_bytes;
+            if self.page(first)?.is_none() {
+                continue;
+            }
+            let (mut written, mut not) = (0, self.segment_bytes / PAGE);
+            while not - written > 1 {
+                let middle = written + (not - written) / 2;
+                let there = self.page(first + middle * PAGE)?.is_some();
+                *(if there { &mut written } else { &mut not }) = middle;
+            }
+            return Ok(Some(first + written * PAGE));
+        }
+        Ok(None)
+    }
+
+    /// Where a record begins, a little before the end of what was written.
+    pub fn near_end(&self) -> Result<Lsn> {
+        let none = || Error::unavailable("no_wal", "nothing was written to the write-ahead log");
+        let last = self.last_page()?.ok_or_else(none)?;
+        let mut at = last;
+        for _ in 0..SLACK_PAGES {
+            match at.checked_sub(PAGE) {
+                Some(before) if self.page(before)?.is_some() => at = before,
+                _ => break,
+            }
+        }
+        while let Some(page) = self.page(at)? {
+            let header = self.header(at);
+            let continued = number::<2>(&page, 2).is_some_and(|info| info & u64::from(CONTINUED) != 0);
+            let rest = if continued { number::<4>(&page, 16).unwrap_or(0).next_multiple_of(8) } else { 0 };
+            if header + rest < PAGE {
+                return Ok(Lsn(at + header + rest));
+            }
+            at += PAGE;
+        }
+        // All of it is the rest of one long record.
+        Ok(Lsn(at))
+    }
+
+    fn header(&self, page: u64) -> u64 {
+        if page.is_multiple_of(self.segment_bytes) { LONG_HEADER } else { HEADER }
+    }
+
+    /// The place `count` bytes behind `at`, which is within a page or at its start.
+    fn advance(&self, mut at: u64, mut count: u64) -> u64 {
+        loop {
+            if at.is_multiple_of(PAGE) {
+                at += self.header(at);
+            }
+            let room = PAGE - at % PAGE;
+            if count <= room {
+                return at + count;
+            }
+            (at, count) = (at + room, count - room);
+        }
+    }
+
+    /// Up to [`RECORD_HEAD`] bytes of the record at `start`; `None` if they are not there.
+    fn head(&self, start: u64) -> Result<Option<Vec<u8>>> {
+        let mut bytes = Vec::new();
+        let mut at = start;
+        let mut wanted = RECORD_HEADER;
+        while bytes.len() < wanted {
+            let page_start = at - at % PAGE;
+            let Some(page) = self.page(page_start)? else { return Ok(None) };
+            let from = if at == page_start { self.header(at) } else { at % PAGE };
+            let from = usize::try_from(from).unwrap_or(usize::MAX);
+            let count = (wanted - bytes.len()).min(page.len() - from);
+            bytes.extend_from_slice(&page[from..from + count]);
+            at = page_start + (from + count) as u64;
+            if let Some(length) = number::<4>(&bytes, 0) {
+                wanted = usize::try_from(length).unwrap_or(usize::MAX).clamp(RECORD_HEADER, RECORD_HEAD);
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The record at `at`, which follows that at `previous` if there is one.
+    fn record(&self, at: u64, previous: Option<u64>) -> Result<Option<Record>> {
+        let start = if at.is_multiple_of(PAGE) { at + self.header(at) } else { at };
+        let Some(head) = self.head(start)? else { return Ok(None) };
+        let (Some(length), Some(before)) = (number::<4>(&head, 0), number::<8>(&head, 8)) else {
+            return Ok(None);
+        };
+        let follows = previous.is_none_or(|previous| before == previous) && before < start;
+        if length < RECORD_HEADER as u64 || length > u64::from(MAX_RECORD) || !follows {
+            return Ok(None);
+        }
+        let mut end = self.advance(start, length);
+        if self.page((end - 1) / PAGE * PAGE)?.is_none() {
+            return Ok(None);
+        }
+        end = end.next_multiple_of(8);
+        let (info, manager) = (head[16], head[17]);
+        if (manager, info & 0xf0) == SWITCH {
+            end = end.next_multiple_of(self.segment_bytes);
+        }
+        let commits = manager == TRANSACTION && COMMITS.contains(&(info & 0x70));
+        let committed = if commits { main_data(&head).and_then(|data| number::<8>(data, 0)) } else { None };
+        Ok(Some(Record { start, end, committed: committed.map(u64::cast_signed) }))
+    }
+
+    /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it begins, or else where the
+    /// last record ends.
+    pub fn find(&self, from: Lsn, stop: Stop) -> Result<std::result::Result<Lsn, Lsn>> {
+        let (mut at, mut previous) = (from.0, None);
+        while let Some(record) = self.record(at, previous)? {
+            let out = match stop {
+                Stop::Time(time) => record.committed.is_some_and(|committed| committed > time),
+                Stop::Lsn(lsn) => record.end > lsn.0,
+            };
+            if out {
+                return Ok(Ok(Lsn(record.start)));
+            }
+            (at, previous) = (record.end, Some(record.start));
+        }
+        Ok(Err(Lsn(at)))
+    }
+
+    /// Where the log ends.
+    pub fn end(&self) -> Result<Lsn> {
+        let end = self.find(self.near_end()?, Stop::Lsn(Lsn(u64::MAX)))?;
+        Ok(end.unwrap_or_else(|end| end))
+    }
+
+    /// Ends the log before the record that begins at `at`: what is behind reads as never written.
+    pub fn cut(&self, at: Lsn, now_ns: i64) -> Result<()> {
+        let last = at.0 / self.segment_bytes;
+        let doing = "cut the write-ahead log";
+        for (name, _) in self.segments.range(last + 1..).map(|(_, file)| file) {
+            self.tree.remove(self.directory, name, false, now_ns).map_err(below(doing))?;
+        }
+        let Some((_, inode)) = self.segments.get(&last) else { return Ok(()) };
+        for size in [at.0 % self.segment_bytes, self.segment_bytes] {
+            let wanted = Wanted { size: Some(size), ..Wanted::default() };
+            self.tree.set_attributes(*inode, &wanted).map_err(below(doing))?;
+        }
+        Ok(())
+    }
+}
+
+/// Resource manager and operation of a record that ends a segment early: `RM_XLOG_ID`, `XLOG_SWITCH`.
+const SWITCH: (u8, u8) = (0, 0x40);
+/// `RM_XACT_ID`.
+const TRANSACTION: u8 = 1;
+/// `XLOG_XACT_COMMIT` and `XLOG_XACT_COMMIT_PREPARED`.
+const COMMITS: [u8; 2] = [0x00, 0x30];
+
+/// What a record without pages carries, as far as `head` goes.
+fn main_data(head: &[u8]) -> Option<&[u8]> {
+    let mut at = RECORD_HEADER;
+    loop {
+        match head.get(at)? {
+            // XLR_BLOCK_ID_DATA_SHORT and _LONG, ORIGIN, TOPLEVEL_XID
+            255 => return head.get(at + 2..),
+            254 => return head.get(at + 5..),
+            253 => at += 3,
+            252 => at += 5,
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_lsn_is_read_as_postgres_prints_it() {
+        assert_eq!(Lsn::parse("16/B374D848"), Some(Lsn(0x16_B374_D848)));
+        assert_eq!(Lsn(0x16_B374_D848).to_string(), "16/B374D848");
+        for bad in ["", "0", "/", "0/", "/1", "0/1G", "0/123456789", "-1/2", "0/1/2", "0x1/2", "+1/2"] {
+            assert_eq!(Lsn::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_segments_have_names_of_segments() {
+        assert_eq!(parse_name(b"0000000A00000001000000FF"), Some((10, 1, 255)));
+        for other in [&b"00000001.history"[..], b"archive_status", b"00000001000000010000000G", b"000000010000000100000002.partial"] {
+            assert_eq!(parse_name(other), None);
+        }
+    }
+}
