@@ -55,7 +55,7 @@ pub fn fork(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) 
     let Some(found) = found? else { return Err(outside(branch, moment, &spans)) };
     let at = found.until.map_or(found.from.at, |(until, _)| [found.from.at[0], until.at[1]]);
     let past = Some(Past { at, time_ns: found.time_ns });
-    let origin = Origin { timeline: found.span.timeline.id(), past };
+    let origin = Origin { timeline: found.span.timeline.id(), past, unfinished: found.until.is_some() };
     let (held, _) = store.fork(origin, |_| Update::default())?;
     let outcome = found.until.map_or(Ok(()), |(_, stop)| end_at(store, held, &found, stop));
     match outcome {
@@ -149,7 +149,7 @@ fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Res
     }
     control.ask_for_recovery(&tree)?;
     let timeline = tree.timeline();
-    timeline.mark_at(found.time_ns)?;
+    timeline.mark_begin()?;
     timeline.sync_and_wait()
 }
 

@@ -42,8 +42,8 @@ pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
     while let Some((timeline, end)) = next {
         let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
         let limit: Position = end.map_or(Position::MAX, |end| end.at[0]);
-        let begin = record.as_ref().filter(|record| record.time_ns >= oldest_ns);
-        let begin = begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.time_ns });
+        let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns.max(1));
+        let begin = begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.begins_ns });
         let marks = timeline.marks().into_iter().filter(|mark| mark.position <= limit);
         let marks = marks.map(|mark| Past { at: [mark.position; 2], time_ns: mark.time_ns });
         let points: Vec<Past> = begin.into_iter().chain(marks).chain(end).collect();

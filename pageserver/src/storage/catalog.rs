@@ -42,6 +42,9 @@ pub struct AncestorRecord {
     /// The moment of the ancestor that it shows, in nanoseconds since 1970.
     #[serde(default)]
     pub time_ns: i64,
+    /// From when on it has a past of its own; 0 if that begins with its first mark.
+    #[serde(default)]
+    pub begins_ns: i64,
 }
 
 /// A timeline.
@@ -543,7 +546,7 @@ mod tests {
 
     fn fork_of(timeline: TimelineId) -> TimelineRecord {
         TimelineRecord {
-            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8], time_ns: 7 }),
+            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8], time_ns: 7, begins_ns: 8 }),
             ..TimelineRecord::default()
         }
     }

@@ -105,13 +105,13 @@ impl Timeline {
         Ok(data.index.marks().newest())
     }
 
-    /// Marks what it shows now as the moment `time_ns`, before anything else is marked.
-    pub fn mark_at(&self, time_ns: i64) -> Result<()> {
+    /// Marks the beginning of a past, before anything else is marked.
+    pub fn mark_begin(&self) -> Result<()> {
         let mut data = write(&self.lanes[0].state);
         let mut wal = write(&self.lanes[1].state);
         self.refuse_if_latched()?;
         assert!(data.index.marks().newest().is_none(), "timeline {} has marks", self.id());
-        let position = self.take_position();
+        let (position, time_ns) = (self.take_position(), self.shared.clock.now_ns());
         self.append_marks(&mut data, position, &[Change::Mark { time_ns, kept: false }])?;
         wal.index.retain(position);
         Ok(())

@@ -61,6 +61,8 @@ pub struct Origin {
     pub timeline: TimelineId,
     /// A moment of it; now if none.
     pub past: Option<Past>,
+    /// Whether the caller changes it before it has a past: that begins with its first mark then.
+    pub unfinished: bool,
 }
 
 /// A moment of a timeline that can be gone back to.
@@ -74,7 +76,7 @@ pub struct Past {
 
 impl From<TimelineId> for Origin {
     fn from(timeline: TimelineId) -> Self {
-        Self { timeline, past: None }
+        Self { timeline, past: None, unfinished: false }
     }
 }
 
@@ -142,7 +144,7 @@ impl Store {
         origin: impl Into<Origin>,
         update: impl FnOnce(TimelineId) -> Update,
     ) -> Result<(TimelineId, Vec<TimelineId>)> {
-        let Origin { timeline: parent, past } = origin.into();
+        let Origin { timeline: parent, past, unfinished } = origin.into();
         if past.is_some() {
             self.timeline(parent)?;
         }
@@ -166,7 +168,8 @@ impl Store {
         };
         let id = self.catalog.new_timeline();
         let mut update = update(id);
-        let ancestor = AncestorRecord { timeline: parent.0, at, synced, time_ns };
+        let begins_ns = if unfinished { 0 } else { past.map_or(time_ns, |_| self.shared.clock.now_ns()) };
+        let ancestor = AncestorRecord { timeline: parent.0, at, synced, time_ns, begins_ns };
         self.add_slot(id, Some(ancestor.clone()));
         update
             .add_timelines

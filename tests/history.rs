@@ -1,0 +1,180 @@
+//! Moments of the past: branches are made at them and taken back to them, to the commit.
+//!
+//! `COPPICE_TEST_MOMENTS` sets how many moments of a load are tried, 12 if it is not set.
+
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
+use api::types::{CreateBranch, Moment, ResetBranch, RestoreBranch};
+use coppice::commits::{self, Clients, Commit};
+use coppice::{Server, eventually, tpcb};
+use jiff::Timestamp;
+use std::time::Duration;
+
+fn create_at(server: &Server, name: &str, parent: &str, at: Moment) -> Result<(), api::client::Error> {
+    let request = CreateBranch { name: name.into(), parent: Some(parent.into()), at: Some(at) };
+    server.client().create(&request).map(drop)
+}
+
+fn sleep(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// Evenly spread moments between two.
+fn spread(from: Timestamp, to: Timestamp, count: usize) -> impl Iterator<Item = Timestamp> {
+    let span = to.as_nanosecond() - from.as_nanosecond();
+    // Off the seconds at which marks are made.
+    let at = move |nth: usize| from.as_nanosecond() + span * (2 * nth as i128 + 1) / (2 * count as i128);
+    (0..count).map(move |nth| Timestamp::from_nanosecond(at(nth)).unwrap())
+}
+
+#[test]
+fn a_branch_at_a_moment_has_just_the_commits_of_then() {
+    // Logs are sealed and layers merged all the time, and checkpoints remove write-ahead files.
+    let server = Server::start_with(Default::default(), &["--log-limit", "4", "--seal-after", "1"]);
+    tpcb::initialize(&server, "main", 1);
+    commits::initialize(&server, "main");
+    for setting in ["max_wal_size = '48MB'", "min_wal_size = '32MB'", "checkpoint_timeout = '30s'"] {
+        server.sql("main", &format!("alter system set {setting}")).unwrap();
+    }
+    server.sql("main", "select pg_reload_conf()").unwrap();
+    let began = Timestamp::now();
+    let load = tpcb::Load::start(&server, "main", 2, 600);
+    let mut clients = Clients::start(&server, &["main"], 2);
+    sleep(6_000);
+    let lsn: String = server.sql("main", "select pg_current_wal_lsn()").unwrap();
+    let at_lsn = Timestamp::now();
+    sleep(6_000);
+    let count = std::env::var("COPPICE_TEST_MOMENTS").map_or(12, |count| count.parse().unwrap());
+    let moments: Vec<Timestamp> = spread(began, Timestamp::now(), count).collect();
+    let mut seen = Vec::new();
+    for (nth, moment) in moments.iter().enumerate() {
+        // The first half while the load goes on.
+        if nth == count / 2 {
+            clients.stop();
+        }
+        let name = format!("at/{nth}");
+        create_at(&server, &name, "main", Moment::Time(*moment)).unwrap_or_else(|e| panic!("{moment}: {e}"));
+        seen.push(commits::verify_moment(&server, &name, &clients.commits(), *moment));
+        tpcb::verify(&server, &name);
+        server.client().delete(&name).unwrap();
+    }
+    drop(load);
+    let commits = clients.commits();
+    println!("{count} moments have {seen:?} of {} commits", commits.len());
+    assert!(seen.is_sorted() && seen[0] < seen[count - 1], "{seen:?}");
+
+    // What was acknowledged before the LSN was read, and nothing that was asked for afterwards.
+    create_at(&server, "lsn", "main", Moment::Lsn(lsn)).unwrap();
+    let there = commits::numbers(&server, "lsn");
+    let before = |commit: &&Commit| commit.acknowledged < at_lsn - jiff::SignedDuration::from_secs(1);
+    assert!(commits.iter().filter(before).all(|commit| there.contains(&commit.n)));
+    assert!(commits.iter().filter(|commit| commit.sent > at_lsn).all(|commit| !there.contains(&commit.n)));
+    tpcb::verify(&server, "lsn");
+    tpcb::verify_checksums(&server, "lsn");
+}
+
+#[test]
+fn a_restore_goes_back_and_can_be_undone() {
+    let mut server = Server::start();
+    let table = |branch: &str| server_rows(&server, branch);
+    server.sql("main", "create table t (n int)").unwrap();
+    server.sql("main", "insert into t values (1)").unwrap();
+    sleep(1_200);
+    let one = Timestamp::now();
+    sleep(300);
+    server.sql("main", "insert into t values (2)").unwrap();
+    let client = server.client();
+    client.create(&CreateBranch { name: "child".into(), ..Default::default() }).unwrap();
+    sleep(300);
+    let two = Timestamp::now();
+    sleep(300);
+    for branch in ["main", "child"] {
+        server.sql(branch, "insert into t values (3)").unwrap();
+    }
+    let url = server.url("main");
+    let restored = client
+        .restore("main", &RestoreBranch { at: Moment::Time(one), keep_as: Some("main/before".into()) })
+        .unwrap();
+    assert!(restored.default && restored.name == "main");
+    assert_eq!((table("main"), table("main/before")), ("1".to_owned(), "1,2,3".to_owned()));
+    assert_eq!(server.url("main"), url);
+
+    // What was then belongs to the branch that keeps it.
+    let error =
+        client.restore("main", &RestoreBranch { at: Moment::Time(two), keep_as: None }).unwrap_err();
+    assert_eq!((error.status, error.code.as_str()), (404, "moment_outside_history"), "{error}");
+    create_at(&server, "two", "main/before", Moment::Time(two)).unwrap();
+    assert_eq!(table("two"), "1,2");
+    client.delete("main").unwrap_err();
+    let kept = client.history("main/before").unwrap();
+    assert_eq!(kept.ranges.len(), 1, "{kept:?}");
+
+    // A child has a past of its own, and before that its parent's.
+    for (at, rows) in [(two, "1,2"), (one, "1")] {
+        client.restore("child", &RestoreBranch { at: Moment::Time(at), keep_as: None }).unwrap();
+        assert_eq!(table("child"), rows);
+    }
+    client.reset("child", &ResetBranch { at: None }).unwrap();
+    assert_eq!(table("child"), "1");
+    server.sql("main", "insert into t values (4)").unwrap();
+    let four = Timestamp::now();
+    sleep(50);
+    server.sql("main", "insert into t values (5)").unwrap();
+    client.reset("child", &ResetBranch { at: Some(Moment::Time(four)) }).unwrap();
+    assert_eq!(table("child"), "1,4");
+
+    // Marks outlive the server, however it ends.
+    server.kill();
+    server.restart();
+    create_at(&server, "late", "main", Moment::Time(four)).unwrap();
+    assert_eq!(server_rows(&server, "late"), "1,4");
+    create_at(&server, "early", "main/before", Moment::Time(one)).unwrap();
+    assert_eq!(server_rows(&server, "early"), "1");
+}
+
+fn server_rows(server: &Server, branch: &str) -> String {
+    server.sql(branch, "select string_agg(n::text, ',' order by n) from t").unwrap()
+}
+
+#[test]
+fn moments_outside_the_history_are_refused_with_what_there_is() {
+    let server = Server::start_with(Default::default(), &["--history", "4", "--seal-after", "1"]);
+    let before = Timestamp::now();
+    sleep(50);
+    server.sql("main", "create table t as select 1 as n").unwrap();
+    let client = server.client();
+    let refused = |at: Moment| {
+        let error = create_at(&server, "never", "main", at).unwrap_err();
+        assert!(!client.list().unwrap().iter().any(|branch| branch.name == "never"));
+        (error.status, error.code, error.detail)
+    };
+    let outside = [
+        Moment::Time("2001-01-01T00:00:00Z".parse().unwrap()),
+        Moment::Time("2099-01-01T00:00:00Z".parse().unwrap()),
+        Moment::Lsn("FF/0".into()),
+        Moment::Lsn("0/1".into()),
+        Moment::Position(1),
+        Moment::Position(u64::MAX),
+    ];
+    for at in outside {
+        let (status, code, detail) = refused(at.clone());
+        assert_eq!((status, code.as_str()), (404, "moment_outside_history"), "{at:?}: {detail}");
+        assert!(detail.contains("which has: 20") && detail.contains("LSN 0/"), "{at:?}: {detail}");
+    }
+    let (status, code, _) = refused(Moment::Lsn("yesterday".into()));
+    assert_eq!((status, code.as_str()), (400, "invalid_moment"));
+
+    // The window moves on.
+    let early = Timestamp::now();
+    eventually("the early moment is let go of", || {
+        server.sql("main", "insert into t values (2)").unwrap();
+        sleep(500);
+        match create_at(&server, "early", "main", Moment::Time(early)) {
+            Ok(()) => client.delete("early").is_err(),
+            Err(error) => error.code == "moment_outside_history",
+        }
+    });
+    assert!(Timestamp::now().duration_since(before).as_secs() >= 4);
+    let history = client.history("main").unwrap();
+    assert!(history.window_s == 4 && history.ranges[0].from > early, "{history:?}");
+}
