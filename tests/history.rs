@@ -53,9 +53,13 @@ fn a_branch_at_a_moment_has_just_the_commits_of_then() {
             clients.stop();
         }
         let name = format!("at/{nth}");
+        let asked = std::time::Instant::now();
         create_at(&server, &name, "main", Moment::Time(*moment)).unwrap_or_else(|e| panic!("{moment}: {e}"));
+        let created = asked.elapsed();
         seen.push(commits::verify_moment(&server, &name, &clients.commits(), *moment));
+        let woken = asked.elapsed();
         tpcb::verify(&server, &name);
+        println!("{name}: created after {created:.1?}, woken {woken:.1?}, verified {:.1?}", asked.elapsed());
         server.client().delete(&name).unwrap();
     }
     drop(load);
@@ -130,6 +134,56 @@ fn a_restore_goes_back_and_can_be_undone() {
     assert_eq!(server_rows(&server, "late"), "1,4");
     create_at(&server, "early", "main/before", Moment::Time(one)).unwrap();
     assert_eq!(server_rows(&server, "early"), "1");
+}
+
+/// What `psql` prints through the proxy, with a moment in its startup options.
+fn sql_at(server: &Server, branch: &str, at: &str, sql: &str) -> Result<String, String> {
+    let url = server.url(branch);
+    let mut psql = std::process::Command::new(coppice::postgres_program("psql"));
+    let output = psql.env("PGOPTIONS", format!("at={at}")).args(["-XAtq", "-c", sql, &url]).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+#[test]
+fn a_session_on_a_moment_reads_it_and_leaves_nothing() {
+    let mut server = Server::start_with(Default::default(), &["--suspend-after", "1"]);
+    server.sql("main", "create table t (n int); insert into t values (1)").unwrap();
+    let one = Timestamp::now();
+    sleep(50);
+    server.sql("main", "insert into t values (2)").unwrap();
+    let lsn = server.sql("main", "select pg_current_wal_lsn()").unwrap();
+    server.sql("main", "insert into t values (3)").unwrap();
+    let rows = "select string_agg(n::text, ',' order by n) from t";
+    assert_eq!(sql_at(&server, "main", &one.to_string(), rows).unwrap(), "1");
+    assert_eq!(sql_at(&server, "main", &lsn, rows).unwrap(), "1,2");
+    assert_eq!(server_rows(&server, "main"), "1,2,3");
+    let error = sql_at(&server, "main", &lsn, "insert into t values (4)").unwrap_err();
+    assert!(error.contains("cannot execute INSERT in a read-only transaction"), "{error}");
+    let error = sql_at(&server, "main", "2001-01-01T00:00:00Z", rows).unwrap_err();
+    assert!(error.contains("is outside of the history of branch \"main\", which has: 20"), "{error}");
+    let error = sql_at(&server, "main", "yesterday", rows).unwrap_err();
+    assert!(error.contains("\"yesterday\" is no moment"), "{error}");
+
+    // Nobody sees the two timelines, and they go by themselves.
+    assert_eq!(server.client().list().unwrap().len(), 1);
+    let lanes = || {
+        let files = std::fs::read_dir(server.data().join("store/lanes")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.starts_with("00000001.") && !name.starts_with("spare.")).collect::<Vec<_>>()
+    };
+    assert!(!lanes().is_empty());
+    eventually("the visited moments are gone", || lanes().is_empty());
+    // With a server that is killed they go at its next start.
+    sql_at(&server, "main", &lsn, rows).unwrap();
+    assert!(!lanes().is_empty());
+    server.kill();
+    server.restart();
+    assert_eq!(server_rows(&server, "main"), "1,2,3");
+    let files = std::fs::read_dir(server.data().join("store/lanes")).unwrap();
+    let left = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = left.filter(|name| !name.starts_with("00000001.") && !name.starts_with("spare.")).collect();
+    assert_eq!(left, [] as [&str; 0]);
 }
 
 fn server_rows(server: &Server, branch: &str) -> String {

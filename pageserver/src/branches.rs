@@ -6,6 +6,7 @@
 
 pub mod names;
 mod past;
+mod visits;
 
 use crate::compute::{Lease, Supervisor};
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use visits::Visits;
 
 /// Role whose password the server knows.
 const SUPERUSER: &str = "postgres";
@@ -54,6 +56,7 @@ pub struct Branches {
     supervisor: Arc<Supervisor>,
     about: About,
     names: Mutex<Names>,
+    visits: Visits,
     /// Held while names change.
     changing: Mutex<()>,
     started: Instant,
@@ -74,7 +77,8 @@ impl Branches {
             }
         });
         let (names, changing, started) = (Mutex::new(names), Mutex::new(()), Instant::now());
-        Arc::new(Self { store, mount, supervisor, about, names, changing, started })
+        let visits = Visits::default();
+        Arc::new(Self { store, mount, supervisor, about, names, visits, changing, started })
     }
 
     /// The record for the first branch of a new store.

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub const DETACH_AFTER: Duration = Duration::from_secs(600);
 /// How often work that nobody waits for is done: background syncs and spare files.
 pub const TICK: Duration = Duration::from_millis(500);
+/// How often visited moments are looked at, whether anybody visits them still.
+pub const VISITS_TICK: Duration = Duration::from_secs(2);
 /// How long clients get to leave when the server stops.
 pub const PROXY_GRACE: Duration = Duration::from_secs(5);
 /// Longest path of the run directory: a socket's path must fit `sun_path`.

@@ -2,21 +2,29 @@
 
 use crate::branches::Branches;
 use crate::error::{Error, Kind};
-use proxy::{Backends, Refusal, Selector, Upstream, refusal};
+use api::types::Moment;
+use proxy::{Backends, Refusal, Selector, Target, Upstream, refusal};
 use std::sync::Arc;
 
 /// Finds and wakes branches for the proxy in the same process.
 pub struct Gateway(pub Arc<Branches>);
 
 impl Backends for Gateway {
-    async fn acquire(&self, selector: &Selector) -> Result<Upstream, Refusal> {
-        let name = match selector {
+    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
+        let name = match &target.branch {
             Selector::Default => self.0.default_name(),
             Selector::Name(name) => name.clone(),
             // An unknown host is looked up as a name, whose error says what there is.
             Selector::Host(host) => self.0.name_of_host(host).unwrap_or_else(|| host.clone()),
         };
-        let lease = self.0.acquire(&name).await.map_err(refuse)?;
+        let lease = match &target.at {
+            None => self.0.acquire(&name).await,
+            Some(text) => {
+                let bad = |detail| refuse(Error::invalid("invalid_moment", detail));
+                self.0.visit(&name, &text.parse::<Moment>().map_err(bad)?).await
+            }
+        };
+        let lease = lease.map_err(refuse)?;
         Ok(Upstream { branch: name, socket: lease.socket().to_path_buf(), lease: Box::new(lease) })
     }
 }
@@ -24,6 +32,7 @@ impl Backends for Gateway {
 fn refuse(error: Error) -> Refusal {
     let sqlstate = match error.kind {
         Kind::NotFound => refusal::NO_SUCH_BRANCH,
+        Kind::Invalid => refusal::INVALID_PARAMETER,
         _ => refusal::CANNOT_CONNECT_NOW,
     };
     match error.detail.split_once("; ") {

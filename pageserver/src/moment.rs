@@ -67,6 +67,21 @@ pub fn fork(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) 
     }
 }
 
+/// As [`fork`], and transactions on it are read-only unless they ask to write.
+pub fn fork_for_reading(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) -> Result<TimelineId> {
+    let held = fork(store, timeline, moment, branch)?;
+    let outcome = store.timeline(held).and_then(|timeline| make_read_only(&Tree::new(timeline)));
+    outcome.map(|()| held).inspect_err(|_| give_up(store, held))
+}
+
+/// Adds to the settings that `ALTER SYSTEM` keeps.
+fn make_read_only(tree: &Tree) -> Result<()> {
+    let missing = |_| Error::unavailable("no_settings", "the data directory has no postgresql.auto.conf");
+    let (inode, attributes) = tree.lookup(ROOT_INODE, b"postgresql.auto.conf").map_err(missing)?;
+    let written = tree.write(inode, attributes.size, b"\ndefault_transaction_read_only = on\n");
+    written.map_err(wal::below("write postgresql.auto.conf"))
+}
+
 /// Removes a timeline that [`fork`] made and no name was given to.
 pub fn give_up(store: &Store, held: TimelineId) {
     match store.release(held) {

@@ -7,7 +7,7 @@ use crate::branches::{About, Branches};
 use crate::compute::{
     ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, bootstrap, leftovers,
 };
-use crate::config::{Config, DETACH_AFTER, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK};
+use crate::config::{Config, DETACH_AFTER, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK, VISITS_TICK};
 use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
 use crate::gateway::Gateway;
@@ -255,10 +255,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let limits = proxy::Limits { grace: PROXY_GRACE, ..proxy::Limits::default() };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
     let proxy = tokio::spawn(proxy::run(proxy_listener, tls, limits, gateway, proxy_metrics, until(stopped)));
+    let visited = Arc::clone(&running.branches);
+    let visits = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(VISITS_TICK).await;
+            visited.end_visits().await;
+        }
+    });
     tracing::info!(api = %api_bound, proxy = %proxy_bound, data = %config.data.display(), "ready");
 
     shutdown.await;
     tracing::info!("stopping");
+    visits.abort();
     stop.send_replace(true);
     // Each client gets the farewell of its own Postgres while the proxy waits for its sessions.
     running.supervisor.stop_all().await;

@@ -29,7 +29,7 @@ mod session;
 
 pub use metrics::Metrics;
 pub use refusal::Refusal;
-pub use route::Selector;
+pub use route::{Selector, Target};
 pub use server::{Limits, run};
 pub use tls::Tls;
 
@@ -45,8 +45,8 @@ pub struct Upstream {
 
 /// Finds branches and wakes them.
 pub trait Backends: Send + Sync + 'static {
-    /// Wakes the branch, if need be, and returns once its Postgres accepts connections.
+    /// Wakes the branch, or the moment of its past, if need be, and returns once its Postgres accepts connections.
     ///
     /// The future is dropped when the client goes away first, so that nothing stays awake for nobody.
-    fn acquire(&self, selector: &Selector) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
+    fn acquire(&self, target: &Target) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
 }

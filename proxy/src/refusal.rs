@@ -11,6 +11,10 @@ use pgwire::messages::response::ErrorResponse;
 pub const NO_SUCH_BRANCH: &str = "3D000";
 /// What the client sent is not the Postgres protocol.
 pub const PROTOCOL_VIOLATION: &str = "08P01";
+/// An option's value means nothing.
+pub const INVALID_PARAMETER: &str = "22023";
+/// What was asked for is not done here.
+pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
 /// The protocol version is not one Postgres speaks.
 pub const UNSUPPORTED_VERSION: &str = "0A000";
 /// The startup packet names no user.

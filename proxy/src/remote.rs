@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use api::client::{Client, Error};
 use api::types::Branch;
-use proxy::refusal::{CANNOT_CONNECT_NOW, NO_SUCH_BRANCH};
-use proxy::{Backends, Refusal, Selector, Upstream};
+use proxy::refusal::{CANNOT_CONNECT_NOW, FEATURE_NOT_SUPPORTED, NO_SUCH_BRANCH};
+use proxy::{Backends, Refusal, Selector, Target, Upstream};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Time between two beats; the server's `--suspend-after` has to be longer.
@@ -56,8 +56,13 @@ impl Drop for Beat {
 }
 
 impl Backends for Remote {
-    async fn acquire(&self, selector: &Selector) -> Result<Upstream, Refusal> {
-        let (client, selector) = (Arc::clone(&self.client), selector.clone());
+    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
+        if target.at.is_some() {
+            let text = "this proxy cannot reach moments of the past";
+            let hint = "Connect through the server's own proxy, or make a branch of the moment.";
+            return Err(Refusal::new(FEATURE_NOT_SUPPORTED, text).with_hint(hint));
+        }
+        let (client, selector) = (Arc::clone(&self.client), target.branch.clone());
         let woken = spawn_blocking(move || wake(&client, &selector)).await;
         let branch = woken.unwrap_or_else(|error| {
             tracing::error!(%error, "a call of the API failed in its own code");

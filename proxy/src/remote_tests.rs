@@ -66,7 +66,7 @@ async fn finds_and_wakes_a_branch() {
     let (url, requests) = serve(5);
     let remote = remote(&url);
     for selector in [Selector::Default, Selector::Host("main".into()), Selector::Name("main".into())] {
-        let upstream = remote.acquire(&selector).await.unwrap();
+        let upstream = remote.acquire(&selector.into()).await.unwrap();
         assert_eq!(upstream.branch, "main");
         assert_eq!(upstream.socket, Path::new("/run/main/.s.PGSQL.5432"));
     }
@@ -90,11 +90,14 @@ async fn says_why_a_branch_is_not_there() {
         ),
     ];
     for (selector, sqlstate, message) in table {
-        let refusal = remote.acquire(&selector).await.err().unwrap();
+        let refusal = remote.acquire(&selector.into()).await.err().unwrap();
         assert_eq!((refusal.sqlstate, refusal.message.as_str()), (sqlstate, message));
     }
     requests.join().unwrap();
-    let refusal = remote.acquire(&Selector::Default).await.err().unwrap();
+    let past = Target { branch: Selector::Default, at: Some("10m".into()) };
+    let refusal = remote.acquire(&past).await.err().unwrap();
+    assert_eq!(refusal.sqlstate, FEATURE_NOT_SUPPORTED);
+    let refusal = remote.acquire(&Selector::Default.into()).await.err().unwrap();
     assert_eq!(refusal, no_answer(), "the server is gone");
 }
 
@@ -102,7 +105,7 @@ async fn says_why_a_branch_is_not_there() {
 async fn keeps_a_branch_awake_while_a_session_lives() {
     let (url, requests) = serve(3);
     let remote = remote(&url);
-    let name = Selector::Name("main".into());
+    let name = Target::from(Selector::Name("main".into()));
     let first = remote.acquire(&name).await.unwrap();
     let second = remote.acquire(&name).await.unwrap();
     assert_eq!(remote.beats.lock().unwrap().len(), 1, "one beat for both");

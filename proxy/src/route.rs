@@ -1,20 +1,38 @@
-//! Which branch a connection asks for. Pure: startup parameters and TLS server name in, [`Selector`] out.
+//! What a connection asks for. Pure: startup parameters and TLS server name in, [`Target`] out.
 //!
 //! The choice comes, in this order, from: the TLS server name (SNI), the startup option `branch=NAME`, the database
-//! name `db@branch`, and is the default branch otherwise. What chose the branch is removed from the startup packet,
+//! name `db@branch`, and is the default branch otherwise. The startup option `at=MOMENT` asks for its past. What chose the branch is removed from the startup packet,
 //! so that the branch's Postgres never sees it. Whether such a branch exists is left to [`crate::Backends`].
 
 use std::net::IpAddr;
 
-use crate::refusal::{NO_SUCH_BRANCH, Refusal};
+use crate::refusal::{INVALID_PARAMETER, NO_SUCH_BRANCH, Refusal};
 use crate::startup::Startup;
 
 /// Longest branch name.
 const NAME_BYTES_MAX: usize = 63;
 /// Names under this top-level domain are the user's own machine, so the label in front can only mean a branch.
 const LOCALHOST: &str = "localhost";
-/// The startup option that names a branch, and Postgres's ways to write an option.
+/// The startup options that name a branch and a moment of its past.
 const BRANCH: &[u8] = b"branch=";
+const AT: &[u8] = b"at=";
+/// Longest text of a moment.
+const MOMENT_BYTES_MAX: usize = 64;
+
+/// What a connection asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Which branch.
+    pub branch: Selector,
+    /// Which moment of its past, as the client wrote it; now if none.
+    pub at: Option<String>,
+}
+
+impl From<Selector> for Target {
+    fn from(branch: Selector) -> Self {
+        Self { branch, at: None }
+    }
+}
 
 /// Which branch a connection asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +52,8 @@ pub fn route(
     mut startup: Startup,
     sni: Option<&str>,
     domain: Option<&str>,
-) -> Result<(Selector, Startup), Refusal> {
-    let named = take_option(&mut startup)?;
+) -> Result<(Target, Startup), Refusal> {
+    let Options { branch: named, at } = take_options(&mut startup)?;
     let host = sni.and_then(|sni| host_choice(sni, domain));
     let choice = match (host, named) {
         (Some(Host::Sure(label)), _) => Selector::Host(label),
@@ -46,7 +64,7 @@ pub fn route(
             (None, None) => Selector::Default,
         },
     };
-    Ok((choice, startup))
+    Ok((Target { branch: choice, at }, startup))
 }
 
 /// What a host name says about the branch.
@@ -89,39 +107,61 @@ fn take_database_suffix(startup: &mut Startup) -> Result<Option<String>, Refusal
     Ok(Some(name))
 }
 
-/// Takes the option that names a branch out of the startup parameter `options`; of several the last counts.
-fn take_option(startup: &mut Startup) -> Result<Option<String>, Refusal> {
-    let Some(options) = startup.get("options") else {
-        return Ok(None);
+/// What the startup parameter `options` says to the proxy.
+#[derive(Default)]
+struct Options {
+    branch: Option<String>,
+    at: Option<String>,
+}
+
+/// Takes what is for the proxy out of the startup parameter `options`; of several the last counts.
+fn take_options(startup: &mut Startup) -> Result<Options, Refusal> {
+    let Some(given) = startup.get("options") else {
+        return Ok(Options::default());
     };
-    let words = words(options);
-    let mut named = None;
+    let words = words(given);
+    let (mut branch, mut at) = (None, None);
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut rest = words.as_slice();
     while let [word, tail @ ..] = rest {
         // The word behind `-c` is its value, whatever it looks like.
-        let (value, taken) = match tail {
-            [value, ..] if word.text == b"-c" => (value.text.strip_prefix(BRANCH), 2),
-            _ => (branch_word(&word.text), 1),
+        let (option, taken) = match tail {
+            [value, ..] if word.text == b"-c" => (&*value.text, 2),
+            _ => (bare(&word.text), 1),
         };
-        match value {
-            Some(value) => named = Some(value.to_vec()),
-            None => kept.extend(rest[..taken].iter().map(|word| word.raw)),
+        if let Some(value) = option.strip_prefix(BRANCH) {
+            branch = Some(value.to_vec());
+        } else if let Some(value) = option.strip_prefix(AT) {
+            at = Some(value.to_vec());
+        } else {
+            kept.extend(rest[..taken].iter().map(|word| word.raw));
         }
         rest = &rest[taken..];
     }
-    let Some(named) = named else {
-        return Ok(None);
-    };
+    if branch.is_none() && at.is_none() {
+        return Ok(Options::default());
+    }
     let kept = kept.join(&b' ');
+    let branch = branch.map(|name| checked_name(&name)).transpose()?;
+    let at = at.map(|moment| checked_moment(&moment)).transpose()?;
     startup.set("options", (!kept.is_empty()).then_some(kept));
-    checked_name(&named).map(Some)
+    Ok(Options { branch, at })
 }
 
-/// The branch that a single word names.
-fn branch_word(word: &[u8]) -> Option<&[u8]> {
-    let option = word.strip_prefix(b"--").or_else(|| word.strip_prefix(b"-c"));
-    option.unwrap_or(word).strip_prefix(BRANCH)
+/// An option without Postgres's ways to begin one.
+fn bare(word: &[u8]) -> &[u8] {
+    word.strip_prefix(b"--").or_else(|| word.strip_prefix(b"-c")).unwrap_or(word)
+}
+
+/// The text of a moment; what it means is the server's to say.
+fn checked_moment(bytes: &[u8]) -> Result<String, Refusal> {
+    let text = String::from_utf8_lossy(bytes);
+    if (1..=MOMENT_BYTES_MAX).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic()) {
+        return Ok(text.into_owned());
+    }
+    Err(Refusal::new(INVALID_PARAMETER, "the option \"at\" is not a moment").with_hint(
+        "Give a time with its zone such as 2026-11-20T10:00:00Z, an LSN such as 0/16B3748, or how long ago such as 10m.",
+    ))
 }
 
 /// A word of `options`.

@@ -20,6 +20,28 @@ fn name(name: &str) -> Selector {
     Selector::Name(name.into())
 }
 
+#[test]
+fn options_name_a_moment() {
+    let table = [
+        ("at=2026-11-20T10:00:00Z", None, Some("2026-11-20T10:00:00Z"), None),
+        ("-c at=0/16B3748 branch=a", Some("a"), Some("0/16B3748"), None),
+        ("--at=1 -c work_mem=4MB -cat=10m", None, Some("10m"), Some("-c work_mem=4MB")),
+        ("-c search_path=a\\ at=1", None, None, Some("-c search_path=a\\ at=1")),
+    ];
+    for (options, branch, at, kept) in table {
+        let (target, left) = route(startup(&[("user", "u"), ("options", options)]), None, None).unwrap();
+        assert_eq!(target.branch, branch.map_or(Selector::Default, name), "{options:?}");
+        assert_eq!(target.at.as_deref(), at, "{options:?}");
+        assert_eq!(left.get("options"), kept.map(|kept: &str| kept.as_bytes()), "{options:?}");
+    }
+    for bad in ["at=", "at=a\\ b", "at=\u{1}"] {
+        let refusal = route(startup(&[("user", "u"), ("options", bad)]), None, None).unwrap_err();
+        assert_eq!(refusal.sqlstate, INVALID_PARAMETER, "{bad:?}");
+    }
+    let long = format!("at={}", "1".repeat(MOMENT_BYTES_MAX + 1));
+    route(startup(&[("user", "u"), ("options", &long)]), None, None).unwrap_err();
+}
+
 fn host(label: &str) -> Selector {
     Selector::Host(label.into())
 }
@@ -50,7 +72,7 @@ fn options_name_a_branch() {
     ];
     for (options, branch, kept) in table {
         let given = startup(&[("user", "u"), ("options", options), ("database", "d")]);
-        let (selector, left) = route(given, None, None).unwrap();
+        let (Target { branch: selector, .. }, left) = route(given, None, None).unwrap();
         assert_eq!(selector, branch.map_or(Selector::Default, name), "{options:?}");
         let kept = kept.map(|kept: &str| kept.as_bytes());
         assert_eq!(left.get("options"), kept, "{options:?}");
@@ -69,11 +91,11 @@ fn the_database_names_a_branch() {
     ];
     for (database, branch, left) in table {
         let given = startup(&[("user", "u@v"), ("database", database)]);
-        let (selector, rest) = route(given, None, None).unwrap();
+        let (Target { branch: selector, .. }, rest) = route(given, None, None).unwrap();
         assert_eq!(selector, branch.map_or(Selector::Default, name), "{database:?}");
         assert_eq!(rest.get("database"), left.map(str::as_bytes), "{database:?}");
     }
-    let (selector, rest) = route(startup(&[("user", "u")]), None, None).unwrap();
+    let (Target { branch: selector, .. }, rest) = route(startup(&[("user", "u")]), None, None).unwrap();
     assert_eq!((selector, rest), (Selector::Default, startup(&[("user", "u")])));
 }
 
@@ -95,7 +117,7 @@ fn the_server_name_is_a_branch() {
         ("db.internal", Some("example.com"), Selector::Default),
     ];
     for (sni, domain, expected) in table {
-        let (selector, _) = route(startup(&[("user", "u")]), Some(sni), domain).unwrap();
+        let (Target { branch: selector, .. }, _) = route(startup(&[("user", "u")]), Some(sni), domain).unwrap();
         assert_eq!(selector, expected, "{sni} under {domain:?}");
     }
 }
@@ -111,7 +133,7 @@ fn one_choice_goes_before_another() {
         (Some("s.localhost"), &[all[0], all[2]], host("s"), "app@d"),
     ];
     for (sni, params, expected, database) in table {
-        let (selector, left) = route(startup(params), sni, None).unwrap();
+        let (Target { branch: selector, .. }, left) = route(startup(params), sni, None).unwrap();
         assert_eq!(selector, expected, "{sni:?} {params:?}");
         assert_eq!(left.get("database"), Some(database.as_bytes()), "{sni:?} {params:?}");
         let options = left.get("options");

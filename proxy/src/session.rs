@@ -19,7 +19,7 @@ use crate::cancel::KeyWatch;
 use crate::greeting::{self, Failure, Plain, Wish};
 use crate::refusal::{CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS};
 use crate::relay::{close, count, relay};
-use crate::route::{Selector, route};
+use crate::route::{Target, route};
 use crate::server::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
 use crate::{Backends, Upstream};
@@ -136,7 +136,7 @@ impl<B: Backends> Connection<'_, B> {
 
     /// Runs a session from its startup packet to its end.
     async fn session(&mut self, client: &mut impl Stream, startup: Startup) -> Result<(), Failure> {
-        let (selector, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
+        let (target, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
         let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
         let _permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
         self.slot = None;
@@ -144,7 +144,7 @@ impl<B: Backends> Connection<'_, B> {
         let mut early = Vec::new();
         let Awake { upstream, mut server } = tokio::select! {
             biased;
-            awake = self.wake(&selector) => awake?,
+            awake = self.wake(&target) => awake?,
             error = watch_client(client, &mut early) => return Err(Failure::Gone(error)),
             () = self.shared.reached(Phase::Draining) => return Err(shutting_down().into()),
         };
@@ -156,10 +156,10 @@ impl<B: Backends> Connection<'_, B> {
     }
 
     /// Wakes the branch and connects to its Postgres.
-    async fn wake(&self, selector: &Selector) -> Result<Awake, Refusal> {
+    async fn wake(&self, target: &Target) -> Result<Awake, Refusal> {
         let limit = self.shared.limits.wake;
         let work = async {
-            let upstream = self.shared.backends.acquire(selector).await?;
+            let upstream = self.shared.backends.acquire(target).await?;
             let server = knock(&upstream).await?;
             Ok(Awake { upstream, server })
         };

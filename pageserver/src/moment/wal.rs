@@ -8,8 +8,11 @@ use crate::error::{Error, Result};
 use crate::fs::tree::{Tree, TreeError, Wanted};
 use crate::storage::format::FileKind;
 use crate::storage::page::ROOT_INODE;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
+use std::rc::Rc;
 
 /// A place in the write-ahead log, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,9 +60,12 @@ const RECORD_HEAD: usize = 64;
 /// Longest record (`XLogRecordMaxSize`).
 const MAX_RECORD: u32 = 1020 << 20;
 /// Pages before the last one from which on records are followed, should pages have come out of order.
-const SLACK_PAGES: u64 = 64;
+const SLACK_PAGES: u64 = 16;
 /// Sizes of segments that `initdb` allows.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
+
+/// Bytes that are read at once.
+const WINDOW: u64 = 64 << 10;
 
 /// The log in a tree.
 pub struct Wal<'t> {
@@ -68,6 +74,22 @@ pub struct Wal<'t> {
     segment_bytes: u64,
     /// By number: name and inode.
     segments: BTreeMap<u64, (Vec<u8>, u64)>,
+    /// What was read last, and from where on: most records are in the page of the one before.
+    window: RefCell<(u64, Rc<Vec<u8>>)>,
+}
+
+/// A page that was written.
+struct Page {
+    window: Rc<Vec<u8>>,
+    at: usize,
+}
+
+impl Deref for Page {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.window[self.at..self.at + PAGE as usize]
+    }
 }
 
 /// A record.
@@ -114,7 +136,8 @@ impl<'t> Wal<'t> {
                 named.insert(key, (name, target.inode));
             }
         }
-        let mut wal = Self { tree, directory, segment_bytes: 0, segments: BTreeMap::new() };
+        let window = RefCell::new((u64::MAX, Rc::default()));
+        let mut wal = Self { tree, directory, segment_bytes: 0, segments: BTreeMap::new(), window };
         wal.segment_bytes = wal.find_segment_bytes(named.values().rev().map(|(_, inode)| *inode))?;
         let per_id = (1 << 32) / wal.segment_bytes;
         // By the order of names a newer timeline's file of the same place comes last.
@@ -138,13 +161,23 @@ impl<'t> Wal<'t> {
     }
 
     /// The page at `at`, if it was written.
-    fn page(&self, at: u64) -> Result<Option<Vec<u8>>> {
-        let Some((_, inode)) = self.segments.get(&(at / self.segment_bytes)) else { return Ok(None) };
-        let read = self.tree.read(*inode, at % self.segment_bytes, PAGE as u32);
+    fn page(&self, at: u64) -> Result<Option<Page>> {
+        let start = at - at % WINDOW;
+        let mut held = self.window.borrow_mut();
+        if held.0 != start {
+            *held = (start, Rc::new(self.read_window(start)?));
+        }
+        let page = usize::try_from(at - start).unwrap_or(usize::MAX);
+        let written = held.1.len() as u64 >= at - start + PAGE && number::<8>(&held.1, page + 8) == Some(at);
+        Ok(written.then(|| Page { window: Rc::clone(&held.1), at: page }))
+    }
+
+    fn read_window(&self, start: u64) -> Result<Vec<u8>> {
+        let Some((_, inode)) = self.segments.get(&(start / self.segment_bytes)) else { return Ok(Vec::new()) };
+        let read = self.tree.read(*inode, start % self.segment_bytes, WINDOW as u32);
         let (mut buffer, range) = read.map_err(below("read pg_wal"))?;
         buffer.truncate(range.end);
-        let written = buffer.len() as u64 == PAGE && number::<8>(&buffer, 8) == Some(at);
-        Ok(written.then_some(buffer))
+        Ok(buffer)
     }
 
     /// Whether all segments from that of `from` up to that of `to` are there.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use proxy::{Backends, Limits, Metrics, Refusal, Selector, Tls, Upstream};
+use proxy::{Backends, Limits, Metrics, Refusal, Selector, Target, Tls, Upstream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -58,10 +58,10 @@ impl Drop for Counted {
 }
 
 impl Backends for Branches {
-    async fn acquire(&self, selector: &Selector) -> Result<Upstream, Refusal> {
-        let name = match selector {
+    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
+        let name = match &target.branch {
             Selector::Default => "main",
-            Selector::Host(name) | Selector::Name(name) => name,
+            Selector::Host(name) | Selector::Name(name) => name.as_str(),
         };
         let socket = match name {
             "main" => self.cluster.socket("main"),
