@@ -174,6 +174,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ID", conflicts_with = "name")]
         follow: Option<String>,
     },
+    /// Show who takes how much of the disk, every byte counted once
+    Du,
     /// Show the server's status
     Status,
     /// Print a shell's completion script

@@ -53,6 +53,10 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         Command::Import { name, from, follow } => {
             return import_command(&client, format, name.as_deref(), from.as_deref(), follow.as_deref());
         }
+        Command::Du => {
+            let usage = client.usage()?;
+            show(format, &usage, || output::usage(&usage))?;
+        }
         Command::Status => {
             let status = client.status()?;
             show(format, &status, || output::status(&status))?;

@@ -1,11 +1,11 @@
 //! Answers as text for people. Pure: the time comes from the caller.
 
-use api::types::{Branch, ComputeState, History, Import, ImportState, Status};
+use api::types::{Branch, ComputeState, History, Import, ImportState, Status, Usage};
 use jiff::Timestamp;
 
 /// A table of branches.
 pub(crate) fn branches(branches: &[Branch], now: Timestamp) -> String {
-    let head = ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FORKED", "NOTES"].map(str::to_owned);
+    let head = ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FREES", "FORKED", "NOTES"].map(str::to_owned);
     let rows = branches.iter().map(|branch| {
         [
             clean(&branch.name),
@@ -14,6 +14,7 @@ pub(crate) fn branches(branches: &[Branch], now: Timestamp) -> String {
             branch.connections.to_string(),
             branch.logical_bytes.map_or("-".to_owned(), size),
             size(branch.own_bytes),
+            size(branch.freed_by_delete),
             ago(branch.forked_at, now),
             notes(branch),
         ]
@@ -32,6 +33,7 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         ("clients", branch.connections.to_string()),
         ("size", branch.logical_bytes.map_or("-".to_owned(), size)),
         ("own", size(branch.own_bytes)),
+        ("frees", size(branch.freed_by_delete)),
         ("created", since(branch.created_at)),
         ("forked", since(branch.forked_at)),
         ("position", branch.fork_position.map_or("-".to_owned(), |position| position.to_string())),
@@ -49,6 +51,24 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// Who takes how much of the disk; the rows add up.
+pub(crate) fn usage(usage: &Usage) -> String {
+    let head = ["NAME", "SIZE", "OWN", "FREES", "NEEDED BY"].map(str::to_owned);
+    let branches = usage.branches.iter().map(|branch| {
+        let logical = branch.logical_bytes.map_or("-".to_owned(), size);
+        [clean(&branch.name), logical, size(branch.own_bytes), size(branch.freed_by_delete), String::new()]
+    });
+    let nameless = usage.nameless.iter().map(|timeline| {
+        let needed_by: Vec<String> = timeline.needed_by.iter().map(|name| clean(name)).collect();
+        let needed_by = if needed_by.is_empty() { "a session or an import".to_owned() } else { needed_by.join(", ") };
+        let own = size(timeline.own_bytes);
+        [format!("({})", clean(&timeline.timeline)), "-".to_owned(), own, "-".to_owned(), needed_by]
+    });
+    let row = |name: &str, bytes| [name.to_owned(), "-".to_owned(), size(bytes), "-".to_owned(), String::new()];
+    let last = [row("(reserve)", usage.reserve_bytes), row("(total)", usage.total_bytes)];
+    table(std::iter::once(head).chain(branches).chain(nameless).chain(last).collect())
 }
 
 /// The ranges of a history, oldest first.
@@ -193,6 +213,7 @@ mod tests {
             connections: 3,
             logical_bytes: parent.map(|_| 31 << 20),
             own_bytes: 1000,
+            freed_by_delete: 1000,
         }
     }
 
@@ -201,9 +222,9 @@ mod tests {
         let now = Timestamp::from_second(300).unwrap();
         let text = branches(&[sample("main", None), sample("feature/login", Some("main"))], now);
         let expected = "\
-NAME           PARENT  STATE    CLIENTS  SIZE      OWN     FORKED         NOTES
-main           -       running  3        -         1000 B  5 minutes ago  default, protected
-feature/login  main    running  3        31.0 MiB  1000 B  5 minutes ago
+NAME           PARENT  STATE    CLIENTS  SIZE      OWN     FREES   FORKED         NOTES
+main           -       running  3        -         1000 B  1000 B  5 minutes ago  default, protected
+feature/login  main    running  3        31.0 MiB  1000 B  1000 B  5 minutes ago
 ";
         assert_eq!(text, expected);
     }

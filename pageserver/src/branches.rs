@@ -6,6 +6,7 @@
 
 pub mod names;
 mod past;
+mod usage;
 mod visits;
 
 use crate::compute::{Lease, Supervisor};
@@ -349,6 +350,8 @@ impl Branches {
         let compute = self.supervisor.state(timeline);
         let ancestor = self.store.catalog().timeline(timeline).and_then(|timeline| timeline.ancestor);
         let (own_bytes, logical_bytes) = self.store.sizes(timeline)?;
+        let freed = self.store.catalog().freed_by_delete(name);
+        let freed = freed.into_iter().map(|id| self.store.sizes(id).map_or(0, |(own, _)| own)).sum();
         Ok(Branch {
             name: name.to_owned(),
             host: names::host(name),
@@ -365,6 +368,7 @@ impl Branches {
             connections: compute.leases,
             logical_bytes,
             own_bytes,
+            freed_by_delete: freed,
         })
     }
 

@@ -17,7 +17,7 @@ use ureq::http::{Method, Request, Response, Uri};
 
 use crate::types::{
     Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem, ResetBranch, RestoreBranch,
-    Status, UpdateBranch,
+    Status, UpdateBranch, Usage,
 };
 
 /// Where a server listens unless told otherwise.
@@ -221,6 +221,11 @@ impl Client {
     /// `GET /v1/imports/{id}`.
     pub fn import(&self, id: &str) -> Result<Import, Error> {
         self.read(&format!("/v1/imports/{}", encode(id)))
+    }
+
+    /// `GET /v1/usage`.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        self.read("/v1/usage")
     }
 
     /// `GET /v1/status`.

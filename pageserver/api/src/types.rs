@@ -194,11 +194,54 @@ pub struct Branch {
     pub socket: Option<String>,
     /// Client connections through the proxy now.
     pub connections: u64,
-    /// Size of the data directory as Postgres sees it, in bytes; absent until it was first opened since the start.
+    /// Size of the data directory as Postgres sees it, in bytes; absent if a killed server left that
+    /// to be found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical_bytes: Option<u64>,
-    /// Bytes on disk that this branch's own timeline holds.
+    /// Bytes on disk that this branch's own timeline holds: what was written to it, its past included.
     pub own_bytes: u64,
+    /// Bytes on disk that deleting the branch would free at once; 0 while others were made from it.
+    #[serde(default)]
+    pub freed_by_delete: u64,
+}
+
+/// Answer of `GET /v1/usage`: every byte of the store on disk, counted once.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// What each branch's own timeline holds.
+    pub branches: Vec<BranchUsage>,
+    /// Timelines without a name.
+    pub nameless: Vec<NamelessUsage>,
+    /// Files that no timeline uses: the catalog, and spare files that are written out beforehand.
+    pub reserve_bytes: u64,
+    /// The sum of all.
+    pub total_bytes: u64,
+}
+
+/// What a branch takes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BranchUsage {
+    /// Name of the branch.
+    pub name: String,
+    /// Size of the data directory as Postgres sees it, in bytes; absent if a killed server left that to be found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_bytes: Option<u64>,
+    /// Bytes on disk that its own timeline holds.
+    pub own_bytes: u64,
+    /// Bytes on disk that deleting it would free at once.
+    pub freed_by_delete: u64,
+}
+
+/// What a timeline without a name takes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NamelessUsage {
+    /// The timeline.
+    pub timeline: String,
+    /// Bytes on disk that it holds.
+    pub own_bytes: u64,
+    /// Branches that were made from it before a reset, restore or deletion took its name away; none for a visited moment
+    /// or an import.
+    pub needed_by: Vec<String>,
 }
 
 /// Answer of `GET /v1/branches`.

@@ -23,7 +23,7 @@ use super::handlers::{branches, imports, server};
     paths(
         branches::list, branches::create, branches::show, branches::ensure, branches::update, branches::delete,
         branches::reset, branches::restore, branches::suspend, branches::wake, branches::connection,
-        branches::history, imports::start, imports::show, server::status, server::metrics, server::healthz,
+        branches::history, imports::start, imports::show, server::usage, server::status, server::metrics, server::healthz,
         server::openapi
     ),
     components(schemas(Problem)),

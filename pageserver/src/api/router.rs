@@ -52,6 +52,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/branches/{name}/history", get(branches::history))
         .route("/v1/imports", post(imports::start))
         .route("/v1/imports/{id}", get(imports::show))
+        .route("/v1/usage", get(server::usage))
         .route("/v1/status", get(server::status))
         .route("/metrics", get(server::metrics))
         .route_layer(from_fn_with_state(Arc::clone(&app), auth::require));

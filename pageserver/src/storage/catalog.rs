@@ -45,6 +45,9 @@ pub struct AncestorRecord {
     /// From when on it has a past of its own; 0 if that begins with its first mark.
     #[serde(default)]
     pub begins_ns: i64,
+    /// Bytes of the files in both lanes as their user sees them there.
+    #[serde(default)]
+    pub logical_bytes: [u64; 2],
 }
 
 /// A timeline.
@@ -66,6 +69,12 @@ pub struct LaneRecord {
     pub sequence: u32,
     /// The layers, newest first.
     pub layers: Vec<LayerRecord>,
+    /// Bytes of the lane's files as their user sees them, those inherited included, when it was last sealed.
+    #[serde(default)]
+    pub logical_bytes: u64,
+    /// The newest mark among what is sealed, in nanoseconds since 1970; 0 if there is none.
+    #[serde(default)]
+    pub newest_mark_ns: i64,
 }
 
 /// A sealed layer.
@@ -229,6 +238,11 @@ impl Catalog {
     pub fn is_needed(&self, id: TimelineId) -> bool {
         let state = read(&self.state);
         state.names.contains_key(&id.0) || state.children.get(&id.0).is_some_and(|children| !children.is_empty())
+    }
+
+    /// The timelines that would be dropped with a branch's name.
+    pub fn freed_by_delete(&self, name: &str) -> Vec<TimelineId> {
+        read(&self.state).freed_by(&Update { remove_branches: vec![name.to_owned()], ..Update::default() })
     }
 
     /// Where the children of a timeline were forked from it.
@@ -546,7 +560,7 @@ mod tests {
 
     fn fork_of(timeline: TimelineId) -> TimelineRecord {
         TimelineRecord {
-            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8], time_ns: 7, begins_ns: 8 }),
+            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8], time_ns: 7, begins_ns: 8, logical_bytes: [5, 6] }),
             ..TimelineRecord::default()
         }
     }

@@ -22,6 +22,9 @@ const MAX_ALIKE: usize = 4;
 /// Layers of a lane, whatever their sizes.
 const MAX_LAYERS: usize = 8;
 
+/// Less is left where it is.
+const MIN_GARBAGE_BYTES: u64 = 1 << 20;
+
 /// Called now and then with the bytes worked on since the last call; an error ends the work.
 pub type Pace<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 
@@ -34,6 +37,8 @@ pub struct Shape {
     pub quiet: bool,
     /// Bytes of the layers, newest first.
     pub layers: Vec<u64>,
+    /// Of these, those that nobody needs, as far as is known.
+    pub garbage: u64,
 }
 
 /// What to do with a lane.
@@ -65,6 +70,10 @@ pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
     if shape.layers.len() > MAX_LAYERS {
         return Plan::Merge(0..alike.max(shape.layers.len() - MAX_LAYERS + 1));
     }
+    let all: u64 = shape.layers.iter().sum();
+    if shape.garbage > MIN_GARBAGE_BYTES && shape.garbage > all / 4 {
+        return Plan::Merge(0..shape.layers.len());
+    }
     Plan::Nothing
 }
 
@@ -77,38 +86,41 @@ pub(super) struct Merged {
 }
 
 /// One of the layers that are merged.
-struct Input<I: Iterator> {
+pub(super) struct Input<I: Iterator> {
     layer: Arc<Layer>,
     entries: Peekable<I>,
     /// The group that was read last.
     group: Option<(u32, Vec<u8>)>,
 }
 
+impl<I: Iterator> Input<I> {
+    pub(super) fn of(layer: &Arc<Layer>, entries: I) -> Self {
+        Self { layer: Arc::clone(layer), entries: entries.peekable(), group: None }
+    }
+}
+
 /// What decides which versions of a file's blocks are kept, all of it as of one moment: a cut may hide a version from
 /// the head that a child, forked just before, still sees.
-#[derive(Default)]
-struct Fate {
-    inode: u64,
-    retained: Retained,
+#[derive(Clone, Default)]
+pub(super) struct Fate {
+    pub(super) inode: u64,
+    pub(super) retained: Retained,
     /// All of it is gone for everybody.
-    forgotten: bool,
-    cuts: Vec<(Position, u32)>,
+    pub(super) forgotten: bool,
+    pub(super) cuts: Vec<(Position, u32)>,
     /// What no layer says of a block is zeros.
-    zeros_below: bool,
+    pub(super) zeros_below: bool,
 }
 
 impl Fate {
     /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees the newest.
-    fn kept(&self, versions: Vec<(Entry, usize)>) -> Vec<(Entry, usize)> {
+    pub(super) fn kept(&self, versions: &[(Entry, usize)]) -> Vec<(Entry, usize)> {
         let mut kept: Vec<(Entry, usize)> = Vec::new();
         if self.forgotten {
             return kept;
         }
         for (nth, (entry, input)) in versions.iter().enumerate() {
-            let cuts_it = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
-            let cut = self.cuts.iter().find(cuts_it).map(|(at, _)| *at);
-            let next = versions.get(nth + 1).map(|(next, _)| next.position);
-            let end = next.into_iter().chain(cut).min();
+            let end = self.end(versions, nth);
             let seen = end.is_none_or(|end| self.retained.sees(entry.position, end));
             let implied = entry.page.is_none() && kept.is_empty() && self.zeros_below;
             if seen && !implied {
@@ -116,6 +128,15 @@ impl Fate {
             }
         }
         kept
+    }
+
+    /// From where on a version of a block counts no more.
+    pub(super) fn end(&self, versions: &[(Entry, usize)], nth: usize) -> Option<Position> {
+        let entry = &versions[nth].0;
+        let cuts_it = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
+        let cut = self.cuts.iter().find(cuts_it).map(|(at, _)| *at);
+        let next = versions.get(nth + 1).map(|(next, _)| next.position);
+        next.into_iter().chain(cut).min()
     }
 }
 
@@ -126,7 +147,7 @@ impl Timeline {
         let layers = state.record.layers.iter().map(|layer| layer.bytes).collect();
         let last = state.log.last();
         let log_bytes = if last == state.record.sealed { 0 } else { state.log.bytes() };
-        (Shape { log_bytes, quiet: last == before, layers }, last)
+        (Shape { log_bytes, quiet: last == before, layers, garbage: 0 }, last)
     }
 
     /// Writes one layer in place of those in `range`.
@@ -170,11 +191,7 @@ impl Timeline {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         // Oldest first, so that the versions of a block come in order.
-        let mut inputs: Vec<_> = layers
-            .iter()
-            .rev()
-            .map(|layer| Input { layer: Arc::clone(layer), entries: layer.scan().peekable(), group: None })
-            .collect();
+        let mut inputs: Vec<_> = layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
         let mut fate = Fate::default();
         let mut page = vec![0; PAGE_BYTES];
         while let Some(versions) = next_block(&mut inputs)? {
@@ -182,7 +199,7 @@ impl Timeline {
             if fate.inode != inode {
                 fate = self.fate(writer.lane(), inode, oldest);
             }
-            for (entry, nth) in fate.kept(versions) {
+            for (entry, nth) in fate.kept(&versions) {
                 let key = (entry.inode, entry.block, entry.position);
                 if entry.page.is_none() {
                     writer.add(key, None)?;
@@ -196,7 +213,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
+    pub(super) fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
         let state = read(&self.lane(lane).state);
         let (forgotten, cuts) = (state.index.forgot(inode), state.index.cuts(inode).to_vec());
         let retained = state.index.retained().clone();
@@ -231,7 +248,7 @@ impl<I: Iterator<Item = Result<Entry>>> Input<I> {
 }
 
 /// All versions of the next block in the order of keys, oldest first, each with the number of its input.
-fn next_block<I: Iterator<Item = Result<Entry>>>(
+pub(super) fn next_block<I: Iterator<Item = Result<Entry>>>(
     inputs: &mut [Input<I>],
 ) -> Result<Option<Vec<(Entry, usize)>>> {
     let mut next: Option<(u64, u32)> = None;
@@ -263,7 +280,7 @@ mod tests {
     const LIMIT: u64 = 100;
 
     fn shape(log_bytes: u64, quiet: bool, layers: &[u64]) -> Shape {
-        Shape { log_bytes, quiet, layers: layers.to_vec() }
+        Shape { log_bytes, quiet, layers: layers.to_vec(), garbage: 0 }
     }
 
     #[test]
@@ -281,6 +298,16 @@ mod tests {
         assert_eq!(choose(&shape(0, true, &[10, 15, 1000]), LIMIT), Plan::Merge(0..2));
         assert_eq!(choose(&shape(0, true, &[10, 1000]), LIMIT), Plan::Nothing);
         assert_eq!(choose(&shape(0, true, &[600, 1000]), LIMIT), Plan::Merge(0..2));
+    }
+
+    #[test]
+    fn a_lane_is_rewritten_when_a_quarter_of_it_is_garbage() {
+        let of = |garbage| Shape { garbage, ..shape(0, false, &[3 << 20, 50 << 20]) };
+        assert_eq!(choose(&of(13 << 20), LIMIT), Plan::Nothing);
+        assert_eq!(choose(&of(14 << 20), LIMIT), Plan::Merge(0..2));
+        let small = Shape { garbage: 1 << 20, ..shape(0, false, &[1 << 20]) };
+        assert_eq!(choose(&small, LIMIT), Plan::Nothing);
+        assert_eq!(choose(&Shape { garbage: 2 << 20, ..shape(0, true, &[3 << 20]) }, LIMIT), Plan::Merge(0..1));
     }
 
     #[test]

@@ -131,8 +131,16 @@ impl Timeline {
                 self.append_marks(&mut data, position, &changes)?;
             }
             known.iter().for_each(|mark| wal.index.release(*mark));
+            data.index.sweep();
+            wal.index.sweep();
         }
         Ok(())
+    }
+
+    /// The marks to let go of while nothing is written.
+    pub(super) fn due_at_rest(&self) -> Vec<Position> {
+        let now_ns = self.shared.clock.now_ns();
+        read(&self.lanes[0].state).index.marks().due_at_rest(now_ns, self.window_ns())
     }
 
     fn append_marks(&self, data: &mut LaneState, position: Position, changes: &[Change]) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::storage::compaction::{self, Pace, Plan};
 use crate::storage::format::LaneKind;
 use crate::storage::layer::LayerId;
 use crate::storage::page::{Position, TimelineId};
+use crate::storage::retention::Retention;
 use crate::storage::store::{Slot, Store};
 use crate::storage::timeline::Timeline;
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// A lane whose sealing or merging failed is left alone for so long.
 const RETRY: Duration = Duration::from_secs(60);
+/// What a timeline keeps is looked at no more often than this.
+const SOON: Duration = Duration::from_secs(1);
 /// Bytes worked on between two looks at who else wants the machine.
 const SLICE_BYTES: u64 = 1 << 20;
 /// While others append, the work rests for so many times as long as it works, so that they hardly notice.
@@ -34,6 +37,8 @@ pub struct Limits {
     pub max_log_bytes: u64,
     /// When nothing was appended for so long.
     pub quiet: Duration,
+    /// Bytes that a timeline may keep for marks alone.
+    pub max_history_bytes: u64,
 }
 
 /// What was seen of the lanes, from one pass to the next.
@@ -42,20 +47,26 @@ pub struct Maintenance {
     /// The newest record of each lane, and when it was first seen to be that.
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
     failed: HashMap<(TimelineId, LaneKind), Instant>,
+    retention: Retention,
 }
 
 impl Maintenance {
     /// Seals and merges within `limits`.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, seen: HashMap::new(), failed: HashMap::new() }
+        Self { limits, seen: HashMap::new(), failed: HashMap::new(), retention: Retention::default() }
     }
 
     /// Does what is due, until there is no more or `stop` is set.
     pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
+        if let Err(error) = store.open_due() {
+            tracing::warn!(%error, "a timeline that rests could not be looked after");
+        }
         let timelines = store.open_timelines();
+        self.retention.keep(&timelines);
         self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
         self.failed.retain(|_, failed| failed.elapsed() < RETRY);
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
+            self.look(store, timeline);
             for lane in LaneKind::ALL {
                 let mut pace = Slices {
                     store,
@@ -70,14 +81,30 @@ impl Maintenance {
         }
     }
 
+    /// Since when the lane is as it is.
+    fn quiet_since(&self, id: TimelineId, lane: LaneKind) -> Option<Position> {
+        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.limits.quiet);
+        quiet.map(|(last, _)| *last)
+    }
+
+    fn look(&mut self, store: &Store, timeline: &Arc<Timeline>) {
+        let last = timeline.last_positions();
+        let rests = LaneKind::ALL.iter().all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
+        let Limits { quiet, max_history_bytes, .. } = self.limits;
+        let looked = self.retention.look(store, timeline, (rests, quiet.max(SOON), max_history_bytes));
+        if let Err(error) = looked {
+            tracing::error!(timeline = %timeline.id(), %error, "what a timeline keeps of its past could not be looked at");
+        }
+    }
+
     /// Does one thing to a lane; false if there is nothing to do.
     fn lane(&mut self, store: &Store, timeline: &Timeline, lane: LaneKind, pace: &mut Slices<'_>) -> bool {
         let (id, began) = (timeline.id(), Instant::now());
         if self.failed.contains_key(&(id, lane)) {
             return false;
         }
-        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.limits.quiet);
-        let (shape, last) = timeline.shape(lane, quiet.map_or(Position::MAX, |(last, _)| *last));
+        let (mut shape, last) = timeline.shape(lane, self.quiet_since(id, lane).unwrap_or(Position::MAX));
+        shape.garbage = self.retention.garbage(id, lane);
         let seen = self.seen.entry((id, lane)).or_insert((last, began));
         if seen.0 != last {
             *seen = (last, began);
@@ -89,7 +116,10 @@ impl Maintenance {
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
-            Plan::Merge(range) => store.merge(id, lane, range.clone(), &mut |bytes| pace.worked(bytes)),
+            Plan::Merge(range) => {
+                self.retention.forget(id, lane);
+                store.merge(id, lane, range.clone(), &mut |bytes| pace.worked(bytes))
+            }
         };
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         match outcome {

@@ -66,13 +66,20 @@ impl Marks {
         self.0.iter().filter(due).map(|mark| mark.position).collect()
     }
 
-    /// When the next mark is due if no other is added; `None` without marks.
-    pub(super) fn next_due_ns(&self, now_ns: i64, window_ns: i64) -> Option<i64> {
-        let (oldest, newest) = (self.0.first()?, self.0.last()?);
-        let thin = newest.time_ns.saturating_add(FINE_NS);
-        let gone = oldest.time_ns.saturating_add(window_ns);
-        // Thinned once, when the newest is old enough, rather than minute by minute.
-        Some(if thin > now_ns && thin < newest.time_ns.saturating_add(window_ns) { thin } else { gone.max(now_ns) })
+    /// Those to let go of in a timeline that rests: thinned once when the newest is old enough, and all when all are too
+    /// old. In between each would cost it its rest.
+    pub(super) fn due_at_rest(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
+        match self.newest().map(|newest| now_ns.saturating_sub(newest.time_ns)) {
+            Some(age) if age > window_ns => self.0.iter().map(|mark| mark.position).collect(),
+            Some(age) if age > FINE_NS => self.due(now_ns, i64::MAX),
+            _ => Vec::new(),
+        }
+    }
+
+    /// When marks are next to be let go of at rest, if the newest is of this time.
+    pub(super) fn next_at_rest(newest_ns: i64, now_ns: i64, window_ns: i64) -> i64 {
+        let (thinned, gone) = (newest_ns.saturating_add(FINE_NS), newest_ns.saturating_add(window_ns));
+        if thinned > now_ns { thinned.min(gone) } else { gone }
     }
 }
 
@@ -108,5 +115,14 @@ mod tests {
         let due = marks.due(now, 1_000 * SECOND);
         assert_eq!(due.len(), marks.all().iter().filter(|mark| mark.time_ns < 3_000 * SECOND).count());
         assert_eq!(marks.due(now + 2 * day, day).len(), marks.all().len());
+
+        // At rest it happens twice: an hour later, and when the window has passed.
+        let rest = every_second(4_000);
+        assert_eq!(rest.due_at_rest(now + 3_000 * SECOND, day), [] as [Position; 0]);
+        let thinned = rest.due_at_rest(now + 3_700 * SECOND, day).len();
+        assert_eq!(thinned, 4_000 - 67 - 1, "one for each minute stays, and the one that is kept");
+        assert_eq!(rest.due_at_rest(now + 86_500 * SECOND, day).len(), 4_000);
+        let next = |after: i64| (Marks::next_at_rest(now, now + after * SECOND, day) - now) / SECOND;
+        assert_eq!([next(0), next(3_599), next(3_601)], [3_600, 3_600, 86_400]);
     }
 }

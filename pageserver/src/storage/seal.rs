@@ -70,7 +70,7 @@ impl Timeline {
     }
 
     /// Writes what was frozen as a layer.
-    pub(super) fn write_layer(&self, frozen: &Frozen, pace: &mut Pace<'_>) -> Result<Sealed> {
+    pub(super) fn write_layer(self: &Arc<Self>, frozen: &Frozen, pace: &mut Pace<'_>) -> Result<Sealed> {
         let lane_files = self.lane_files();
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
@@ -82,8 +82,17 @@ impl Timeline {
         }
         let bytes = writer.finish(&frozen.metadata)?;
         let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
-        let mut record =
-            LaneRecord { sealed: frozen.start.sealed, sequence: frozen.start.sequence, layers: Vec::new() };
+        let marks = frozen.metadata.iter().rev().filter_map(|(_, change)| match change {
+            Change::Mark { time_ns, .. } => Some(*time_ns),
+            _ => None,
+        });
+        let mut record = LaneRecord {
+            sealed: frozen.start.sealed,
+            sequence: frozen.start.sequence,
+            layers: Vec::new(),
+            logical_bytes: self.sum_sizes(frozen.lane),
+            newest_mark_ns: marks.take(1).sum(),
+        };
         record.layers.push(LayerRecord { number, bytes });
         record.layers.extend(locks::read(&self.lane(frozen.lane).state).record.layers.iter().cloned());
         Ok(Sealed { layer, record, start: frozen.start })

@@ -41,17 +41,41 @@ pub(super) struct Slot {
     pub(super) lanes: [LaneRecord; 2],
     files: Files,
     pub(super) timeline: Option<Arc<Timeline>>,
-    /// What it showed when it was last closed.
-    logical_bytes: Option<u64>,
+    /// When it was last looked at whether marks are due.
+    pub(super) rested_ns: i64,
     /// Whether it had to be opened anew.
     reopened: bool,
 }
 
 impl Slot {
     fn closed(ancestor: Option<AncestorRecord>, lanes: [LaneRecord; 2], files: Files) -> Arc<Mutex<Self>> {
-        let (timeline, logical_bytes, reopened) = (None, None, false);
-        Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, logical_bytes, reopened }))
+        let (timeline, rested_ns, reopened) = (None, 0, false);
+        Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, rested_ns, reopened }))
     }
+
+    /// Whether something of it is not sealed.
+    pub(super) fn has_log(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// What both lanes show while it is closed and all of it is sealed.
+    fn sealed_logical_bytes(&self) -> [u64; 2] {
+        let inherited = self.ancestor.as_ref().map_or([0; 2], |ancestor| ancestor.logical_bytes);
+        let of = |lane: usize| {
+            let record = &self.lanes[lane];
+            if record.layers.is_empty() { inherited[lane] } else { record.logical_bytes }
+        };
+        [of(0), of(1)]
+    }
+}
+
+/// Bytes on the disk.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Of each timeline's files.
+    pub timelines: HashMap<TimelineId, u64>,
+    /// Of all others.
+    pub reserve: u64,
 }
 
 /// Where a new timeline begins.
@@ -169,7 +193,12 @@ impl Store {
         let id = self.catalog.new_timeline();
         let mut update = update(id);
         let begins_ns = if unfinished { 0 } else { past.map_or(time_ns, |_| self.shared.clock.now_ns()) };
-        let ancestor = AncestorRecord { timeline: parent.0, at, synced, time_ns, begins_ns };
+        let logical_bytes = match (&slot.timeline, past) {
+            (Some(timeline), Some(_)) => timeline.view(at).logical_bytes(),
+            (Some(timeline), None) => timeline.logical_bytes(),
+            (None, _) => slot.sealed_logical_bytes(),
+        };
+        let ancestor = AncestorRecord { timeline: parent.0, at, synced, time_ns, begins_ns, logical_bytes };
         self.add_slot(id, Some(ancestor.clone()));
         update
             .add_timelines
@@ -309,32 +338,36 @@ impl Store {
 
     /// Closes the timelines that nothing uses and whose logs are empty. They keep no file open and next to no memory.
     pub fn close_unused(&self) {
-        let slots: Vec<_> = lock(&self.slots).iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect();
-        for (id, slot) in slots {
+        for (id, slot) in self.slots() {
             let Ok(mut slot) = slot.try_lock() else { continue };
             let unused = |timeline: &Arc<Timeline>| {
                 // Whoever else has it open, a child as well, has a clone; nobody gets one without the slot's lock.
                 Arc::strong_count(timeline) == 1 && timeline.latched().is_none() && timeline.is_sealed()
             };
             if slot.timeline.as_ref().is_some_and(unused) {
-                slot.logical_bytes = slot.timeline.as_ref().map(Timeline::logical_bytes);
                 (slot.timeline, slot.files) = (None, Vec::new());
                 tracing::info!(timeline = %id, "timeline closed");
             }
         }
     }
 
-    /// Bytes of a timeline's own files, and of what it shows if it is open.
+    /// Bytes of a timeline's own files, and of what it shows unless a killed server left that to be found out.
     pub fn sizes(&self, id: TimelineId) -> Result<(u64, Option<u64>)> {
         let slot = self.slot(id)?;
         let slot = lock(&slot);
         Ok(match &slot.timeline {
-            Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes())),
+            Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes().iter().sum())),
             None => {
                 let layers = slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
-                (slot.files.iter().map(|(_, length)| *length).chain(layers).sum(), slot.logical_bytes)
+                let own = slot.files.iter().map(|(_, length)| *length).chain(layers).sum();
+                (own, (!slot.has_log()).then(|| slot.sealed_logical_bytes().iter().sum()))
             }
         })
+    }
+
+    /// All timelines' places.
+    pub(super) fn slots(&self) -> Vec<(TimelineId, Arc<Mutex<Slot>>)> {
+        lock(&self.slots).iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect()
     }
 
     /// The position that will be taken next.
@@ -350,9 +383,22 @@ impl Store {
 
     /// Bytes of all files of the store, the spare ones included.
     pub fn bytes(&self) -> Result<u64> {
-        let list = |directory| self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
-        let files = [list("")?, list(LANES_DIRECTORY)?, list(LAYERS_DIRECTORY)?];
-        Ok(files.iter().flatten().map(|(_, length)| length).sum())
+        let usage = self.usage()?;
+        Ok(usage.reserve + usage.timelines.values().sum::<u64>())
+    }
+
+    /// What is on the disk, file by file.
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        for directory in ["", LANES_DIRECTORY, LAYERS_DIRECTORY] {
+            let files = self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e))?;
+            for (name, length) in files {
+                // Whatever does not begin with the number of a timeline belongs to none: spare files and the catalog.
+                let owner = name.split_once('.').and_then(|(owner, _)| owner.parse::<TimelineId>().ok());
+                *owner.map_or(&mut usage.reserve, |owner| usage.timelines.entry(owner).or_default()) += length;
+            }
+        }
+        Ok(usage)
     }
 
     /// The store's clock.

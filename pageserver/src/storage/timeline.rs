@@ -21,7 +21,7 @@ use crate::storage::recovery::{self, Start};
 use crate::storage::seal::Frozen;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
 use crate::storage::versions::Retained;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -107,7 +107,7 @@ pub struct Timeline {
     /// Whether others may have its files open too, so that they must not be recycled.
     pub(super) reopened: bool,
     /// The sum of file sizes, and the newest positions at which it was made.
-    logical: Mutex<([Position; 2], u64)>,
+    logical: Mutex<([Position; 2], [u64; 2])>,
 }
 
 /// What a timeline is opened with, from the catalog.
@@ -202,7 +202,7 @@ impl Timeline {
         let mut retained = opening.retained[1].clone();
         read(&data.state).index.marks().all().iter().for_each(|mark| retained.add(mark.position));
         let lanes = [data, open_lane(LaneKind::Wal, &retained)?];
-        let logical = Mutex::new(([Position::MAX; 2], 0));
+        let logical = Mutex::new(([Position::MAX; 2], [0; 2]));
         let Opening { id, ancestor, reopened, .. } = opening;
         let (latch, data_synced, in_use) = (OnceLock::new(), AtomicBool::new(true), AtomicBool::new(false));
         Ok(Arc::new(Self { id, ancestor, shared, lanes, latch, data_synced, in_use, reopened, logical }))
@@ -233,7 +233,7 @@ impl Timeline {
             data_synced: AtomicBool::new(false),
             in_use: AtomicBool::new(false),
             reopened: false,
-            logical: Mutex::new(([Position::MAX; 2], 0)),
+            logical: Mutex::new(([Position::MAX; 2], [0; 2])),
         })
     }
 
@@ -266,6 +266,10 @@ impl Timeline {
             state.log.bytes() + state.layers.iter().map(|layer| layer.bytes()).sum::<u64>()
         };
         self.lanes.iter().map(|lane| bytes(&read(&lane.state))).sum()
+    }
+
+    pub(super) fn layers(&self, lane: LaneKind) -> Vec<Arc<Layer>> {
+        read(&self.lane(lane).state).layers.clone()
     }
 
     /// Whether its logs are empty: all there is of it is in layers, or in its ancestor.
@@ -505,28 +509,25 @@ impl Timeline {
         found
     }
 
-    /// Bytes of all files together, as a user of them sees it.
-    pub fn logical_bytes(self: &Arc<Self>) -> u64 {
+    /// Bytes of all files of both lanes, as a user of them sees it.
+    pub fn logical_bytes(self: &Arc<Self>) -> [u64; 2] {
         let now = self.last_positions();
         let mut known = lock(&self.logical);
         if known.0 != now {
-            *known = (now, self.sum_sizes());
+            *known = (now, LaneKind::ALL.map(|lane| self.sum_sizes(lane)));
         }
         known.1
     }
 
-    /// Adds up the sizes of all inodes with a name; one pass over the chain.
-    fn sum_sizes(self: &Arc<Self>) -> u64 {
-        let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
-        for kind in LaneKind::ALL {
-            for (timeline, at) in self.chain(kind, 0) {
-                let state = read(&timeline.lane(kind).state);
-                for inode in state.index.inodes() {
-                    if let Some(attributes) = state.index.attributes(inode, at) {
-                        sizes
-                            .entry(inode)
-                            .or_insert(attributes.map_or(0, |a| if a.links > 0 { a.size } else { 0 }));
-                    }
+    /// Adds up the sizes of a lane's inodes with a name; one pass over the chain.
+    pub(super) fn sum_sizes(self: &Arc<Self>, lane: LaneKind) -> u64 {
+        let mut sizes: HashMap<u64, u64> = HashMap::new();
+        for (timeline, at) in self.chain(lane, 0) {
+            let state = read(&timeline.lane(lane).state);
+            for inode in state.index.inodes() {
+                if let Some(attributes) = state.index.attributes(inode, at) {
+                    let size = attributes.map_or(0, |a| if a.links > 0 { a.size } else { 0 });
+                    sizes.entry(inode).or_insert(size);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ::api::types::{Health, Status};
+use ::api::types::{Health, Status, Usage};
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
@@ -13,6 +13,16 @@ use super::Answer;
 use crate::api::metrics::Metrics;
 use crate::api::openapi::{self, Always, Broken};
 use crate::api::router::App;
+
+/// Who takes how much of the disk: every byte of the store, counted once.
+#[utoipa::path(
+    get, path = "/v1/usage", tag = "server",
+    responses((status = 200, description = "The bytes", body = Usage), Always)
+)]
+pub(in crate::api) async fn usage(State(app): State<Arc<App>>) -> Answer<Json<Usage>> {
+    let joined = tokio::task::spawn_blocking(move || app.branches.usage()).await;
+    Ok(Json(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?))
+}
 
 /// Versions, counts and sizes.
 #[utoipa::path(
