@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
+mod history;
 mod layers;
 
 fn open(disk: &SimDisk) -> crate::error::Result<Store> {

@@ -1,0 +1,285 @@
+//! Marks: what was at each stays readable until it is let go of, whatever is sealed, merged or lost meanwhile.
+
+use super::*;
+use crate::storage::page::Position;
+use crate::storage::store::{Origin, Past};
+use std::time::Duration;
+
+const SECOND: i64 = 1_000_000_000;
+
+/// What the two files hold; `None` is not there.
+type Image = [Option<Vec<u8>>; 2];
+
+struct World {
+    disk: SimDisk,
+    store: Store,
+    main: Tree,
+    random: Random,
+    now: i64,
+    /// Every mark that was made, with what was there.
+    marks: BTreeMap<Position, Image>,
+    /// Everything up to here was made durable.
+    synced: Position,
+    children: Vec<(TimelineId, Image)>,
+}
+
+fn image(tree: &Tree) -> Image {
+    let wal = tree.lookup(ROOT_INODE, b"pg_wal").ok();
+    let in_wal = wal.and_then(|(directory, _)| {
+        let (inode, attributes) = tree.lookup(directory, b"w").ok()?;
+        let (buffer, range) = tree.read(inode, 0, u32::try_from(attributes.size).unwrap()).unwrap();
+        Some(buffer[range].to_vec())
+    });
+    [contents(tree, b"f"), in_wal]
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let disk = SimDisk::default();
+        let (store, id) = new_store(&disk);
+        store.keep_history(Duration::from_secs(86_400));
+        store.clock().set(SECOND);
+        let main = tree(&store, id);
+        make(&main, b"f");
+        make_wal(&main, b"w");
+        let (marks, children) = (BTreeMap::new(), Vec::new());
+        Self { disk, store, main, random: Random(seed), now: 1, marks, synced: 0, children }
+    }
+
+    fn timeline(&self) -> TimelineId {
+        self.main.timeline().id()
+    }
+
+    fn file(&self, which: u64) -> (u64, &'static [u8]) {
+        if which == 0 {
+            return (ROOT_INODE, b"f");
+        }
+        (self.main.lookup(ROOT_INODE, b"pg_wal").unwrap().0, b"w")
+    }
+
+    fn change(&mut self) {
+        let which = self.random.below(2);
+        let (directory, name) = self.file(which);
+        let found = self.main.lookup(directory, name).ok();
+        match (found, self.random.below(8)) {
+            (None, _) if name == b"f" => drop(make(&self.main, b"f")),
+            (None, _) => drop(make_wal(&self.main, b"w")),
+            (Some((inode, _)), 0) => {
+                let before = image(&self.main);
+                self.main.remove(directory, name, false, 0).unwrap();
+                if let Some(mark) = self.main.timeline().marks().last() {
+                    self.marks.entry(mark.position).or_insert(before);
+                }
+                self.main.reap(inode).unwrap();
+            }
+            (Some((inode, _)), 1) => {
+                let size = Some(self.random.below(20) * 4096);
+                self.main.set_attributes(inode, &Wanted { size, ..Wanted::default() }).unwrap();
+            }
+            (Some((inode, _)), _) => {
+                let (at, fill) = (self.random.below(20) * 4096, self.random.below(255) + 1);
+                let bytes = vec![u8::try_from(fill).unwrap(); usize::try_from(1 + self.random.below(20_000)).unwrap()];
+                self.main.write(inode, at, &bytes).unwrap();
+            }
+        }
+    }
+
+    fn mark(&mut self) {
+        self.now += 1;
+        self.store.clock().set(self.now * SECOND);
+        let mark = self.main.timeline().mark(false).unwrap().unwrap();
+        self.marks.insert(mark.position, image(&self.main));
+    }
+
+    fn step(&mut self) {
+        let id = self.timeline();
+        let known: Vec<Position> = self.main.timeline().marks().iter().map(|mark| mark.position).collect();
+        let some = known.get(usize::try_from(self.random.below(30)).unwrap()).copied();
+        match (self.random.below(13), some) {
+            (0..2, _) => self.mark(),
+            (2, Some(mark)) => self.main.timeline().let_go(&[mark]).unwrap(),
+            (3, Some(mark)) if self.children.len() < 8 => {
+                let past = Some(Past { at: [mark; 2], time_ns: 0 });
+                let name = format!("c{}", self.children.len());
+                let origin = Origin { timeline: id, past, unfinished: false };
+                let (child, _) = self.store.fork(origin, |t| named(&name, t)).unwrap();
+                self.children.push((child, self.marks[&mark].clone()));
+            }
+            (4, _) => {
+                self.main.timeline().sync_and_wait().unwrap();
+                self.synced = self.store.newest_position();
+            }
+            (5, _) => {
+                let lane = LaneKind::ALL[usize::try_from(self.random.below(2)).unwrap()];
+                self.store.seal(id, lane, &mut |_| Ok(())).unwrap();
+                let count = self.main.timeline().layers(lane).len();
+                if count > 1 && self.random.below(2) == 0 {
+                    let first = usize::try_from(self.random.below(count as u64 - 1)).unwrap();
+                    self.store.merge(id, lane, first..count, &mut |_| Ok(())).unwrap();
+                }
+            }
+            _ => self.change(),
+        }
+    }
+
+    /// Whatever marks a store has, it shows what was there.
+    fn check(&self, store: &Store, what: &str) -> usize {
+        let timeline = store.timeline(self.timeline()).unwrap();
+        let marks = timeline.marks();
+        for mark in &marks {
+            let seen = image(&Tree::new(timeline.view([mark.position; 2])));
+            let expected = &self.marks[&mark.position];
+            assert!(seen[0] == expected[0], "{what}: data of mark {}", mark.position);
+            // The other lane may have lost its end, as in any crash; Postgres had not been told that it was durable.
+            let durable = mark.position < self.synced || std::ptr::eq(store, &self.store);
+            assert!(!durable || seen[1] == expected[1], "{what}: log of mark {}", mark.position);
+        }
+        for (child, expected) in &self.children {
+            assert!(image(&tree(store, *child)) == *expected, "{what}: child {child}");
+        }
+        marks.len()
+    }
+}
+
+#[test]
+fn each_mark_shows_what_was_there() {
+    let mut most = 0;
+    for seed in 1..12 {
+        let mut world = World::new(seed);
+        for step in 0..400 {
+            world.step();
+            if step % 40 == 39 {
+                let what = format!("seed {seed} step {step}");
+                most = most.max(world.check(&world.store, &what));
+                for unsynced in [Unsynced::Lost, Unsynced::Mixed(step)] {
+                    let crashed = open(&world.disk.after_power_loss(unsynced)).unwrap();
+                    world.check(&crashed, &format!("{what}, after a power loss"));
+                }
+            }
+        }
+        let head = image(&world.main);
+        world.store.close().unwrap();
+        world.synced = world.store.newest_position();
+        let marks = world.main.timeline().marks();
+        let image_of_disk = world.disk.after_power_loss(Unsynced::Lost);
+        let again = open(&image_of_disk).unwrap();
+        assert!(image(&tree(&again, world.timeline())) == head, "seed {seed}: the head");
+        world.check(&again, &format!("seed {seed}, opened again"));
+        assert_eq!(tree(&again, world.timeline()).timeline().marks(), marks, "seed {seed}");
+        drop(again);
+        assert_eq!(
+            check::check(&(Arc::new(image_of_disk) as Arc<dyn Disk>)).unwrap().faults,
+            [] as [&str; 0],
+            "seed {seed}"
+        );
+    }
+    assert!(most > 20, "at most {most} marks at a time");
+}
+
+#[test]
+fn nobody_forks_from_a_moment_that_was_let_go_of() {
+    let mut world = World::new(1);
+    world.change();
+    world.mark();
+    let mark = *world.marks.keys().next().unwrap();
+    let origin = |at| Origin {
+        timeline: world.timeline(),
+        past: Some(Past { at, time_ns: 0 }),
+        unfinished: false,
+    };
+    let fork = |at| world.store.fork(origin(at), |_| Update::default());
+    fork([mark; 2]).unwrap();
+    assert_eq!(fork([mark, mark - 1]).unwrap_err().code, "moment_gone");
+    world.main.timeline().let_go(&[mark]).unwrap();
+    // The child keeps it.
+    fork([mark; 2]).unwrap();
+    for child in 2..4 {
+        world.store.free(&world.store.release(TimelineId(child)).unwrap());
+    }
+    assert_eq!(fork([mark; 2]).unwrap_err().code, "moment_gone");
+}
+
+#[test]
+fn a_removal_is_marked_once_for_each_sync_of_the_data() {
+    let world = World::new(1);
+    let timeline = world.main.timeline();
+    let count = || timeline.marks().len();
+    let remove = |name: &[u8]| {
+        let inode = make_wal(&world.main, name);
+        world.main.write(inode, 0, &[1; 100]).unwrap();
+        let (directory, _) = world.main.lookup(ROOT_INODE, b"pg_wal").unwrap();
+        world.main.remove(directory, name, false, 0).unwrap();
+    };
+    timeline.begin_history();
+    [&b"1"[..], b"2", b"3"].into_iter().for_each(remove);
+    assert_eq!(count(), 1, "before the first one");
+    timeline.sync_and_wait().unwrap();
+    [&b"4"[..], b"5"].into_iter().for_each(remove);
+    assert_eq!(count(), 2);
+    assert!(timeline.marks().iter().all(|mark| mark.kept));
+    let (directory, _) = world.main.lookup(ROOT_INODE, b"pg_wal").unwrap();
+    let seen = Tree::new(timeline.view([timeline.marks()[1].position; 2]));
+    assert!(seen.lookup(directory, b"4").is_ok() && seen.lookup(directory, b"3").is_err());
+}
+
+#[test]
+fn what_only_marks_saw_goes_with_them() {
+    use crate::storage::maintenance::{Limits, Maintenance};
+    use std::sync::atomic::AtomicBool;
+    let mut world = World::new(1);
+    let id = world.timeline();
+    let inode = world.main.lookup(ROOT_INODE, b"f").unwrap().0;
+    for _ in 0..16 {
+        let bytes: Vec<u8> = (0..128 * PAGE_BYTES / 8).flat_map(|_| world.random.below(u64::MAX).to_le_bytes()).collect();
+        for (nth, part) in bytes.chunks_exact(32 * PAGE_BYTES).enumerate() {
+            world.main.write(inode, (nth * part.len()) as u64, part).unwrap();
+        }
+        world.mark();
+        world.store.seal(id, LaneKind::Data, &mut |_| Ok(())).unwrap();
+    }
+    let mib = || world.main.timeline().own_bytes() >> 20;
+    assert!((29..=32).contains(&mib()), "sixteen states of a mebibyte, and a file of the write-ahead lane");
+    let pass = |max_history_mib: u64| {
+        let limits = Limits {
+            max_log_bytes: 1 << 30,
+            quiet: Duration::ZERO,
+            max_history_bytes: max_history_mib << 20,
+        };
+        let mut maintenance = Maintenance::new(limits);
+        let stop = AtomicBool::new(false);
+        for _ in 0..4 {
+            maintenance.pass(&world.store, &stop);
+        }
+        std::thread::sleep(Duration::from_millis(1_100));
+        for _ in 0..4 {
+            maintenance.pass(&world.store, &stop);
+        }
+    };
+    pass(100);
+    assert!((13..=16).contains(&mib()) && world.main.timeline().marks().len() == 16, "{} MiB", mib());
+    pass(8);
+    let left = world.main.timeline().marks().len();
+    assert!((7..=10).contains(&left) && mib() <= 10, "{left} marks, {} MiB", mib());
+    world.check(&world.store, "within the limit");
+    // Older than the window, at rest, all go; the timeline was closed meanwhile and is opened for it.
+    let head = image(&world.main);
+    world.store.clock().set(200_000 * SECOND);
+    let World { disk, store, main, .. } = world;
+    drop((main, store));
+    let store = open(&disk).unwrap();
+    store.keep_history(Duration::from_secs(86_400));
+    store.clock().set(200_000 * SECOND);
+    let limits = Limits { max_log_bytes: 1 << 30, quiet: Duration::ZERO, max_history_bytes: 1 << 40 };
+    let (mut maintenance, stop) = (Maintenance::new(limits), AtomicBool::new(false));
+    for _ in 0..6 {
+        maintenance.pass(&store, &stop);
+    }
+    std::thread::sleep(Duration::from_millis(1_100));
+    for _ in 0..6 {
+        maintenance.pass(&store, &stop);
+    }
+    let (own, _) = store.sizes(id).unwrap();
+    assert!(own < 3 << 19, "{own} bytes for one mebibyte");
+    assert_eq!(store.timeline(id).unwrap().marks(), []);
+    assert!(image(&tree(&store, id)) == head);
+}
