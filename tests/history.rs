@@ -104,8 +104,7 @@ fn a_restore_goes_back_and_can_be_undone() {
     assert_eq!(server.url("main"), url);
 
     // What was then belongs to the branch that keeps it.
-    let error =
-        client.restore("main", &RestoreBranch { at: Moment::Time(two), keep_as: None }).unwrap_err();
+    let error = client.restore("main", &RestoreBranch { at: Moment::Time(two), keep_as: None }).unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (404, "moment_outside_history"), "{error}");
     create_at(&server, "two", "main/before", Moment::Time(two)).unwrap();
     assert_eq!(table("two"), "1,2");
@@ -182,7 +181,8 @@ fn a_session_on_a_moment_reads_it_and_leaves_nothing() {
     assert_eq!(server_rows(&server, "main"), "1,2,3");
     let files = std::fs::read_dir(server.data().join("store/lanes")).unwrap();
     let left = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-    let left: Vec<String> = left.filter(|name| !name.starts_with("00000001.") && !name.starts_with("spare.")).collect();
+    let left: Vec<String> =
+        left.filter(|name| !name.starts_with("00000001.") && !name.starts_with("spare.")).collect();
     assert_eq!(left, [] as [&str; 0]);
 }
 

@@ -199,15 +199,80 @@ fn bad_requests_are_told_apart() {
 }
 
 #[test]
-fn moments_and_history_are_not_yet() {
+fn moments_are_asked_for_by_time_lsn_or_position() {
     let api = Api::start();
-    let at = r#"{"name":"past","at":{"position":7}}"#;
-    api.refuses("POST", "/v1/branches", at, 501, "not_yet");
-    api.refuses("PUT", "/v1/branches/past", r#"{"at":{"time":"2026-01-01T00:00:00Z"}}"#, 501, "not_yet");
+    let outside = "moment_outside_history";
+    api.refuses("POST", "/v1/branches", r#"{"name":"past","at":{"position":7}}"#, 404, outside);
+    api.refuses("PUT", "/v1/branches/past", r#"{"at":{"time":"2001-01-01T00:00:00Z"}}"#, 404, outside);
+    api.refuses("PUT", "/v1/branches/past", r#"{"at":{"time":"2001-01-01"}}"#, 422, "bad_field");
+    api.refuses("PUT", "/v1/branches/past", r#"{"at":{"lsn":"16B3748"}}"#, 400, "invalid_moment");
     api.call("PUT", "/v1/branches/past", "");
-    api.refuses("POST", "/v1/branches/past/reset", r#"{"at":{"lsn":"0/16B3748"}}"#, 501, "not_yet");
-    api.refuses("POST", "/v1/branches/past/restore", r#"{"at":{"position":7}}"#, 501, "not_yet");
-    api.refuses("GET", "/v1/branches/past/history", "", 501, "not_yet");
+    api.refuses("POST", "/v1/branches/past/reset", r#"{"at":{"lsn":"FFFF/16B3748"}}"#, 404, outside);
+    api.refuses("POST", "/v1/branches/past/restore", r#"{"at":{"position":7}}"#, 404, outside);
+    api.refuses("POST", "/v1/branches/past/restore", "", 400, "bad_json");
+    let history = api.call("GET", "/v1/branches/past/history", "").json();
+    assert_eq!((history["ranges"].as_array().unwrap().len(), &history["window_s"]), (1, &json!(86_400)));
+    let position = history["ranges"][0]["to_position"].as_u64().unwrap();
+    let taken = json!({"at": {"position": position}, "keep_as": "main"}).to_string();
+    api.refuses("POST", "/v1/branches/past/restore", &taken, 409, "branch_exists");
+    let kept = json!({"at": {"position": position}, "keep_as": "before"}).to_string();
+    assert_eq!(api.call("POST", "/v1/branches/past/restore", &kept).status, 200);
+    assert_eq!(api.call("GET", "/v1/branches/before", "").json()["parent"], "main");
+}
+
+#[test]
+fn every_byte_of_the_store_belongs_to_somebody() {
+    let api = Api::start();
+    api.call("PUT", "/v1/branches/child", "");
+    api.call("PUT", "/v1/branches/grandchild", r#"{"parent":"child"}"#);
+    for branch in ["child", "grandchild"] {
+        api.server.sql(branch, "create table t as select * from generate_series(1, 100000)").unwrap();
+    }
+    for branch in ["main", "child", "grandchild"] {
+        api.call("POST", &format!("/v1/branches/{branch}/suspend"), "");
+    }
+    let on_disk = || -> u64 {
+        let store = api.server.data().join("store");
+        let files =
+            ["", "lanes", "layers"].into_iter().flat_map(|part| std::fs::read_dir(store.join(part)).unwrap());
+        files.map(|file| file.unwrap().metadata().unwrap()).filter(|it| it.is_file()).map(|it| it.len()).sum()
+    };
+    // What each branch says of itself, what the whole says of it, and the disk.
+    let agree = || {
+        let (usage, before) = (api.call("GET", "/v1/usage", "").json(), on_disk());
+        let branches = usage["branches"].as_array().unwrap();
+        let nameless: u64 =
+            usage["nameless"].as_array().unwrap().iter().map(|it| it["own_bytes"].as_u64().unwrap()).sum();
+        let own: u64 = branches.iter().map(|branch| branch["own_bytes"].as_u64().unwrap()).sum();
+        let same = branches.iter().all(|branch| {
+            let shown =
+                api.call("GET", &format!("/v1/branches/{}", branch["name"].as_str().unwrap()), "").json();
+            ["own_bytes", "freed_by_delete", "logical_bytes"]
+                .iter()
+                .all(|field| shown[field] == branch[field])
+        });
+        let total = usage["total_bytes"].as_u64().unwrap();
+        (same && own + nameless + usage["reserve_bytes"].as_u64().unwrap() == total && total == before)
+            .then_some(usage)
+    };
+    coppice::eventually("the sizes agree", || agree().is_some());
+    let frees = |name: &str| {
+        api.call("GET", &format!("/v1/branches/{name}"), "").json()["freed_by_delete"].as_u64().unwrap()
+    };
+    assert_eq!((frees("child"), frees("main")), (0, 0), "others were made from them");
+    let (own, total) = (frees("grandchild"), on_disk());
+    assert!(own > 1 << 20);
+    api.call("DELETE", "/v1/branches/child", "");
+    coppice::eventually("the child's timeline has no name", || {
+        agree().is_some_and(|usage| usage["nameless"][0]["needed_by"] == json!(["grandchild"]))
+    });
+    assert!(frees("grandchild") > own, "its nameless ancestor goes with it");
+    let both = frees("grandchild");
+    api.call("DELETE", "/v1/branches/grandchild", "");
+    coppice::eventually("the bytes are free", || agree().is_some_and(|usage| usage["nameless"] == json!([])));
+    // Files of write-ahead lanes are kept for the next one.
+    let usage = agree().unwrap_or_else(|| api.call("GET", "/v1/usage", "").json());
+    println!("deletion frees {both} of {total} bytes; reserve {}", usage["reserve_bytes"]);
 }
 
 #[test]
@@ -275,7 +340,7 @@ fn every_described_route_is_there() {
         }
         count += 1;
     }
-    assert_eq!(count, 18, "routes described");
+    assert_eq!(count, 19, "routes described");
     // References must resolve, or generated clients break.
     let text = api.document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1) {

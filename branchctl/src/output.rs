@@ -5,7 +5,8 @@ use jiff::Timestamp;
 
 /// A table of branches.
 pub(crate) fn branches(branches: &[Branch], now: Timestamp) -> String {
-    let head = ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FREES", "FORKED", "NOTES"].map(str::to_owned);
+    let head =
+        ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FREES", "FORKED", "NOTES"].map(str::to_owned);
     let rows = branches.iter().map(|branch| {
         [
             clean(&branch.name),
@@ -62,11 +63,13 @@ pub(crate) fn usage(usage: &Usage) -> String {
     });
     let nameless = usage.nameless.iter().map(|timeline| {
         let needed_by: Vec<String> = timeline.needed_by.iter().map(|name| clean(name)).collect();
-        let needed_by = if needed_by.is_empty() { "a session or an import".to_owned() } else { needed_by.join(", ") };
+        let needed_by =
+            if needed_by.is_empty() { "a session or an import".to_owned() } else { needed_by.join(", ") };
         let own = size(timeline.own_bytes);
         [format!("({})", clean(&timeline.timeline)), "-".to_owned(), own, "-".to_owned(), needed_by]
     });
-    let row = |name: &str, bytes| [name.to_owned(), "-".to_owned(), size(bytes), "-".to_owned(), String::new()];
+    let row =
+        |name: &str, bytes| [name.to_owned(), "-".to_owned(), size(bytes), "-".to_owned(), String::new()];
     let last = [row("(reserve)", usage.reserve_bytes), row("(total)", usage.total_bytes)];
     table(std::iter::once(head).chain(branches).chain(nameless).chain(last).collect())
 }

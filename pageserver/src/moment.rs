@@ -68,7 +68,12 @@ pub fn fork(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) 
 }
 
 /// As [`fork`], and transactions on it are read-only unless they ask to write.
-pub fn fork_for_reading(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) -> Result<TimelineId> {
+pub fn fork_for_reading(
+    store: &Store,
+    timeline: TimelineId,
+    moment: &Moment,
+    branch: &str,
+) -> Result<TimelineId> {
     let held = fork(store, timeline, moment, branch)?;
     let outcome = store.timeline(held).and_then(|timeline| make_read_only(&Tree::new(timeline)));
     outcome.map(|()| held).inspect_err(|_| give_up(store, held))
@@ -86,7 +91,9 @@ fn make_read_only(tree: &Tree) -> Result<()> {
 pub fn give_up(store: &Store, held: TimelineId) {
     match store.release(held) {
         Ok(freed) => store.free(&freed),
-        Err(error) => tracing::error!(timeline = %held, %error, "a timeline without a name stays until the next start"),
+        Err(error) => {
+            tracing::error!(timeline = %held, %error, "a timeline without a name stays until the next start")
+        }
     }
 }
 
@@ -135,7 +142,8 @@ fn at_lsn<'s>(spans: &'s [Span], lsn: Lsn) -> Result<Option<Found<'s>>> {
         let Some(from) = behind.checked_sub(1).map(|before| span.points[before]) else { continue };
         let until = span.points.get(behind).map(|until| (*until, Stop::Lsn(lsn)));
         let reached = until.is_some() || end_of_log(span, from)? == lsn;
-        let found = Found { span, from, until, time_ns: until.map_or(from.time_ns, |(until, _)| until.time_ns) };
+        let found =
+            Found { span, from, until, time_ns: until.map_or(from.time_ns, |(until, _)| until.time_ns) };
         return Ok(reached.then_some(found));
     }
     Ok(None)

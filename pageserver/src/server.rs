@@ -235,12 +235,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let tls = load_tls(&config, &layout)?;
     let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
     let stop_background = Arc::new(AtomicBool::new(false));
-    let limits =
-        Limits {
-            max_log_bytes: config.log_limit << 20,
-            quiet: Duration::from_secs(config.seal_after),
-            max_history_bytes: config.history_limit << 20,
-        };
+    let limits = Limits {
+        max_log_bytes: config.log_limit << 20,
+        quiet: Duration::from_secs(config.seal_after),
+        max_history_bytes: config.history_limit << 20,
+    };
     let background = start_background(&running.store, &running.mount, limits, &stop_background)?;
 
     let (stop, stopped) = watch::channel(false);

@@ -117,7 +117,8 @@ fn the_server_name_is_a_branch() {
         ("db.internal", Some("example.com"), Selector::Default),
     ];
     for (sni, domain, expected) in table {
-        let (Target { branch: selector, .. }, _) = route(startup(&[("user", "u")]), Some(sni), domain).unwrap();
+        let (Target { branch: selector, .. }, _) =
+            route(startup(&[("user", "u")]), Some(sni), domain).unwrap();
         assert_eq!(selector, expected, "{sni} under {domain:?}");
     }
 }

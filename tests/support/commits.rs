@@ -1,10 +1,10 @@
 //! Clients that keep their own record of what Postgres acknowledged, to hold it against what is there after a crash.
 
 use super::Server;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use jiff::Timestamp;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_postgres::NoTls;

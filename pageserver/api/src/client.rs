@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use ureq::http::{Method, Request, Response, Uri};
 
 use crate::types::{
-    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem, ResetBranch, RestoreBranch,
-    Status, UpdateBranch, Usage,
+    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem, ResetBranch,
+    RestoreBranch, Status, UpdateBranch, Usage,
 };
 
 /// Where a server listens unless told otherwise.

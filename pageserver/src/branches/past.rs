@@ -122,6 +122,7 @@ impl Branches {
     /// The moments that a branch can be taken back to.
     pub async fn history(self: &Arc<Self>, name: &str) -> Result<History> {
         let name = name.to_owned();
-        self.blocking(move |this| moment::history(&this.store, TimelineId(this.record(&name)?.timeline))).await
+        self.blocking(move |this| moment::history(&this.store, TimelineId(this.record(&name)?.timeline)))
+            .await
     }
 }

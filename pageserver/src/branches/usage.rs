@@ -19,7 +19,8 @@ impl Branches {
             nameless.remove(&TimelineId(record.timeline));
         }
         for (name, record) in &branches {
-            let mut ancestor = catalog.timeline(TimelineId(record.timeline)).and_then(|record| record.ancestor);
+            let mut ancestor =
+                catalog.timeline(TimelineId(record.timeline)).and_then(|record| record.ancestor);
             while let Some(record) = ancestor {
                 let id = TimelineId(record.timeline);
                 nameless.entry(id).and_modify(|names| names.push(name.clone()));

@@ -88,7 +88,9 @@ impl Branches {
             let outcome = self.blocking(move |this| this.store.release(timeline)).await;
             match outcome {
                 Ok(freed) => self.retire(timeline, freed),
-                Err(error) => tracing::error!(%timeline, %error, "a visited moment stays until the next start"),
+                Err(error) => {
+                    tracing::error!(%timeline, %error, "a visited moment stays until the next start")
+                }
             }
             tracing::info!(%timeline, "moment left");
         }

@@ -26,11 +26,11 @@ pub(super) struct Control {
 
 impl Control {
     pub(super) fn read(tree: &Tree) -> Result<Self> {
-        let missing = |_| Error::unavailable("no_control_file", "the data directory has no global/pg_control");
+        let missing =
+            |_| Error::unavailable("no_control_file", "the data directory has no global/pg_control");
         let (directory, _) = tree.lookup(ROOT_INODE, b"global").map_err(missing)?;
         let (inode, _) = tree.lookup(directory, b"pg_control").map_err(missing)?;
-        let (mut bytes, range) =
-            tree.read(inode, 0, 8192).map_err(below("read global/pg_control"))?;
+        let (mut bytes, range) = tree.read(inode, 0, 8192).map_err(below("read global/pg_control"))?;
         bytes.truncate(range.end);
         let found = find_checksum(&bytes);
         let checksum = found.ok_or_else(|| Error::corrupt("global/pg_control is not what Postgres wrote"))?;

@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::fs::tree::{Tree, TreeError, Wanted};
 use crate::storage::format::FileKind;
-use crate::storage::page::ROOT_INODE;
+use crate::storage::page::{PAGE_BYTES, ROOT_INODE};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,10 +46,11 @@ pub enum Stop {
 }
 
 /// Bytes of a page; Postgres's default, which nobody changes.
-const PAGE: u64 = 8192;
+const PAGE: u64 = PAGE_BYTES as u64;
 /// Bytes of a page's header, and of that at the start of a segment.
 const HEADER: u64 = 24;
-const LONG_HEADER: u64 = 40;
+const LONG_HEADER: u64 = LONG_HEADER_BYTES as u64;
+const LONG_HEADER_BYTES: u32 = 40;
 /// Flags of a page: it begins with the rest of a record; its header is long.
 const CONTINUED: u16 = 1;
 const LONG: u16 = 2;
@@ -65,7 +66,8 @@ const SLACK_PAGES: u64 = 16;
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
 
 /// Bytes that are read at once.
-const WINDOW: u64 = 64 << 10;
+const WINDOW: u64 = WINDOW_BYTES as u64;
+const WINDOW_BYTES: u32 = 64 << 10;
 
 /// The log in a tree.
 pub struct Wal<'t> {
@@ -88,7 +90,7 @@ impl Deref for Page {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.window[self.at..self.at + PAGE as usize]
+        &self.window[self.at..self.at + PAGE_BYTES]
     }
 }
 
@@ -149,7 +151,8 @@ impl<'t> Wal<'t> {
 
     fn find_segment_bytes(&self, inodes: impl Iterator<Item = u64>) -> Result<u64> {
         for inode in inodes {
-            let (buffer, range) = self.tree.read(inode, 0, LONG_HEADER as u32).map_err(below("read pg_wal"))?;
+            let (buffer, range) =
+                self.tree.read(inode, 0, LONG_HEADER_BYTES).map_err(below("read pg_wal"))?;
             let head = &buffer[range];
             let long = number::<2>(head, 2).is_some_and(|info| info & u64::from(LONG) != 0);
             let (Some(bytes), Some(page)) = (number::<4>(head, 32), number::<4>(head, 36)) else { continue };
@@ -173,8 +176,10 @@ impl<'t> Wal<'t> {
     }
 
     fn read_window(&self, start: u64) -> Result<Vec<u8>> {
-        let Some((_, inode)) = self.segments.get(&(start / self.segment_bytes)) else { return Ok(Vec::new()) };
-        let read = self.tree.read(*inode, start % self.segment_bytes, WINDOW as u32);
+        let Some((_, inode)) = self.segments.get(&(start / self.segment_bytes)) else {
+            return Ok(Vec::new());
+        };
+        let read = self.tree.read(*inode, start % self.segment_bytes, WINDOW_BYTES);
         let (mut buffer, range) = read.map_err(below("read pg_wal"))?;
         buffer.truncate(range.end);
         Ok(buffer)
@@ -368,7 +373,12 @@ mod tests {
     #[test]
     fn only_segments_have_names_of_segments() {
         assert_eq!(parse_name(b"0000000A00000001000000FF"), Some((10, 1, 255)));
-        for other in [&b"00000001.history"[..], b"archive_status", b"00000001000000010000000G", b"000000010000000100000002.partial"] {
+        for other in [
+            &b"00000001.history"[..],
+            b"archive_status",
+            b"00000001000000010000000G",
+            b"000000010000000100000002.partial",
+        ] {
             assert_eq!(parse_name(other), None);
         }
     }

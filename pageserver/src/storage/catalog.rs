@@ -237,7 +237,8 @@ impl Catalog {
     /// Whether a name or a child needs the timeline. An import in progress has neither.
     pub fn is_needed(&self, id: TimelineId) -> bool {
         let state = read(&self.state);
-        state.names.contains_key(&id.0) || state.children.get(&id.0).is_some_and(|children| !children.is_empty())
+        state.names.contains_key(&id.0)
+            || state.children.get(&id.0).is_some_and(|children| !children.is_empty())
     }
 
     /// The timelines that would be dropped with a branch's name.
@@ -560,7 +561,14 @@ mod tests {
 
     fn fork_of(timeline: TimelineId) -> TimelineRecord {
         TimelineRecord {
-            ancestor: Some(AncestorRecord { timeline: timeline.0, at: [9, 9], synced: [8, 8], time_ns: 7, begins_ns: 8, logical_bytes: [5, 6] }),
+            ancestor: Some(AncestorRecord {
+                timeline: timeline.0,
+                at: [9, 9],
+                synced: [8, 8],
+                time_ns: 7,
+                begins_ns: 8,
+                logical_bytes: [5, 6],
+            }),
             ..TimelineRecord::default()
         }
     }

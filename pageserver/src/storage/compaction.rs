@@ -307,7 +307,10 @@ mod tests {
         assert_eq!(choose(&of(14 << 20), LIMIT), Plan::Merge(0..2));
         let small = Shape { garbage: 1 << 20, ..shape(0, false, &[1 << 20]) };
         assert_eq!(choose(&small, LIMIT), Plan::Nothing);
-        assert_eq!(choose(&Shape { garbage: 2 << 20, ..shape(0, true, &[3 << 20]) }, LIMIT), Plan::Merge(0..1));
+        assert_eq!(
+            choose(&Shape { garbage: 2 << 20, ..shape(0, true, &[3 << 20]) }, LIMIT),
+            Plan::Merge(0..1)
+        );
     }
 
     #[test]

@@ -36,9 +36,8 @@ impl Timeline {
     pub fn fork_point_at(self: &Arc<Self>, at: [Position; 2]) -> Result<[Position; 2]> {
         let last = {
             let mut lanes = self.lanes.each_ref().map(|lane| write(&lane.state));
-            let readable = |(lane, at): (usize, Position)| {
-                at <= self.begin() || lanes[lane].index.retained().has(at)
-            };
+            let readable =
+                |(lane, at): (usize, Position)| at <= self.begin() || lanes[lane].index.retained().has(at);
             if !at.into_iter().enumerate().all(readable) {
                 let detail = "the moment was let go of meanwhile; ask for the history again";
                 return Err(Error::not_found("moment_gone", detail));
@@ -156,7 +155,10 @@ impl Timeline {
     /// Called before write-ahead files are removed, which means that a checkpoint was completed: marks the moment before
     /// the first removal since the data lane was synced. So the files that some mark needs are there at the next one.
     pub fn mark_before_removal(&self) -> Result<()> {
-        if self.window_ns() > 0 && self.in_use.load(Ordering::SeqCst) && self.data_synced.swap(false, Ordering::SeqCst) {
+        if self.window_ns() > 0
+            && self.in_use.load(Ordering::SeqCst)
+            && self.data_synced.swap(false, Ordering::SeqCst)
+        {
             self.mark(true)?;
         }
         Ok(())

@@ -312,18 +312,19 @@ impl Index {
         let (retained, base) = (&self.retained, self.base);
         let mut forgotten = Vec::new();
         self.inodes.retain(|number, inode| {
-            let created = inode_created(*number);
             inode.attributes.iter_mut().for_each(|versions| versions.trim(retained));
             let ends: Vec<(Position, u32)> = inode.cuts.clone();
             let hidden = |(at, from): &(Position, u32)| {
                 ends.iter().any(|(later, lower)| later > at && lower <= from && !retained.sees(*at, *later))
             };
             inode.cuts.retain(|cut| !hidden(cut));
-            let gone = matches!(&inode.attributes, Some(Versions::One(at, None)) if !retained.sees(created, *at));
-            if gone && created > base {
+            // No older version is left that anybody sees.
+            let gone =
+                matches!(&inode.attributes, Some(Versions::One(_, None))) && inode_created(*number) > base;
+            if gone {
                 forgotten.push(*number);
             }
-            !(gone && created > base)
+            !gone
         });
         for inode in forgotten {
             self.blocks.remove(&inode);
@@ -333,7 +334,7 @@ impl Index {
             let own = inode_created(*directory) > base;
             names.retain(|_, versions| {
                 versions.trim(retained);
-                !(own && matches!(versions, Versions::One(at, None) if !retained.sees(0, *at)))
+                !(own && matches!(versions, Versions::One(_, None)))
             });
         }
     }
@@ -562,6 +563,28 @@ mod tests {
         index.base = 9;
         index.apply(3, &[Change::Gone { inode: 9 }], 0, 64);
         assert_eq!(index.attributes(9, Position::MAX), Some(None));
+    }
+
+    #[test]
+    fn a_sweep_forgets_what_nobody_sees_and_no_ancestor_has() {
+        let mut index = Index::new(12, Retained::default());
+        index.retain(25);
+        let name =
+            |directory| Change::Name { directory, name: b"a".to_vec(), inode: 20, kind: FileKind::File };
+        let no_name = |directory| Change::NoName { directory, name: b"a".to_vec() };
+        // Directory 1 is inherited, 20 is not.
+        for (at, change) in
+            [(21, name(20)), (30, no_name(20)), (31, no_name(1)), (32, Change::Gone { inode: 9 })]
+        {
+            index.apply(at, &[change], 0, 64);
+        }
+        index.sweep();
+        assert!(index.name(20, b"a", 25).is_some_and(|(_, target)| target.is_some()), "a point sees it");
+        index.release(25);
+        index.sweep();
+        assert_eq!(index.name(20, b"a", 40), None);
+        assert_eq!(index.name(1, b"a", 40), Some((31, None)), "an ancestor may have it");
+        assert_eq!(index.attributes(9, 40), Some(None), "an ancestor may have it");
     }
 
     #[test]

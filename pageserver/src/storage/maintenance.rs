@@ -89,7 +89,9 @@ impl Maintenance {
 
     fn look(&mut self, store: &Store, timeline: &Arc<Timeline>) {
         let last = timeline.last_positions();
-        let rests = LaneKind::ALL.iter().all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
+        let rests = LaneKind::ALL
+            .iter()
+            .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
         let Limits { quiet, max_history_bytes, .. } = self.limits;
         let looked = self.retention.look(store, timeline, (rests, quiet.max(SOON), max_history_bytes));
         if let Err(error) = looked {

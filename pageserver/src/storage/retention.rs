@@ -94,7 +94,8 @@ impl Store {
         for (id, slot) in self.slots() {
             let due = slot.try_lock().is_ok_and(|slot| {
                 let newest_ns = slot.lanes[0].newest_mark_ns;
-                let marks = newest_ns > 0 && Marks::next_at_rest(newest_ns, slot.rested_ns, window_ns) <= now_ns;
+                let marks =
+                    newest_ns > 0 && Marks::next_at_rest(newest_ns, slot.rested_ns, window_ns) <= now_ns;
                 slot.timeline.is_none() && (marks || slot.has_log())
             });
             if due {

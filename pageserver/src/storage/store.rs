@@ -127,7 +127,8 @@ impl Store {
         let positions = Positions::starting_at(catalog.run() << COUNTER_BITS);
         let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
         let (lane_files, positions) = (Arc::new(lane_files), Arc::new(positions));
-        let shared = Shared { lane_files, positions, syncer, clock: Arc::default(), window_ns: Arc::default() };
+        let shared =
+            Shared { lane_files, positions, syncer, clock: Arc::default(), window_ns: Arc::default() };
         catalog.remove_unneeded()?;
         let (mut slots, mut layers) = (HashMap::new(), HashSet::new());
         for id in catalog.timelines() {
@@ -395,7 +396,8 @@ impl Store {
             for (name, length) in files {
                 // Whatever does not begin with the number of a timeline belongs to none: spare files and the catalog.
                 let owner = name.split_once('.').and_then(|(owner, _)| owner.parse::<TimelineId>().ok());
-                *owner.map_or(&mut usage.reserve, |owner| usage.timelines.entry(owner).or_default()) += length;
+                *owner.map_or(&mut usage.reserve, |owner| usage.timelines.entry(owner).or_default()) +=
+                    length;
             }
         }
         Ok(usage)

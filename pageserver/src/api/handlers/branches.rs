@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ::api::types::{Branch, BranchList, Connection, CreateBranch, History, ResetBranch, RestoreBranch, UpdateBranch};
+use ::api::types::{
+    Branch, BranchList, Connection, CreateBranch, History, ResetBranch, RestoreBranch, UpdateBranch,
+};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -78,7 +78,10 @@ impl World {
             }
             (Some((inode, _)), _) => {
                 let (at, fill) = (self.random.below(20) * 4096, self.random.below(255) + 1);
-                let bytes = vec![u8::try_from(fill).unwrap(); usize::try_from(1 + self.random.below(20_000)).unwrap()];
+                let bytes = vec![
+                    u8::try_from(fill).unwrap();
+                    usize::try_from(1 + self.random.below(20_000)).unwrap()
+                ];
                 self.main.write(inode, at, &bytes).unwrap();
             }
         }
@@ -177,16 +180,31 @@ fn each_mark_shows_what_was_there() {
 }
 
 #[test]
+fn a_mark_that_was_let_go_of_stays_away_once_its_versions_are_dropped() {
+    let mut world = World::new(1);
+    let id = world.timeline();
+    let (directory, name) = world.file(1);
+    let inode = world.main.lookup(directory, name).unwrap().0;
+    world.main.write(inode, 0, &[1; PAGE_BYTES]).unwrap();
+    world.mark();
+    let mark = *world.marks.keys().next().unwrap();
+    world.main.timeline().sync_and_wait().unwrap();
+    world.synced = world.store.newest_position();
+    world.main.timeline().let_go(&[mark]).unwrap();
+    world.main.write(inode, 0, &[2; PAGE_BYTES]).unwrap();
+    world.store.seal(id, LaneKind::Wal, &mut |_| Ok(())).unwrap();
+    let crashed = open(&world.disk.after_power_loss(Unsynced::Lost)).unwrap();
+    assert_eq!(world.check(&crashed, "after a power loss"), 0, "the mark came back without its versions");
+}
+
+#[test]
 fn nobody_forks_from_a_moment_that_was_let_go_of() {
     let mut world = World::new(1);
     world.change();
     world.mark();
     let mark = *world.marks.keys().next().unwrap();
-    let origin = |at| Origin {
-        timeline: world.timeline(),
-        past: Some(Past { at, time_ns: 0 }),
-        unfinished: false,
-    };
+    let origin =
+        |at| Origin { timeline: world.timeline(), past: Some(Past { at, time_ns: 0 }), unfinished: false };
     let fork = |at| world.store.fork(origin(at), |_| Update::default());
     fork([mark; 2]).unwrap();
     assert_eq!(fork([mark, mark - 1]).unwrap_err().code, "moment_gone");
@@ -230,7 +248,8 @@ fn what_only_marks_saw_goes_with_them() {
     let id = world.timeline();
     let inode = world.main.lookup(ROOT_INODE, b"f").unwrap().0;
     for _ in 0..16 {
-        let bytes: Vec<u8> = (0..128 * PAGE_BYTES / 8).flat_map(|_| world.random.below(u64::MAX).to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            (0..128 * PAGE_BYTES / 8).flat_map(|_| world.random.below(u64::MAX).to_le_bytes()).collect();
         for (nth, part) in bytes.chunks_exact(32 * PAGE_BYTES).enumerate() {
             world.main.write(inode, (nth * part.len()) as u64, part).unwrap();
         }
