@@ -117,7 +117,7 @@ impl Running {
         make_directory(&layout.run, 0o711)?;
         leftovers::clean(&layout.run)?;
         let store = Arc::new(Store::open(open_disk(&config.data)?, random_number()?)?);
-        store.keep_history(Duration::from_secs(config.history));
+        store.keep_history(Duration::from_secs(config.history))?;
         let mountpoint = config.mount.as_deref().unwrap_or(&layout.mount);
         let mount = Arc::new(Mount::new(Arc::clone(&store), mountpoint, (user.uid, user.gid))?);
         let mut computes = ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());

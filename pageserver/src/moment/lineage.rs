@@ -2,6 +2,7 @@
 //! forked.
 
 use crate::error::Result;
+use crate::storage::marks::Mark;
 use crate::storage::page::{Position, TimelineId};
 use crate::storage::store::{Past, Store};
 use crate::storage::timeline::Timeline;
@@ -38,15 +39,17 @@ pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
     let newest = store.timeline(id)?;
     newest.mark(false)?;
     let (mut spans, mut next) = (Vec::new(), Some((newest, None::<Past>)));
-    let oldest_ns = store.clock().now_ns().saturating_sub(store.window_ns());
+    let oldest_ns = store.oldest_ns();
     while let Some((timeline, end)) = next {
         let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
         let limit: Position = end.map_or(Position::MAX, |end| end.at[0]);
         let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns.max(1));
         let begin = begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.begins_ns });
-        let marks = timeline.marks().into_iter().filter(|mark| mark.position <= limit);
+        let within = |mark: &Mark| mark.position <= limit && mark.time_ns >= oldest_ns;
+        let marks = timeline.marks().into_iter().filter(within);
         let marks = marks.map(|mark| Past { at: [mark.position; 2], time_ns: mark.time_ns });
-        let points: Vec<Past> = begin.into_iter().chain(marks).chain(end).collect();
+        let end_point = end.filter(|end| end.time_ns >= oldest_ns);
+        let points: Vec<Past> = begin.into_iter().chain(marks).chain(end_point).collect();
         next = record.and_then(|record| {
             let end = Past { at: record.at, time_ns: record.time_ns };
             Some((Arc::clone(timeline.parent()?), Some(end)))

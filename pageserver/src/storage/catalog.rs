@@ -248,9 +248,15 @@ impl Catalog {
 
     /// Where the children of a timeline were forked from it.
     pub fn forks(&self, id: TimelineId) -> Vec<AncestorRecord> {
+        self.children(id).into_iter().map(|(_, fork)| fork).collect()
+    }
+
+    /// The children of a timeline, and where they were forked from it.
+    pub fn children(&self, id: TimelineId) -> Vec<(TimelineId, AncestorRecord)> {
         let state = read(&self.state);
         let children = state.children.get(&id.0).into_iter().flatten();
-        children.filter_map(|child| state.timelines.get(child)?.ancestor.clone()).collect()
+        let fork = |child: &u64| Some((TimelineId(*child), state.timelines.get(child)?.ancestor.clone()?));
+        children.filter_map(fork).collect()
     }
 
     /// Publishes `update`, removes timelines that no name and no child needs any more, and returns those.
@@ -287,6 +293,31 @@ impl Catalog {
         }
         write(&self.state).apply(update, &freed);
         Ok(freed)
+    }
+
+    /// Remembers how long moments are kept from now on. Returns the time before which none is to be had, because the window
+    /// was shorter.
+    pub fn note_window(&self, window_ns: i64, now_ns: i64) -> Result<i64> {
+        let slot = lock(&self.database);
+        let closed = || Error::unavailable("catalog", "the catalog is closed; restart the server");
+        let opened = slot.as_ref().ok_or_else(closed)?;
+        let transaction = opened.database.begin_write().map_err(|e| failed("begin a change of", e))?;
+        let from_ns = {
+            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
+            let number = |key: &str| -> Result<Option<i64>> {
+                let found = numbers.get(key).map_err(|e| failed("read", e))?;
+                Ok(found.map(|value| value.value().cast_signed()))
+            };
+            let (before, from_ns) = (number("window")?, number("history_from")?.unwrap_or(0));
+            let grew = before.filter(|before| *before < window_ns);
+            let from_ns = from_ns.max(grew.map_or(0, |before| now_ns.saturating_sub(before)));
+            for (key, value) in [("window", window_ns), ("history_from", from_ns)] {
+                numbers.insert(key, value.cast_unsigned()).map_err(|e| failed("change", e))?;
+            }
+            from_ns
+        };
+        transaction.commit().map_err(|e| failed("commit a change of", e))?;
+        Ok(from_ns)
     }
 
     /// Whether the database can be asked.
@@ -589,6 +620,18 @@ mod tests {
 
     fn remove(name: &str) -> Update {
         Update { remove_branches: vec![name.to_owned()], ..Update::default() }
+    }
+
+    #[test]
+    fn a_longer_window_brings_nothing_back() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
+        let catalog = Catalog::open(&disk, 5).unwrap();
+        assert_eq!(catalog.note_window(100, 1_000).unwrap(), 0, "the first one");
+        assert_eq!(catalog.note_window(50, 2_000).unwrap(), 0);
+        assert_eq!(catalog.note_window(300, 3_000).unwrap(), 2_950);
+        drop(catalog);
+        let catalog = Catalog::open(&disk, 5).unwrap();
+        assert_eq!(catalog.note_window(300, 4_000).unwrap(), 2_950);
     }
 
     #[test]

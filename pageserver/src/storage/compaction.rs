@@ -7,6 +7,7 @@
 use crate::error::Result;
 use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
+use crate::storage::children::{self, Child};
 use crate::storage::format::LaneKind;
 use crate::storage::layer::{Entry, GROUP_PAGES, Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
@@ -113,21 +114,27 @@ pub(super) struct Fate {
 }
 
 impl Fate {
-    /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees the newest.
-    pub(super) fn kept(&self, versions: &[(Entry, usize)]) -> Vec<(Entry, usize)> {
+    /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees the newest; those
+    /// who were forked where it is `covered` do not look here.
+    pub(super) fn kept(&self, versions: &[(Entry, usize)], covered: &[Position]) -> Vec<(Entry, usize)> {
         let mut kept: Vec<(Entry, usize)> = Vec::new();
         if self.forgotten {
             return kept;
         }
         for (nth, (entry, input)) in versions.iter().enumerate() {
             let end = self.end(versions, nth);
-            let seen = end.is_none_or(|end| self.retained.sees(entry.position, end));
+            let seen = end.is_none_or(|end| self.retained.sees_but(covered, entry.position, end));
             let implied = entry.page.is_none() && kept.is_empty() && self.zeros_below;
             if seen && !implied {
                 kept.push((*entry, *input));
             }
         }
         kept
+    }
+
+    /// Whether any of the versions may be older than what the head sees.
+    pub(super) fn are_old(&self, versions: &[(Entry, usize)]) -> bool {
+        versions.len() > 1 || !self.cuts.is_empty()
     }
 
     /// From where on a version of a block counts no more.
@@ -155,6 +162,7 @@ impl Timeline {
         self: &Arc<Self>,
         lane: LaneKind,
         range: Range<usize>,
+        children: &[Child],
         pace: &mut Pace<'_>,
     ) -> Result<Merged> {
         let lane_files = self.lane_files();
@@ -167,7 +175,7 @@ impl Timeline {
         let id = LayerId { timeline: self.id(), lane, number };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
         let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered)?;
-        if let Err(error) = self.merge_into(&mut writer, &inputs, oldest, pace) {
+        if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
             writer.abandon();
             return Err(error);
         }
@@ -186,8 +194,8 @@ impl Timeline {
     fn merge_into(
         &self,
         writer: &mut LayerWriter<'_>,
-        layers: &[Arc<Layer>],
-        oldest: bool,
+        (layers, oldest): (&[Arc<Layer>], bool),
+        children: &[Child],
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         // Oldest first, so that the versions of a block come in order.
@@ -199,7 +207,10 @@ impl Timeline {
             if fate.inode != inode {
                 fate = self.fate(writer.lane(), inode, oldest);
             }
-            for (entry, nth) in fate.kept(&versions) {
+            let block = versions[0].0.block;
+            let covered =
+                if fate.are_old(&versions) { children::covered(children, inode, block)? } else { Vec::new() };
+            for (entry, nth) in fate.kept(&versions, &covered) {
                 let key = (entry.inode, entry.block, entry.position);
                 if entry.page.is_none() {
                     writer.add(key, None)?;

@@ -195,8 +195,14 @@ impl Store {
         self.catalog().require()?;
         let slot = self.slot(id)?;
         let Some(timeline) = healthy(&slot) else { return Ok(false) };
-        let merged = timeline.merge(lane, range, pace)?;
+        let children = self.children(id, lane)?;
+        let merged = timeline.merge(lane, range, &children, pace)?;
         let (layer, record) = (merged.layer.id(), merged.record.clone());
+        if !self.still_live(&children) {
+            // What one of them did not need, another may that was forked at the same position.
+            self.remove_layer(layer);
+            return Ok(false);
+        }
         let mut replaced = Vec::new();
         let turn = || replaced = timeline.turn_to_merged(merged);
         let done = self.publish_lane(&slot, &timeline, layer, record, turn)?;

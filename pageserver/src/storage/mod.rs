@@ -8,6 +8,7 @@
 pub mod catalog;
 mod catalog_file;
 pub mod check;
+mod children;
 pub mod clock;
 pub mod commit;
 pub mod compaction;

@@ -72,7 +72,7 @@ impl Retention {
         for lane in LaneKind::ALL {
             let mut retained = Retained::default();
             forks.iter().for_each(|fork| retained.add(fork.at[lane as usize]));
-            let found = timeline.survey(lane, &retained)?;
+            let found = timeline.survey(lane, &retained, &store.children(id, lane)?)?;
             self.garbage.insert((id, lane), found.garbage);
             all.add(found);
         }

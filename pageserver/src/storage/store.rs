@@ -18,7 +18,7 @@ use crate::storage::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
 use crate::storage::versions::Retained;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -110,6 +110,7 @@ pub struct Store {
     catalog: Catalog,
     shared: Shared,
     slots: Mutex<HashMap<TimelineId, Arc<Mutex<Slot>>>>,
+    history_from_ns: AtomicI64,
 }
 
 impl Store {
@@ -143,7 +144,8 @@ impl Store {
         }
         shared.lane_files.sync_directory()?;
         remove_unnamed_layers(&*disk, &layers)?;
-        Ok(Self { disk, catalog, shared, slots: Mutex::new(slots) })
+        let history_from_ns = AtomicI64::new(0);
+        Ok(Self { disk, catalog, shared, slots: Mutex::new(slots), history_from_ns })
     }
 
     /// The catalog.
@@ -366,6 +368,10 @@ impl Store {
         })
     }
 
+    pub(super) fn lane_files(&self) -> &LaneFiles {
+        &self.shared.lane_files
+    }
+
     /// All timelines' places.
     pub(super) fn slots(&self) -> Vec<(TimelineId, Arc<Mutex<Slot>>)> {
         lock(&self.slots).iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect()
@@ -408,10 +414,19 @@ impl Store {
         &self.shared.clock
     }
 
-    /// Lets moments be gone back to for so long.
-    pub fn keep_history(&self, window: Duration) {
+    /// Lets moments be gone back to for so long. What a shorter window has let go of does not come back with a longer one.
+    pub fn keep_history(&self, window: Duration) -> Result<()> {
         let window_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX);
+        let from_ns = self.catalog.note_window(window_ns, self.shared.clock.now_ns())?;
+        self.history_from_ns.store(from_ns, Ordering::Relaxed);
         self.shared.window_ns.store(window_ns, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Before this time, no moment can be gone back to, in nanoseconds since 1970.
+    pub fn oldest_ns(&self) -> i64 {
+        let oldest_ns = self.shared.clock.now_ns().saturating_sub(self.window_ns());
+        oldest_ns.max(self.history_from_ns.load(Ordering::Relaxed))
     }
 
     /// How long moments can be gone back to, in nanoseconds.

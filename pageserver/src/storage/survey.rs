@@ -3,6 +3,7 @@
 //! Only indexes are read, no pages. A page counts as the average of its layer, so the sums are those of the files.
 
 use crate::error::Result;
+use crate::storage::children::{self, Child};
 use crate::storage::compaction::{Fate, Input, next_block};
 use crate::storage::format::LaneKind;
 use crate::storage::page::Position;
@@ -43,8 +44,13 @@ impl Survey {
 }
 
 impl Timeline {
-    /// Looks at all layers of a lane, of which `forks` are where children were forked.
-    pub(super) fn survey(self: &Arc<Self>, lane: LaneKind, forks: &Retained) -> Result<Survey> {
+    /// Looks at all layers of a lane, of which `forks` are where children were forked, and `children` some of these.
+    pub(super) fn survey(
+        self: &Arc<Self>,
+        lane: LaneKind,
+        forks: &Retained,
+        children: &[Child],
+    ) -> Result<Survey> {
         let layers = self.layers(lane);
         let share: Vec<u64> =
             layers.iter().rev().map(|layer| layer.bytes() / layer.entries().max(1)).collect();
@@ -56,8 +62,11 @@ impl Timeline {
                 fate = self.fate(lane, inode, true);
                 of_forks = Fate { retained: forks.clone(), ..fate.clone() };
             }
+            let block = versions[0].0.block;
+            let covered =
+                if fate.are_old(&versions) { children::covered(children, inode, block)? } else { Vec::new() };
             let kept = |fate: &Fate| -> Vec<Position> {
-                fate.kept(&versions).iter().map(|(entry, _)| entry.position).collect()
+                fate.kept(&versions, &covered).iter().map(|(entry, _)| entry.position).collect()
             };
             let (seen, live) = (kept(&fate), kept(&of_forks));
             for (nth, (entry, input)) in versions.iter().enumerate() {

@@ -21,6 +21,14 @@ impl Retained {
         }
     }
 
+    /// Whether some point but those `covered`, in order, sees a version of `from` that is replaced at `to`.
+    pub(super) fn sees_but(&self, covered: &[Position], from: Position, to: Position) -> bool {
+        let points = &self.0[self.0.partition_point(|point| *point < from)..];
+        let points = &points[..points.partition_point(|point| *point < to)];
+        let covers = |point: Position| covered.iter().filter(|covered| **covered == point).count();
+        points.chunk_by(|a, b| a == b).any(|same| same.len() > covers(same[0]))
+    }
+
     /// Whether somebody reads just there.
     pub(super) fn has(&self, position: Position) -> bool {
         self.0.binary_search(&position).is_ok()

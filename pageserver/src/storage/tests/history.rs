@@ -37,7 +37,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let disk = SimDisk::default();
         let (store, id) = new_store(&disk);
-        store.keep_history(Duration::from_secs(86_400));
+        store.keep_history(Duration::from_secs(86_400)).unwrap();
         store.clock().set(SECOND);
         let main = tree(&store, id);
         make(&main, b"f");
@@ -286,7 +286,7 @@ fn what_only_marks_saw_goes_with_them() {
     let World { disk, store, main, .. } = world;
     drop((main, store));
     let store = open(&disk).unwrap();
-    store.keep_history(Duration::from_secs(86_400));
+    store.keep_history(Duration::from_secs(86_400)).unwrap();
     store.clock().set(200_000 * SECOND);
     let limits = Limits { max_log_bytes: 1 << 30, quiet: Duration::ZERO, max_history_bytes: 1 << 40 };
     let (mut maintenance, stop) = (Maintenance::new(limits), AtomicBool::new(false));

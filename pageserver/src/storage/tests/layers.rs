@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Error;
+use crate::storage::store::{Origin, Past};
 
 fn seal(store: &Store, id: TimelineId, lane: LaneKind) -> bool {
     store.seal(id, lane, &mut |_| Ok(())).unwrap()
@@ -192,6 +193,51 @@ fn a_merge_drops_what_nobody_sees() {
     let mut expected = pattern(5, 10);
     expected[..PAGE_BYTES].copy_from_slice(&pattern(9, 1));
     assert!(contents(&main, b"f").unwrap() == expected);
+}
+
+#[test]
+fn what_a_child_overwrote_is_not_kept_for_it() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    main.write(inode, 0, &pattern(1, 10)).unwrap();
+    assert!(seal(&store, id, LaneKind::Data));
+    let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
+    let (other, _) = store.fork(id, |timeline| named("other", timeline)).unwrap();
+    main.write(inode, 0, &pattern(2, 10)).unwrap();
+    assert!(seal(&store, id, LaneKind::Data));
+    for id in [child, other] {
+        tree(&store, id).write(inode, 0, &pattern(3, 6)).unwrap();
+        assert!(seal(&store, id, LaneKind::Data));
+    }
+    // A grandchild from before the child wrote anything sees the parent through it.
+    let begin = store.timeline(other).unwrap().begin();
+    let past = Some(Past { at: [begin; 2], time_ns: 0 });
+    let origin = Origin { timeline: other, past, unfinished: false };
+    let (grandchild, _) = store.fork(origin, |timeline| named("grandchild", timeline)).unwrap();
+    let entries = |store: &Store| -> u64 {
+        store.timeline(id).unwrap().layers(LaneKind::Data).iter().map(|layer| layer.entries()).sum()
+    };
+    let again = || {
+        main.write(inode, 0, &pattern(2, 1)).unwrap();
+        assert!(seal(&store, id, LaneKind::Data));
+        let count = main.timeline().layers(LaneKind::Data).len();
+        assert!(store.merge(id, LaneKind::Data, 0..count, &mut |_| Ok(())).unwrap());
+    };
+    again();
+    assert_eq!(entries(&store), 20, "the grandchild needs all that was there");
+    let update = Update { remove_branches: vec!["grandchild".into()], ..Update::default() };
+    store.free(&store.publish(update).unwrap());
+    again();
+    assert_eq!(entries(&store), 10 + 4, "the head, and what neither child overwrote");
+    assert!(store.catalog().timeline(grandchild).is_none());
+    let mut expected = pattern(3, 6);
+    expected.extend(&pattern(1, 10)[6 * PAGE_BYTES..]);
+    for id in [child, other] {
+        assert!(contents(&tree(&store, id), b"f").unwrap() == expected);
+    }
+    assert!(contents(&main, b"f").unwrap() == pattern(2, 10));
 }
 
 #[test]

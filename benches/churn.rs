@@ -1,0 +1,166 @@
+//! A day's worth of churn in small: TPC-B without a pause, a branch created and another deleted every second, and
+//! branches made at random moments of the past, with a short history and small limits.
+//!
+//! `cargo bench --bench churn` prints, for each minute, transactions, the slowest of them, the store's size and the server's
+//! memory; then whether the disk levelled off, how slow transactions got, and that each branch holds what it should.
+//! `COPPICE_BENCH_MINUTES` (30), `COPPICE_BENCH_SCALE` (20) and `COPPICE_BENCH_MOMENTS` (50) set the size of it.
+
+use api::types::{CreateBranch, Moment};
+use coppice::commits::{self, Clients};
+use coppice::{Directory, Server, postgres_program, tpcb};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::VecDeque;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Branches that live at the same time.
+const LIVING: usize = 10;
+/// Seconds of history.
+const WINDOW: i64 = 300;
+/// A transaction that takes longer is a stall, in microseconds.
+const STALL_US: u64 = 250_000;
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// A pgbench that writes down, for each second, how many transactions there were and how slow the slowest was.
+struct Load {
+    child: Child,
+    directory: Directory,
+}
+
+impl Load {
+    fn start(server: &Server, seconds: u64) -> Self {
+        let directory = Directory::new();
+        let mut command = Command::new(postgres_program("pgbench"));
+        command.args(["-n", "-M", "prepared", "-c", "4", "-j", "1", "-l", "--aggregate-interval=1"]);
+        command.arg("-T").arg(seconds.to_string()).arg(server.url("main"));
+        command
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self { child: command.spawn().expect("start pgbench"), directory }
+    }
+
+    /// For each second since the epoch: transactions, and the slowest in microseconds.
+    fn seconds(&self) -> Vec<(i64, u64, u64)> {
+        let files = std::fs::read_dir(self.directory.path()).expect("list pgbench's log");
+        let lines = files.flatten().filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        let parse = |line: &str| {
+            let fields: Vec<u64> = line.split(' ').filter_map(|field| field.parse().ok()).collect();
+            Some((fields.first()?.cast_signed(), *fields.get(1)?, *fields.get(5)?))
+        };
+        let mut seconds: Vec<_> =
+            lines.flat_map(|text| text.lines().filter_map(parse).collect::<Vec<_>>()).collect();
+        seconds.sort_unstable();
+        seconds
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn resident_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read the server's status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line with the memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") >> 10
+}
+
+/// Makes a branch at a random moment of the history, and holds it against what the clients saw.
+fn visit(server: &Server, clients: &Clients, began: Timestamp, nth: u64) -> Duration {
+    // Not within the oldest seconds, which the window may leave behind meanwhile.
+    let now = Timestamp::now();
+    let oldest = (now - SignedDuration::from_secs(WINDOW - 30)).max(began);
+    let span = u64::try_from(now.as_microsecond() - oldest.as_microsecond()).expect("a span");
+    let after = nth.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) % span;
+    let moment =
+        Timestamp::from_microsecond(oldest.as_microsecond() + after.cast_signed()).expect("a moment");
+    let name = format!("moment/{nth}");
+    let asked = Instant::now();
+    let request = CreateBranch { name: name.clone(), parent: None, at: Some(Moment::Time(moment)) };
+    let client = server.client();
+    client.create(&request).unwrap_or_else(|error| panic!("branch at {moment}: {error}"));
+    let took = asked.elapsed();
+    commits::verify_moment(server, &name, &clients.commits(), moment);
+    client.delete(&name).expect("delete");
+    took
+}
+
+fn main() {
+    let (minutes, moments) = (number("COPPICE_BENCH_MINUTES", 30), number("COPPICE_BENCH_MOMENTS", 50));
+    let window = WINDOW.to_string();
+    let limits = ["--history", &window, "--log-limit", "64", "--seal-after", "5"];
+    let server = Server::start_with(Default::default(), &limits);
+    let scale = u32::try_from(number("COPPICE_BENCH_SCALE", 20)).expect("a scale");
+    tpcb::initialize(&server, "main", scale);
+    commits::initialize(&server, "main");
+    let client = server.client();
+    let clients = Clients::start(&server, &["main"], 1);
+    let load = Load::start(&server, minutes * 60 + 60);
+    let (began, started) = (Timestamp::now(), Instant::now());
+    let (mut living, mut sizes, mut visits) = (VecDeque::new(), Vec::new(), Vec::new());
+    for second in 0..minutes * 60 {
+        std::thread::sleep(Duration::from_secs(second).saturating_sub(started.elapsed()));
+        let name = format!("churn/{second}");
+        client.create(&CreateBranch { name: name.clone(), ..CreateBranch::default() }).expect("create");
+        living.push_back(name);
+        if living.len() > LIVING
+            && let Some(name) = living.pop_front()
+        {
+            client.delete(&name).expect("delete");
+        }
+        if second > 30 && second * moments / (minutes * 60) > visits.len() as u64 {
+            visits.push(visit(&server, &clients, began, visits.len() as u64));
+        }
+        if second % 60 == 59 {
+            sizes.push(client.status().expect("status").store_bytes >> 20);
+            let minute = &load.seconds();
+            let last = &minute[minute.len().saturating_sub(60)..];
+            println!(
+                "minute {:>2}: {:>6} transactions, slowest {:>4} ms; store {:>5} MiB, server {:>3} MiB",
+                second / 60 + 1,
+                last.iter().map(|(_, count, _)| count).sum::<u64>(),
+                last.iter().map(|(_, _, slowest)| slowest / 1000).max().unwrap_or(0),
+                sizes[sizes.len() - 1],
+                resident_mib(server.pid())
+            );
+        }
+    }
+    let seconds = load.seconds();
+    drop(load);
+    let stalled: Vec<u64> =
+        seconds.iter().map(|(_, _, slowest)| *slowest).filter(|us| *us > STALL_US).collect();
+    println!(
+        "{} of {} seconds had a transaction over {} ms, the slowest {} ms",
+        stalled.len(),
+        seconds.len(),
+        STALL_US / 1000,
+        stalled.iter().max().unwrap_or(&0) / 1000
+    );
+    visits.sort_unstable();
+    println!(
+        "{} branches at random moments had just the commits of then; made in p50 {:.0} ms, max {:.0} ms",
+        visits.len(),
+        visits[visits.len() / 2].as_secs_f64() * 1e3,
+        visits[visits.len() - 1].as_secs_f64() * 1e3
+    );
+    if sizes.len() > 10 {
+        let part = |from: usize| sizes[from..from + 3].iter().sum::<u64>() as f64 / 3.0;
+        let (before, after) = (part(sizes.len() - 11), part(sizes.len() - 3));
+        println!(
+            "store over the last ten minutes: {before:.0} to {after:.0} MiB, {:+.1}%",
+            (after / before - 1.0) * 100.0
+        );
+    }
+    let all: Vec<String> = living.into_iter().chain(["main".to_owned()]).collect();
+    for name in &all {
+        tpcb::verify(&server, name);
+    }
+    println!("{} branches are whole", all.len());
+}
