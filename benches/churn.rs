@@ -44,8 +44,9 @@ impl Load {
         Self { child: command.spawn().expect("start pgbench"), directory }
     }
 
-    /// For each second since the epoch: transactions, and the slowest in microseconds.
-    fn seconds(&self) -> Vec<(i64, u64, u64)> {
+    /// Waits for its end. For each second since the epoch: transactions, and the slowest in microseconds.
+    fn finish(mut self) -> Vec<(i64, u64, u64)> {
+        assert!(self.child.wait().expect("wait for pgbench").success());
         let files = std::fs::read_dir(self.directory.path()).expect("list pgbench's log");
         let lines = files.flatten().filter_map(|file| std::fs::read_to_string(file.path()).ok());
         let parse = |line: &str| {
@@ -102,7 +103,7 @@ fn main() {
     commits::initialize(&server, "main");
     let client = server.client();
     let clients = Clients::start(&server, &["main"], 1);
-    let load = Load::start(&server, minutes * 60 + 60);
+    let load = Load::start(&server, minutes * 60);
     let (began, started) = (Timestamp::now(), Instant::now());
     let (mut living, mut sizes, mut visits) = (VecDeque::new(), Vec::new(), Vec::new());
     for second in 0..minutes * 60 {
@@ -120,20 +121,19 @@ fn main() {
         }
         if second % 60 == 59 {
             sizes.push(client.status().expect("status").store_bytes >> 20);
-            let minute = &load.seconds();
-            let last = &minute[minute.len().saturating_sub(60)..];
-            println!(
-                "minute {:>2}: {:>6} transactions, slowest {:>4} ms; store {:>5} MiB, server {:>3} MiB",
-                second / 60 + 1,
-                last.iter().map(|(_, count, _)| count).sum::<u64>(),
-                last.iter().map(|(_, _, slowest)| slowest / 1000).max().unwrap_or(0),
-                sizes[sizes.len() - 1],
-                resident_mib(server.pid())
-            );
+            let (store, memory) = (sizes[sizes.len() - 1], resident_mib(server.pid()));
+            println!("minute {:>2}: store {store:>5} MiB, server {memory:>3} MiB", second / 60 + 1);
         }
     }
-    let seconds = load.seconds();
-    drop(load);
+    let seconds = load.finish();
+    for (nth, minute) in seconds.chunks(60).enumerate() {
+        println!(
+            "minute {:>2}: {:>6} transactions, slowest {:>4} ms",
+            nth + 1,
+            minute.iter().map(|(_, count, _)| count).sum::<u64>(),
+            minute.iter().map(|(_, _, slowest)| slowest / 1000).max().unwrap_or(0),
+        );
+    }
     let stalled: Vec<u64> =
         seconds.iter().map(|(_, _, slowest)| *slowest).filter(|us| *us > STALL_US).collect();
     println!(

@@ -123,8 +123,23 @@ fn depths(c: &mut Criterion) {
             newer.push(level);
             last = child;
         }
-        let (tree, mut random) = (world.tree(last), Random(SEED));
+        let mut random = Random(SEED);
+        let tree = world.tree(last);
         group.bench_function(BenchmarkId::from_parameter(depth), |b| {
+            b.iter(|| world.read(&tree, &mut random, &newer));
+        });
+        drop(tree);
+        for _ in 0..=depth {
+            world.store.close_unused();
+        }
+        let mut detached = 0;
+        while world.store.detach_deep(&mut |_| Ok(())).expect("detach") {
+            (0..=depth).for_each(|_| world.store.close_unused());
+            detached += 1;
+        }
+        println!("{detached} timelines of a chain of {depth} stand on their own after compaction");
+        let tree = world.tree(last);
+        group.bench_function(BenchmarkId::new("after compaction", depth), |b| {
             b.iter(|| world.read(&tree, &mut random, &newer));
         });
     }

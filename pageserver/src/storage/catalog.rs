@@ -116,6 +116,8 @@ pub struct Update {
     pub put_branches: Vec<(String, BranchRecord)>,
     /// What of a lane is sealed now; refused if the timeline is gone.
     pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
+    /// Timelines that hold all they show from now on, in these lanes, and have no ancestor.
+    pub detach: Vec<(TimelineId, [LaneRecord; 2])>,
     /// Nameless timelines that were held for an import and are no longer.
     pub release: Vec<TimelineId>,
 }
@@ -232,6 +234,11 @@ impl Catalog {
     /// All timelines.
     pub fn timelines(&self) -> Vec<TimelineId> {
         read(&self.state).timelines.keys().map(|id| TimelineId(*id)).collect()
+    }
+
+    /// Whether a branch leads to the timeline.
+    pub fn is_named(&self, id: TimelineId) -> bool {
+        read(&self.state).names.contains_key(&id.0)
     }
 
     /// Whether a name or a child needs the timeline. An import in progress has neither.
@@ -411,6 +418,15 @@ impl State {
                 timeline.lanes[lane as usize] = record;
             }
         }
+        for (id, lanes) in update.detach {
+            let Some(timeline) = self.timelines.get_mut(&id.0) else { continue };
+            timeline.lanes = lanes;
+            if let Some(ancestor) = timeline.ancestor.take()
+                && let Some(children) = self.children.get_mut(&ancestor.timeline)
+            {
+                children.remove(&id.0);
+            }
+        }
         for (id, record) in update.add_timelines {
             if let Some(ancestor) = &record.ancestor {
                 self.children.entry(ancestor.timeline).or_default().insert(id.0);
@@ -454,6 +470,9 @@ impl State {
             timeline.lanes[*lane as usize] = record.clone();
             timelines.push((*id, timeline));
         }
+        for (id, lanes) in &update.detach {
+            timelines.push((*id, TimelineRecord { ancestor: None, lanes: lanes.clone() }));
+        }
         Ok(timelines)
     }
 
@@ -472,6 +491,12 @@ impl State {
         }
         for ancestor in update.add_timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref()) {
             *children.entry(ancestor.timeline).or_default() += 1;
+        }
+        let detached =
+            update.detach.iter().filter_map(|(id, _)| self.timelines.get(&id.0)?.ancestor.as_ref());
+        for ancestor in detached {
+            *children.entry(ancestor.timeline).or_default() -= 1;
+            candidates.push(ancestor.timeline);
         }
         let mut freed = Vec::new();
         while let Some(id) = candidates.pop() {

@@ -241,7 +241,7 @@ impl Timeline {
 }
 
 impl<I: Iterator<Item = Result<Entry>>> Input<I> {
-    fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
         let group = entry.page.map_or(0, |page| page.group);
         if self.group.as_ref().is_none_or(|(known, _)| *known != group) {
             let mut pages = Vec::with_capacity(GROUP_PAGES * PAGE_BYTES);

@@ -48,12 +48,20 @@ pub struct Maintenance {
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
     failed: HashMap<(TimelineId, LaneKind), Instant>,
     retention: Retention,
+    /// When deep chains were last looked for.
+    looked: Instant,
 }
 
 impl Maintenance {
     /// Seals and merges within `limits`.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, seen: HashMap::new(), failed: HashMap::new(), retention: Retention::default() }
+        Self {
+            limits,
+            seen: HashMap::new(),
+            failed: HashMap::new(),
+            retention: Retention::default(),
+            looked: Instant::now(),
+        }
     }
 
     /// Does what is due, until there is no more or `stop` is set.
@@ -68,16 +76,27 @@ impl Maintenance {
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
             self.look(store, timeline);
             for lane in LaneKind::ALL {
-                let mut pace = Slices {
-                    store,
-                    stop,
-                    began: Instant::now(),
-                    worked: 0,
-                    seen: store.newest_position(),
-                    rest: REST,
-                };
+                let mut pace = Slices::new(store, stop);
                 while !stop.load(Ordering::Relaxed) && self.lane(store, timeline, lane, &mut pace) {}
             }
+        }
+        self.detach(store, stop);
+    }
+
+    /// Lets a timeline at the end of a long chain stand on its own.
+    fn detach(&mut self, store: &Store, stop: &AtomicBool) {
+        if self.looked.elapsed() < self.limits.quiet.max(SOON) {
+            return;
+        }
+        let mut pace = Slices::new(store, stop);
+        match store.detach_deep(&mut |bytes| pace.worked(bytes)) {
+            // There may be another.
+            Ok(true) => {}
+            Err(error) if error.code != STOPPING && error.kind != Kind::NotFound => {
+                tracing::error!(%error, "a timeline at the end of a long chain stays there; it is tried again later");
+                self.looked = Instant::now() + RETRY;
+            }
+            _ => self.looked = Instant::now(),
         }
     }
 
@@ -153,7 +172,12 @@ struct Slices<'a> {
     rest: u32,
 }
 
-impl Slices<'_> {
+impl<'a> Slices<'a> {
+    fn new(store: &'a Store, stop: &'a AtomicBool) -> Self {
+        let (began, seen) = (Instant::now(), store.newest_position());
+        Self { store, stop, began, worked: 0, seen, rest: REST }
+    }
+
     fn worked(&mut self, bytes: u64) -> Result<()> {
         self.worked += bytes;
         if self.worked < SLICE_BYTES {
@@ -240,7 +264,7 @@ impl Store {
         published
     }
 
-    fn remove_layer(&self, layer: LayerId) {
+    pub(super) fn remove_layer(&self, layer: LayerId) {
         let path = layer.path();
         if let Err(error) = self.disk.remove(&path) {
             tracing::error!(%error, path, "a layer that is not needed stays until the next start");

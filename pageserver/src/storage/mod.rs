@@ -12,6 +12,7 @@ mod children;
 pub mod clock;
 pub mod commit;
 pub mod compaction;
+mod detach;
 pub mod disk;
 pub mod format;
 pub mod history;

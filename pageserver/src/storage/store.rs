@@ -53,6 +53,11 @@ impl Slot {
         Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, rested_ns, reopened }))
     }
 
+    /// All of it is in these lanes now; it has no ancestor, and is closed.
+    pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) {
+        (self.lanes, self.ancestor, self.timeline, self.files) = (lanes, None, None, Vec::new());
+    }
+
     /// Whether something of it is not sealed.
     pub(super) fn has_log(&self) -> bool {
         !self.files.is_empty()

@@ -519,6 +519,20 @@ impl Timeline {
         known.1
     }
 
+    /// All inodes of a lane that exist, inherited ones included.
+    pub(super) fn files_of_lane(self: &Arc<Self>, lane: LaneKind) -> BTreeMap<u64, Attributes> {
+        let mut files: BTreeMap<u64, Option<Attributes>> = BTreeMap::new();
+        for (timeline, at) in self.chain(lane, 0) {
+            let state = read(&timeline.lane(lane).state);
+            for inode in state.index.inodes() {
+                if let Some(attributes) = state.index.attributes(inode, at) {
+                    files.entry(inode).or_insert_with(|| attributes.cloned());
+                }
+            }
+        }
+        files.into_iter().filter_map(|(inode, attributes)| Some((inode, attributes?))).collect()
+    }
+
     /// Adds up the sizes of a lane's inodes with a name; one pass over the chain.
     pub(super) fn sum_sizes(self: &Arc<Self>, lane: LaneKind) -> u64 {
         let mut sizes: HashMap<u64, u64> = HashMap::new();

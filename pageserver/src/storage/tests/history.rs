@@ -302,3 +302,122 @@ fn what_only_marks_saw_goes_with_them() {
     assert_eq!(store.timeline(id).unwrap().marks(), []);
     assert!(image(&tree(&store, id)) == head);
 }
+
+/// What a timeline shows: the two files, and all names.
+fn whole(tree: &Tree) -> (Image, Vec<Vec<u8>>) {
+    let mut names: Vec<Vec<u8>> = tree.list(ROOT_INODE).into_iter().map(|(_, name, _)| name).collect();
+    names.sort();
+    (image(tree), names)
+}
+
+/// A chain of timelines, each with some changes, all sealed and closed; what each shows, and what each mark of the last showed.
+fn chain(world: &mut World, length: usize) -> Vec<(TimelineId, (Image, Vec<Vec<u8>>))> {
+    let mut shown = Vec::new();
+    for level in 0..length {
+        let parent = world.timeline();
+        let (child, _) = world.store.fork(parent, |t| named(&format!("level {level}"), t)).unwrap();
+        world.main = tree(&world.store, child);
+        make(&world.main, format!("x{level}").as_bytes());
+        if level > 2 {
+            world.main.remove(ROOT_INODE, format!("x{}", level - 3).as_bytes(), false, 0).unwrap();
+        }
+        world.marks.clear();
+        for _ in 0..6 {
+            world.change();
+            if world.random.below(3) == 0 {
+                world.mark();
+            }
+        }
+        for inode in world.main.timeline().nameless() {
+            world.main.reap(inode).unwrap();
+        }
+        shown.push((child, whole(&world.main)));
+        for lane in LaneKind::ALL {
+            world.store.seal(child, lane, &mut |_| Ok(())).unwrap();
+        }
+    }
+    shown
+}
+
+#[test]
+fn a_timeline_at_the_end_of_a_long_chain_stands_on_its_own() {
+    for seed in 1..6 {
+        let mut world = World::new(seed);
+        let shown = chain(&mut world, 20);
+        let World { disk, store, main, marks, .. } = world;
+        let last = main.timeline().id();
+        let roots = |store: &Store| {
+            shown.iter().filter(|(id, _)| store.catalog().timeline(*id).unwrap().ancestor.is_none()).count()
+        };
+        assert!(
+            !store.detach_deep(&mut |_| Ok(())).unwrap(),
+            "it is in use, and its beginning can be gone back to"
+        );
+        drop(main);
+        (0..20).for_each(|_| store.close_unused());
+        assert!(!store.detach_deep(&mut |_| Ok(())).unwrap(), "its beginning can be gone back to");
+        // The beginnings are out of the window, and the marks are still there.
+        store.clock().set(90_000 * SECOND);
+        let mut count = 0;
+        while store.detach_deep(&mut |_| Ok(())).unwrap() {
+            (0..20).for_each(|_| store.close_unused());
+            count += 1;
+        }
+        assert_eq!((count, roots(&store)), (2, 2), "seed {seed}");
+        let image_of_disk = disk.after_power_loss(Unsynced::Lost);
+        for store in [store, open(&image_of_disk).unwrap()] {
+            for (id, expected) in &shown {
+                assert!(whole(&tree(&store, *id)) == *expected, "seed {seed}: {id}");
+            }
+            let timeline = store.timeline(last).unwrap();
+            assert_eq!(timeline.marks().len(), marks.len());
+            for mark in timeline.marks() {
+                let seen = image(&Tree::new(timeline.view([mark.position; 2])));
+                assert!(seen == marks[&mark.position], "seed {seed}: mark {}", mark.position);
+            }
+            // The others go without it.
+            let others = (0..19).map(|level| format!("level {level}")).chain(["main".to_owned()]).collect();
+            let freed = store.publish(Update { remove_branches: others, ..Update::default() }).unwrap();
+            store.free(&freed);
+            let (id, expected) = &shown[19];
+            assert!(whole(&tree(&store, *id)) == *expected, "seed {seed}: after the others are gone");
+        }
+        assert_eq!(faults_of(&image_of_disk), [] as [&str; 0]);
+    }
+}
+
+fn faults_of(disk: &SimDisk) -> Vec<String> {
+    check::check(&(Arc::new(disk.clone()) as Arc<dyn Disk>)).unwrap().faults
+}
+
+#[test]
+fn a_stop_after_any_operation_of_a_detachment_loses_nothing() {
+    for count in 0.. {
+        let mut world = World::new(3);
+        let shown = chain(&mut world, 9);
+        let World { disk, store, main, .. } = world;
+        drop(main);
+        (0..20).for_each(|_| store.close_unused());
+        store.clock().set(90_000 * SECOND);
+        disk.fail_after(Some(count));
+        let outcome = store.detach_deep(&mut |_| Ok(()));
+        let struck = disk.failed();
+        for unsynced in [Unsynced::Lost, Unsynced::Kept, Unsynced::Mixed(count)] {
+            let image_of_disk = disk.after_power_loss(unsynced);
+            let again = open(&image_of_disk).unwrap();
+            for (id, expected) in &shown {
+                assert!(whole(&tree(&again, *id)) == *expected, "stop {count}: {id}");
+            }
+            drop(again);
+            assert_eq!(faults_of(&image_of_disk), [] as [&str; 0], "stop {count}");
+        }
+        disk.fail_after(None);
+        for (id, expected) in &shown {
+            assert!(whole(&tree(&store, *id)) == *expected, "stop {count}: {id} while running");
+        }
+        if !struck {
+            assert!(outcome.unwrap() && count > 5, "only {count} operations");
+            return;
+        }
+    }
+}
