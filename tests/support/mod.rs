@@ -5,6 +5,7 @@
 pub mod commits;
 pub mod mirror;
 pub mod processes;
+pub mod sides;
 pub mod tpcb;
 pub mod volume;
 

@@ -304,14 +304,16 @@ fn what_only_marks_saw_goes_with_them() {
 }
 
 /// What a timeline shows: the two files, and all names.
-fn whole(tree: &Tree) -> (Image, Vec<Vec<u8>>) {
+type Shown = (Image, Vec<Vec<u8>>);
+
+fn whole(tree: &Tree) -> Shown {
     let mut names: Vec<Vec<u8>> = tree.list(ROOT_INODE).into_iter().map(|(_, name, _)| name).collect();
     names.sort();
     (image(tree), names)
 }
 
 /// A chain of timelines, each with some changes, all sealed and closed; what each shows, and what each mark of the last showed.
-fn chain(world: &mut World, length: usize) -> Vec<(TimelineId, (Image, Vec<Vec<u8>>))> {
+fn chain(world: &mut World, length: usize) -> Vec<(TimelineId, Shown)> {
     let mut shown = Vec::new();
     for level in 0..length {
         let parent = world.timeline();
