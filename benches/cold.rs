@@ -31,7 +31,8 @@ fn main() {
     let sides = [ours(&server), native.borrow().side()];
     for side in &sides {
         side.pgbench(&["-i", "-q", "-s", &scale]);
-        side.psql("vacuum analyze; checkpoint");
+        side.psql("vacuum analyze");
+        side.psql("checkpoint");
     }
     server.client().suspend("main").expect("suspend");
     let lanes = server.data().join("store/lanes");

@@ -77,6 +77,35 @@ fn a_branch_lives_and_dies() {
 }
 
 #[test]
+fn a_branch_goes_back_and_forth_in_time() {
+    let server = Server::start();
+    server.sql("main", "create table t as select 1 as n").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    server.sql("main", "insert into t values (2)").unwrap();
+    ok(&server, &["create", "past", "--at", "1s"]);
+    assert_eq!(ok(&server, &["psql", "past", "--", "-XAtc", "select count(*) from t"]), "1\n");
+    ok(&server, &["restore", "main", "--at", "1s", "--keep-as", "main-before"]);
+    for (branch, rows) in [("main", "1\n"), ("main-before", "2\n")] {
+        assert_eq!(ok(&server, &["psql", branch, "--", "-XAtc", "select count(*) from t"]), rows, "{branch}");
+    }
+    let history = ok(&server, &["history", "main-before"]);
+    let mut lines = history.lines();
+    assert!(lines.next().unwrap().starts_with("FROM "), "{history}");
+    assert!(lines.next().unwrap().starts_with("20") && history.contains("  0/"), "{history}");
+    assert!(history.ends_with("kept for 1 day\n"), "{history}");
+    fails(
+        &server,
+        &["restore", "main", "--at", "2001-01-01T00:00:00Z"],
+        3,
+        "is outside of the history of branch",
+    );
+    fails(&server, &["restore", "main", "--at", "yesterday"], 2, "is no moment: give a time with its zone");
+    fails(&server, &["reset", "past", "--at", "1/2/3"], 2, "Postgres prints them as 0/16B3748");
+    let du = ok(&server, &["du"]);
+    assert!(du.starts_with("NAME ") && du.contains("\nmain-before ") && du.contains("\n(total) "), "{du}");
+}
+
+#[test]
 fn json_is_the_apis() {
     let server = Server::shared();
     let json = |args: &[&str]| -> Value { serde_json::from_str(&ok(&server, args)).unwrap() };

@@ -14,7 +14,7 @@ use crate::gateway::Gateway;
 use crate::import::Imports;
 use crate::storage::catalog::Update;
 use crate::storage::disk::LocalDisk;
-use crate::storage::maintenance::{Limits, Maintenance};
+use crate::storage::maintenance::{Duty, Limits, Maintenance};
 use crate::storage::page::TimelineId;
 use crate::storage::store::{STORE_DIRECTORIES, Store};
 use proxy::Tls;
@@ -179,20 +179,29 @@ fn start_background(
             std::thread::sleep(TICK);
         }
     };
-    let (kept, mount, stop) = (Arc::clone(store), Arc::clone(mount), Arc::clone(stop));
-    let maintain = move || {
-        let mut maintenance = Maintenance::new(limits);
-        while !stop.load(Ordering::Relaxed) {
-            maintenance.pass(&kept, &stop);
+    let (kept, mount, tidy_stop) = (Arc::clone(store), Arc::clone(mount), Arc::clone(stop));
+    let tidy = move || {
+        let mut maintenance = Maintenance::new(limits, Duty::Tidy);
+        while !tidy_stop.load(Ordering::Relaxed) {
+            maintenance.pass(&kept, &tidy_stop);
             mount.release_idle(DETACH_AFTER);
             kept.close_unused();
             std::thread::sleep(TICK);
         }
     };
+    let (sealed, stop) = (Arc::clone(store), Arc::clone(stop));
+    let seal = move || {
+        let mut maintenance = Maintenance::new(limits, Duty::Seal);
+        while !stop.load(Ordering::Relaxed) {
+            maintenance.pass(&sealed, &stop);
+            std::thread::sleep(TICK);
+        }
+    };
     let failed = |e| Error::io("start a thread", &e);
-    let tick = std::thread::Builder::new().name("tick".into()).spawn(tick).map_err(failed)?;
-    let maintain = std::thread::Builder::new().name("maintenance".into()).spawn(maintain).map_err(failed)?;
-    Ok(vec![tick, maintain])
+    let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.into()).spawn(work).map_err(failed)
+    };
+    Ok(vec![start("tick", Box::new(tick))?, start("seal", Box::new(seal))?, start("tidy", Box::new(tidy))?])
 }
 
 fn public_address(config: &Config, bound: SocketAddr) -> String {

@@ -81,9 +81,27 @@ pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
 /// A merged layer that is written and does not count yet.
 pub(super) struct Merged {
     pub(super) layer: Arc<Layer>,
-    replaces: Range<usize>,
-    /// What the catalog is to say.
-    pub(super) record: LaneRecord,
+    /// Numbers of the layers that it replaces, newest first.
+    replaces: Vec<u64>,
+}
+
+impl Merged {
+    /// What the catalog is to say of a lane of which it says `now`: others may have been sealed meanwhile.
+    pub(super) fn record(&self, now: &LaneRecord) -> LaneRecord {
+        let mut record = now.clone();
+        let range = self.range(now.layers.iter().map(|layer| layer.number));
+        record
+            .layers
+            .splice(range, [LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() }]);
+        record
+    }
+
+    fn range(&self, mut numbers: impl Iterator<Item = u64>) -> Range<usize> {
+        let first = numbers.position(|number| number == self.replaces[0]);
+        let first =
+            first.unwrap_or_else(|| panic!("layer {:x} was replaced by another merge", self.replaces[0]));
+        first..first + self.replaces.len()
+    }
 }
 
 /// One of the layers that are merged.
@@ -167,11 +185,10 @@ impl Timeline {
     ) -> Result<Merged> {
         let lane_files = self.lane_files();
         let number = self.take_position();
-        let (inputs, mut record) = {
-            let state = read(&self.lane(lane).state);
-            (state.layers[range.clone()].to_vec(), state.record.clone())
+        let (inputs, oldest) = {
+            let layers = &read(&self.lane(lane).state).layers;
+            (layers[range.clone()].to_vec(), range.end == layers.len())
         };
-        let oldest = range.end == record.layers.len();
         let id = LayerId { timeline: self.id(), lane, number };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
         let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered)?;
@@ -185,10 +202,9 @@ impl Timeline {
             return Err(error);
         }
         let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
-        let bytes = writer.finish(&metadata)?;
+        writer.finish(&metadata)?;
         let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
-        record.layers.splice(range.clone(), [LayerRecord { number, bytes }]);
-        Ok(Merged { layer, replaces: range, record })
+        Ok(Merged { layer, replaces: inputs.iter().map(|layer| layer.id().number).collect() })
     }
 
     fn merge_into(
@@ -232,11 +248,11 @@ impl Timeline {
     }
 
     /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it replaces.
-    pub(super) fn turn_to_merged(&self, merged: Merged) -> Vec<Arc<Layer>> {
-        let Merged { layer, replaces, record } = merged;
-        let mut state = write(&self.lane(layer.id().lane).state);
+    pub(super) fn turn_to_merged(&self, merged: Merged, record: LaneRecord) -> Vec<Arc<Layer>> {
+        let mut state = write(&self.lane(merged.layer.id().lane).state);
         state.record = record;
-        state.layers.splice(replaces, [layer]).collect()
+        let range = merged.range(state.layers.iter().map(|layer| layer.id().number));
+        state.layers.splice(range, [merged.layer]).collect()
     }
 }
 

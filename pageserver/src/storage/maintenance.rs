@@ -1,16 +1,17 @@
 //! Keeping a store in shape behind its users' backs: sealing logs and merging layers.
 //!
-//! One thread does one thing at a time. What it makes counts from one catalog transaction on; whatever fails before
+//! One thread seals, another does the rest, each one thing at a time. What they make counts from one catalog transaction on; whatever fails before
 //! leaves all as it was and is tried again later.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{LaneRecord, Update};
-use crate::storage::compaction::{self, Pace, Plan};
+use crate::storage::compaction::{self, Merged, Pace, Plan};
 use crate::storage::format::LaneKind;
 use crate::storage::layer::LayerId;
 use crate::storage::page::{Position, TimelineId};
 use crate::storage::retention::Retention;
+use crate::storage::seal::Sealed;
 use crate::storage::store::{Slot, Store};
 use crate::storage::timeline::Timeline;
 use std::collections::HashMap;
@@ -41,9 +42,19 @@ pub struct Limits {
     pub max_history_bytes: u64,
 }
 
+/// What a pass is for. Sealing and everything else go on side by side, so that a long merge lets no log grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Logs become layers.
+    Seal,
+    /// Layers are merged, marks let go of, long chains shortened.
+    Tidy,
+}
+
 /// What was seen of the lanes, from one pass to the next.
 pub struct Maintenance {
     limits: Limits,
+    duty: Duty,
     /// The newest record of each lane, and when it was first seen to be that.
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
     failed: HashMap<(TimelineId, LaneKind), Instant>,
@@ -53,10 +64,11 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
-    /// Seals and merges within `limits`.
-    pub fn new(limits: Limits) -> Self {
+    /// Does its `duty` within `limits`.
+    pub fn new(limits: Limits, duty: Duty) -> Self {
         Self {
             limits,
+            duty,
             seen: HashMap::new(),
             failed: HashMap::new(),
             retention: Retention::default(),
@@ -66,7 +78,9 @@ impl Maintenance {
 
     /// Does what is due, until there is no more or `stop` is set.
     pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
-        if let Err(error) = store.open_due() {
+        if self.duty == Duty::Tidy
+            && let Err(error) = store.open_due()
+        {
             tracing::warn!(%error, "a timeline that rests could not be looked after");
         }
         let timelines = store.open_timelines();
@@ -74,13 +88,17 @@ impl Maintenance {
         self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
         self.failed.retain(|_, failed| failed.elapsed() < RETRY);
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
-            self.look(store, timeline);
+            if self.duty == Duty::Tidy {
+                self.look(store, timeline);
+            }
             for lane in LaneKind::ALL {
                 let mut pace = Slices::new(store, stop);
                 while !stop.load(Ordering::Relaxed) && self.lane(store, timeline, lane, &mut pace) {}
             }
         }
-        self.detach(store, stop);
+        if self.duty == Duty::Tidy {
+            self.detach(store, stop);
+        }
     }
 
     /// Lets a timeline at the end of a long chain stand on its own.
@@ -130,10 +148,15 @@ impl Maintenance {
         if seen.0 != last {
             *seen = (last, began);
         }
+        let rest = REST >> (shape.log_bytes / self.limits.max_log_bytes.max(1)).min(u64::from(REST));
+        match self.duty {
+            Duty::Seal => shape.layers.clear(),
+            Duty::Tidy => shape.log_bytes = 0,
+        }
         let plan = compaction::choose(&shape, self.limits.max_log_bytes);
         // Whoever writes faster than that is slowed down before the disk is full.
         (pace.began, pace.worked) = (began, 0);
-        pace.rest = REST >> (shape.log_bytes / self.limits.max_log_bytes.max(1)).min(u64::from(REST));
+        pace.rest = rest;
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
@@ -204,8 +227,10 @@ impl Store {
         let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
         let sealed = timeline.write_layer(&frozen, pace)?;
         drop(frozen);
-        let (layer, record) = (sealed.layer.id(), sealed.record.clone());
-        self.publish_lane(&slot, &timeline, layer, record, || timeline.turn_to(sealed))
+        let layer = sealed.layer.id();
+        self.publish_lane(&slot, &timeline, layer, sealed, Sealed::record, |sealed, record| {
+            timeline.turn_to(sealed, record);
+        })
     }
 
     /// Makes one layer of those in `range`, counted from the newest; true if it was done.
@@ -221,27 +246,28 @@ impl Store {
         let Some(timeline) = healthy(&slot) else { return Ok(false) };
         let children = self.children(id, lane)?;
         let merged = timeline.merge(lane, range, &children, pace)?;
-        let (layer, record) = (merged.layer.id(), merged.record.clone());
+        let layer = merged.layer.id();
         if !self.still_live(&children) {
             // What one of them did not need, another may that was forked at the same position.
             self.remove_layer(layer);
             return Ok(false);
         }
         let mut replaced = Vec::new();
-        let turn = || replaced = timeline.turn_to_merged(merged);
-        let done = self.publish_lane(&slot, &timeline, layer, record, turn)?;
+        let turn = |merged, record| replaced = timeline.turn_to_merged(merged, record);
+        let done = self.publish_lane(&slot, &timeline, layer, merged, Merged::record, turn)?;
         replaced.iter().for_each(|layer| self.remove_layer(layer.id()));
         Ok(done)
     }
 
-    /// Publishes what a lane is made of with the new `layer`, and lets readers turn to it.
-    fn publish_lane(
+    /// Publishes the `record` of what a lane is made of with the new `layer`, and lets readers turn to it.
+    fn publish_lane<W>(
         &self,
         slot: &Mutex<Slot>,
         timeline: &Arc<Timeline>,
         layer: LayerId,
-        record: LaneRecord,
-        turn: impl FnOnce(),
+        written: W,
+        record: impl FnOnce(&W, &LaneRecord) -> LaneRecord,
+        turn: impl FnOnce(W, LaneRecord),
     ) -> Result<bool> {
         // What the layer leaves out may have been kept for a mark, which no crash may bring back.
         timeline.sync_data_and_wait()?;
@@ -249,19 +275,22 @@ impl Store {
         let mut slot = lock(slot);
         let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));
         let published = if !same || timeline.latched().is_some() {
-            Ok(false)
+            Ok(None)
         } else {
+            let record = record(&written, &slot.lanes[layer.lane as usize]);
             let put_lanes = vec![(timeline.id(), layer.lane, record.clone())];
-            self.publish(Update { put_lanes, ..Update::default() }).map(|_| true)
+            self.publish(Update { put_lanes, ..Update::default() }).map(|_| Some(record))
         };
-        if let Ok(true) = published {
-            slot.lanes[layer.lane as usize] = record;
-            turn();
-        } else if self.catalog().is_open() {
+        if let Ok(Some(record)) = published {
+            slot.lanes[layer.lane as usize] = record.clone();
+            turn(written, record);
+            return Ok(true);
+        }
+        if self.catalog().is_open() {
             // While the catalog cannot say whether it names the layer, it stays.
             self.remove_layer(layer);
         }
-        published
+        published.map(|_| false)
     }
 
     pub(super) fn remove_layer(&self, layer: LayerId) {

@@ -5,7 +5,7 @@
 //! then do readers turn to the layer. If anything fails in between the frozen part stays as it is, and is tried again.
 
 use crate::error::Result;
-use crate::locks::{self, write};
+use crate::locks::write;
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::compaction::Pace;
 use crate::storage::disk::DiskFile;
@@ -37,9 +37,23 @@ pub(super) struct Frozen {
 /// A layer that is written and does not count yet.
 pub(super) struct Sealed {
     pub(super) layer: Arc<Layer>,
-    /// What the catalog is to say.
-    pub(super) record: LaneRecord,
     start: Start,
+    logical_bytes: u64,
+    newest_mark_ns: i64,
+}
+
+impl Sealed {
+    /// What the catalog is to say of a lane of which it says `now`.
+    pub(super) fn record(&self, now: &LaneRecord) -> LaneRecord {
+        let newest = LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() };
+        LaneRecord {
+            sealed: self.start.sealed,
+            sequence: self.start.sequence,
+            layers: std::iter::once(newest).chain(now.layers.iter().cloned()).collect(),
+            logical_bytes: self.logical_bytes,
+            newest_mark_ns: self.newest_mark_ns,
+        }
+    }
 }
 
 impl Timeline {
@@ -80,22 +94,14 @@ impl Timeline {
             writer.abandon();
             return Err(error);
         }
-        let bytes = writer.finish(&frozen.metadata)?;
+        writer.finish(&frozen.metadata)?;
         let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
         let marks = frozen.metadata.iter().rev().filter_map(|(_, change)| match change {
             Change::Mark { time_ns, .. } => Some(*time_ns),
             _ => None,
         });
-        let mut record = LaneRecord {
-            sealed: frozen.start.sealed,
-            sequence: frozen.start.sequence,
-            layers: Vec::new(),
-            logical_bytes: self.sum_sizes(frozen.lane),
-            newest_mark_ns: marks.take(1).sum(),
-        };
-        record.layers.push(LayerRecord { number, bytes });
-        record.layers.extend(locks::read(&self.lane(frozen.lane).state).record.layers.iter().cloned());
-        Ok(Sealed { layer, record, start: frozen.start })
+        let (newest_mark_ns, logical_bytes) = (marks.take(1).sum(), self.sum_sizes(frozen.lane));
+        Ok(Sealed { layer, start: frozen.start, logical_bytes, newest_mark_ns })
     }
 
     fn write_blocks(&self, frozen: &Frozen, writer: &mut LayerWriter<'_>, pace: &mut Pace<'_>) -> Result<()> {
@@ -120,8 +126,8 @@ impl Timeline {
     }
 
     /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came from.
-    pub(super) fn turn_to(&self, sealed: Sealed) {
-        let Sealed { layer, record, start } = sealed;
+    pub(super) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
+        let Sealed { layer, start, .. } = sealed;
         let gone = {
             let mut state = write(&self.lane(layer.id().lane).state);
             state.layers.insert(0, layer);

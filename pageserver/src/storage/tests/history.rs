@@ -242,8 +242,19 @@ fn a_removal_is_marked_once_for_each_sync_of_the_data() {
 
 #[test]
 fn what_only_marks_saw_goes_with_them() {
-    use crate::storage::maintenance::{Limits, Maintenance};
+    use crate::storage::maintenance::{Duty, Limits, Maintenance};
     use std::sync::atomic::AtomicBool;
+    let passes = |store: &Store, limits: Limits| {
+        let mut both = [Duty::Seal, Duty::Tidy].map(|duty| Maintenance::new(limits, duty));
+        let stop = AtomicBool::new(false);
+        for round in 0..12 {
+            both.iter_mut().for_each(|maintenance| maintenance.pass(store, &stop));
+            store.close_unused();
+            if round == 6 {
+                std::thread::sleep(Duration::from_millis(1_100));
+            }
+        }
+    };
     let mut world = World::new(1);
     let id = world.timeline();
     let inode = world.main.lookup(ROOT_INODE, b"f").unwrap().0;
@@ -264,15 +275,7 @@ fn what_only_marks_saw_goes_with_them() {
             quiet: Duration::ZERO,
             max_history_bytes: max_history_mib << 20,
         };
-        let mut maintenance = Maintenance::new(limits);
-        let stop = AtomicBool::new(false);
-        for _ in 0..4 {
-            maintenance.pass(&world.store, &stop);
-        }
-        std::thread::sleep(Duration::from_millis(1_100));
-        for _ in 0..4 {
-            maintenance.pass(&world.store, &stop);
-        }
+        passes(&world.store, limits);
     };
     pass(100);
     assert!((13..=16).contains(&mib()) && world.main.timeline().marks().len() == 16, "{} MiB", mib());
@@ -289,14 +292,7 @@ fn what_only_marks_saw_goes_with_them() {
     store.keep_history(Duration::from_secs(86_400)).unwrap();
     store.clock().set(200_000 * SECOND);
     let limits = Limits { max_log_bytes: 1 << 30, quiet: Duration::ZERO, max_history_bytes: 1 << 40 };
-    let (mut maintenance, stop) = (Maintenance::new(limits), AtomicBool::new(false));
-    for _ in 0..6 {
-        maintenance.pass(&store, &stop);
-    }
-    std::thread::sleep(Duration::from_millis(1_100));
-    for _ in 0..6 {
-        maintenance.pass(&store, &stop);
-    }
+    passes(&store, limits);
     let (own, _) = store.sizes(id).unwrap();
     assert!(own < 3 << 19, "{own} bytes for one mebibyte");
     assert_eq!(store.timeline(id).unwrap().marks(), []);
