@@ -2,10 +2,11 @@
 # make demo ONCE=1  the same, but stops at the end and leaves nothing; fails if any step did not do what it says
 # make stop         stop the server that `make demo` left running
 # make test         everything that CI runs: formatting, lints, docs, all tests, fuzzing
-# make bench        latency, throughput against native Postgres, and ten thousand branches
+# make bench        latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
+# make churn        half an hour of load with branches coming and going and moments of the past visited
 # make setup        install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
-.PHONY: demo stop test bench setup
+.PHONY: demo stop test bench churn setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -29,3 +30,9 @@ bench: setup
 	cargo bench --bench latency
 	cargo bench --bench pgbench
 	cargo bench --bench scale
+	cargo bench --bench storage
+	cargo bench --bench cold
+
+churn: setup
+	cargo build --release --workspace
+	cargo bench --bench churn

@@ -132,6 +132,8 @@ fn depths(c: &mut Criterion) {
         for _ in 0..=depth {
             world.store.close_unused();
         }
+        // Where they were forked can be gone back to for a while, whatever the window.
+        world.store.clock().set(world.store.clock().now_ns() + 3_600_000_000_000);
         let mut detached = 0;
         while world.store.detach_deep(&mut |_| Ok(())).expect("detach") {
             (0..=depth).for_each(|_| world.store.close_unused());

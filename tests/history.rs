@@ -103,6 +103,13 @@ fn a_restore_goes_back_and_can_be_undone() {
     assert_eq!((table("main"), table("main/before")), ("1".to_owned(), "1,2,3".to_owned()));
     assert_eq!(server.url("main"), url);
 
+    // Once more, with something in between that is to go.
+    server.sql("main", "insert into t values (9)").unwrap();
+    client.restore("main", &RestoreBranch { at: Moment::Time(one), keep_as: None }).unwrap();
+    assert_eq!(table("main"), "1");
+    create_at(&server, "again", "main", Moment::Time(one)).unwrap();
+    assert_eq!(table("again"), "1");
+
     // What was then belongs to the branch that keeps it.
     let error = client.restore("main", &RestoreBranch { at: Moment::Time(two), keep_as: None }).unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (404, "moment_outside_history"), "{error}");

@@ -18,7 +18,7 @@ use api::types::{History, HistoryRange, Moment};
 use control::Control;
 use jiff::Timestamp;
 use lineage::Span;
-use wal::{Lsn, Stop, Wal};
+use wal::{End, Lsn, Stop, Wal};
 
 /// Microseconds between 1970 and 2000, from where Postgres counts.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -52,7 +52,7 @@ pub fn fork(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) 
             at_lsn(&spans, Lsn::parse(text).ok_or_else(bad)?)
         }
     };
-    let Some(found) = found? else { return Err(outside(branch, moment, &spans)) };
+    let Some(found) = found? else { return Err(outside(store, branch, moment, &spans)) };
     let at = found.until.map_or(found.from.at, |(until, _)| [found.from.at[0], until.at[1]]);
     let past = Some(Past { at, time_ns: found.time_ns });
     let origin = Origin { timeline: found.span.timeline.id(), past, unfinished: found.until.is_some() };
@@ -100,7 +100,10 @@ pub fn give_up(store: &Store, held: TimelineId) {
 /// The moments that can be gone back to.
 pub fn history(store: &Store, timeline: TimelineId) -> Result<History> {
     let spans = lineage::spans(store, timeline)?;
-    Ok(History { ranges: ranges(&spans), window_s: store.window_ns().unsigned_abs() / 1_000_000_000 })
+    Ok(History {
+        ranges: ranges(&spans, store.clock().now_ns()),
+        window_s: store.window_ns().unsigned_abs() / 1_000_000_000,
+    })
 }
 
 fn timestamp(ns: i64) -> Timestamp {
@@ -139,7 +142,8 @@ fn at_lsn<'s>(spans: &'s [Span], lsn: Lsn) -> Result<Option<Found<'s>>> {
             let middle = ends + (behind - ends) / 2;
             if end_of_log(span, span.points[middle])? <= lsn { ends = middle + 1 } else { behind = middle }
         }
-        let Some(from) = behind.checked_sub(1).map(|before| span.points[before]) else { continue };
+        let before = behind.checked_sub(1).map(|before| span.points[before]);
+        let Some(from) = before.filter(lineage::is_image) else { continue };
         let until = span.points.get(behind).map(|until| (*until, Stop::Lsn(lsn)));
         let reached = until.is_some() || end_of_log(span, from)? == lsn;
         let found =
@@ -160,9 +164,11 @@ fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Res
     let tree = Tree::new(store.timeline(held)?);
     let (wal, control) = (Wal::open(&tree)?, Control::read(&tree)?);
     let outcome = wal.find(from, stop)?;
-    let (Ok(end) | Err(end)) = outcome;
+    let (Ok(end) | Err(End { at: end, .. })) = outcome;
+    let read = outcome.as_ref().map_or_else(|end| end.is_last, |_| true);
     // A base backup that never ran begins elsewhere; Postgres says itself if something is missing there.
-    if tree.lookup(ROOT_INODE, b"backup_label").is_err() && !wal.covers(control.redo(), end) {
+    let begun = tree.lookup(ROOT_INODE, b"backup_label").is_ok() || wal.covers(control.redo(), end);
+    if !(read && begun) {
         let detail = "the write-ahead log on the way there is not complete; choose a position from the history instead";
         return Err(Error::not_found("moment_outside_history", detail));
     }
@@ -176,13 +182,14 @@ fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Res
     timeline.sync_and_wait()
 }
 
-fn ranges(spans: &[Span]) -> Vec<HistoryRange> {
+fn ranges(spans: &[Span], now_ns: i64) -> Vec<HistoryRange> {
     let mut ranges: Vec<HistoryRange> = Vec::new();
     for span in spans.iter().rev() {
-        let (Some(first), Some(last)) = (span.points.first(), span.points.last()) else { continue };
+        let (Some(first), Some(last)) = (span.images().next(), span.images().next_back()) else { continue };
+        let end_ns = span.points.last().filter(|_| !span.head).map_or(now_ns, |end| end.time_ns);
         // What cannot be read is not named; the range is there all the same.
         let lsn = |point: &Past| end_of_log(span, *point).ok().map(|lsn| lsn.to_string());
-        let (from, to) = (timestamp(first.time_ns), timestamp(last.time_ns));
+        let (from, to) = (timestamp(first.time_ns), timestamp(end_ns));
         match ranges.last_mut() {
             Some(range) if range.to >= from => {
                 (range.to, range.to_position, range.to_lsn) = (to, last.at[0], lsn(last));
@@ -202,7 +209,7 @@ fn ranges(spans: &[Span]) -> Vec<HistoryRange> {
     ranges
 }
 
-fn outside(branch: &str, moment: &Moment, spans: &[Span]) -> Error {
+fn outside(store: &Store, branch: &str, moment: &Moment, spans: &[Span]) -> Error {
     let text = |range: &HistoryRange| {
         let lsn = |lsn: &Option<String>| lsn.as_ref().map_or(String::new(), |lsn| format!(", LSN {lsn}"));
         format!(
@@ -215,7 +222,7 @@ fn outside(branch: &str, moment: &Moment, spans: &[Span]) -> Error {
             lsn(&range.to_lsn)
         )
     };
-    let known: Vec<String> = ranges(spans).iter().map(text).collect();
+    let known: Vec<String> = ranges(spans, store.clock().now_ns()).iter().map(text).collect();
     let known = if known.is_empty() { "nothing yet".to_owned() } else { known.join(", and ") };
     let detail = format!("{moment} is outside of the history of branch \"{branch}\", which has: {known}");
     Error::not_found("moment_outside_history", detail)

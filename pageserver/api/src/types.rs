@@ -37,7 +37,12 @@ impl FromStr for Moment {
             return Ok(Moment::Time(time));
         }
         let ago = text.parse::<SignedDuration>().ok().filter(|ago| ago.is_positive());
-        let then = ago.and_then(|ago| Timestamp::now().checked_sub(ago).ok());
+        let then = ago.and_then(|ago| {
+            let then = Timestamp::now().checked_sub(ago).ok()?;
+            // Rounded, so that all who ask about the same time mean the same moment.
+            let step = if ago.as_secs() >= 60 { 10 } else { 1 };
+            Timestamp::from_second(then.as_second().div_euclid(step) * step).ok()
+        });
         then.map(Moment::Time).ok_or_else(|| {
             let shown: String = text.chars().take(40).collect();
             format!(
@@ -401,7 +406,7 @@ mod tests {
         assert_eq!("1099511628000".parse(), Ok(Moment::Position(1_099_511_628_000)));
         let Ok(Moment::Time(ago)) = "1h30m".parse() else { panic!("1h30m is a time") };
         let seconds = Timestamp::now().as_second() - ago.as_second();
-        assert!((5_400..5_460).contains(&seconds), "{seconds}");
+        assert!((5_400..5_480).contains(&seconds) && ago.as_second() % 10 == 0, "{seconds}");
         for bad in ["", "yesterday", "2026-11-20", "2026-11-20T10:00:00", "-10m", "99999999999999999999999"] {
             assert!(bad.parse::<Moment>().unwrap_err().contains("is no moment"), "{bad}");
         }

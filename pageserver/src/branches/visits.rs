@@ -35,7 +35,10 @@ impl Branches {
     /// Wakes a Postgres, for reading, on a moment of a branch's past, and keeps it awake as long as the lease lives.
     pub async fn visit(self: &Arc<Self>, name: &str, moment: &Moment) -> Result<Lease> {
         loop {
-            let timeline = self.timeline_at(name, moment).await?;
+            // On a task of its own: what was made is remembered, also when the client leaves meanwhile.
+            let (this, name_of, at) = (Arc::clone(self), name.to_owned(), moment.clone());
+            let found = tokio::spawn(async move { this.timeline_at(&name_of, &at).await }).await;
+            let timeline = found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
             match self.supervisor.wake(timeline).await {
                 // It was about to go.
                 Err(error) if error.code == DROPPED => {}

@@ -21,35 +21,58 @@ impl Span {
     /// The newest point at or before `time_ns` and the one after it.
     pub(super) fn around(&self, time_ns: i64) -> Option<(Past, Option<Past>)> {
         let behind = self.points.partition_point(|point| point.time_ns <= time_ns);
-        let (before, after) = (*self.points.get(behind.checked_sub(1)?)?, self.points.get(behind).copied());
+        let (mut nth, mut after) = (behind.checked_sub(1)?, self.points.get(behind).copied());
+        if !is_image(&self.points[nth]) {
+            // The log of it goes further than the moment that was forked there: it has to be ended again.
+            after = Some(self.points[nth]).filter(|point| point.time_ns == time_ns);
+            nth = nth.checked_sub(1)?;
+            after?;
+        }
+        let before = self.points[nth];
         // Behind the end of a span there may be a gap.
         (self.head || after.is_some() || before.time_ns == time_ns).then_some((before, after))
     }
 
+    /// The points at which both lanes are as of one moment.
+    pub(super) fn images(&self) -> impl DoubleEndedIterator<Item = &Past> {
+        self.points.iter().filter(|point| is_image(point))
+    }
+
     /// The newest point at or before `position`.
     pub(super) fn before(&self, position: Position) -> Option<Past> {
-        let before = *self.points.iter().rev().find(|point| point.at[0] <= position)?;
+        let before = *self.images().rev().find(|point| point.at[0] <= position)?;
         let last = self.points.last().is_some_and(|last| last.at[0] < position);
         (self.head || !last).then_some(before)
     }
 }
 
+/// Whether the point is a moment as it is. Where an exact moment was forked, the lanes are as of two.
+pub(super) fn is_image(point: &Past) -> bool {
+    point.at[0] == point.at[1]
+}
+
 /// The spans of a timeline's past, newest first; each with a point at least. The moment is marked first.
 pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
     let newest = store.timeline(id)?;
-    newest.mark(false)?;
+    // A latched one takes no mark any more, but what it had is there.
+    if newest.latched().is_none() {
+        newest.mark(false)?;
+    }
     let (mut spans, mut next) = (Vec::new(), Some((newest, None::<Past>)));
     let oldest_ns = store.oldest_ns();
-    while let Some((timeline, end)) = next {
+    // What ended before the window began is no past any more.
+    let within = |end: &Option<Past>| end.is_none_or(|end| end.time_ns >= oldest_ns);
+    while let Some((timeline, end)) = next.take().filter(|(_, end)| within(end)) {
         let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
         let limit: Position = end.map_or(Position::MAX, |end| end.at[0]);
         let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns.max(1));
         let begin = begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.begins_ns });
-        let within = |mark: &Mark| mark.position <= limit && mark.time_ns >= oldest_ns;
-        let marks = timeline.marks().into_iter().filter(within);
-        let marks = marks.map(|mark| Past { at: [mark.position; 2], time_ns: mark.time_ns });
-        let end_point = end.filter(|end| end.time_ns >= oldest_ns);
-        let points: Vec<Past> = begin.into_iter().chain(marks).chain(end_point).collect();
+        // The newest mark before the window is what was when it began.
+        let marks: Vec<Mark> = timeline.marks().into_iter().filter(|mark| mark.position <= limit).collect();
+        let first = marks.partition_point(|mark| mark.time_ns <= oldest_ns).saturating_sub(1);
+        let point = |mark: Mark| Past { at: [mark.position; 2], time_ns: mark.time_ns.max(oldest_ns) };
+        let marks = marks.into_iter().skip(first).map(point);
+        let points: Vec<Past> = begin.into_iter().chain(marks).chain(end).collect();
         next = record.and_then(|record| {
             let end = Past { at: record.at, time_ns: record.time_ns };
             Some((Arc::clone(timeline.parent()?), Some(end)))

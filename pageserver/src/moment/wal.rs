@@ -51,9 +51,11 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const HEADER: u64 = 24;
 const LONG_HEADER: u64 = LONG_HEADER_BYTES as u64;
 const LONG_HEADER_BYTES: u32 = 40;
-/// Flags of a page: it begins with the rest of a record; its header is long.
-const CONTINUED: u16 = 1;
-const LONG: u16 = 2;
+/// Flags of a page: it begins with the rest of a record; its header is long; the record that the page before ends in was
+/// given up (`XLP_FIRST_IS_CONTRECORD`, `XLP_LONG_HEADER`, `XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
+const CONTINUED: u64 = 1;
+const LONG: u64 = 2;
+const OVERWRITE: u64 = 8;
 /// Bytes of a record's header.
 const RECORD_HEADER: usize = 24;
 /// Bytes of a record that are looked at.
@@ -101,6 +103,42 @@ struct Record {
     end: u64,
     /// When it committed a transaction, if it did.
     committed: Option<i64>,
+}
+
+/// What is at a place where a record may begin.
+enum Next {
+    Record(Record),
+    /// One that was given up; the log goes on there.
+    Overwritten(u64),
+    /// One whose end was not written yet.
+    Unfinished,
+    Nothing,
+}
+
+/// Where a record leads.
+enum Reach {
+    End(u64),
+    Overwritten(u64),
+    NotThere,
+    Nowhere,
+}
+
+/// How the records end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Behind the last one.
+    pub at: Lsn,
+    /// Whether no page that was written is behind, but for those of an unfinished record.
+    pub is_last: bool,
+}
+
+fn flags(page: &[u8]) -> u64 {
+    number::<2>(page, 2).unwrap_or(0)
+}
+
+/// Bytes of the record before that the page begins with.
+fn remaining(page: &[u8]) -> u64 {
+    number::<4>(page, 16).unwrap_or(0)
 }
 
 /// An error of the store below as one of the server.
@@ -154,7 +192,7 @@ impl<'t> Wal<'t> {
             let (buffer, range) =
                 self.tree.read(inode, 0, LONG_HEADER_BYTES).map_err(below("read pg_wal"))?;
             let head = &buffer[range];
-            let long = number::<2>(head, 2).is_some_and(|info| info & u64::from(LONG) != 0);
+            let long = flags(head) & LONG != 0;
             let (Some(bytes), Some(page)) = (number::<4>(head, 32), number::<4>(head, 36)) else { continue };
             if long && SEGMENT_BYTES.contains(&bytes) && bytes.is_power_of_two() && page == PAGE {
                 return Ok(bytes);
@@ -211,43 +249,57 @@ impl<'t> Wal<'t> {
 
     /// Where a record begins, a little before the end of what was written.
     pub fn near_end(&self) -> Result<Lsn> {
-        let none = || Error::unavailable("no_wal", "nothing was written to the write-ahead log");
+        let none = || Error::unavailable("no_wal", "no record begins in the write-ahead log");
         let last = self.last_page()?.ok_or_else(none)?;
         let mut at = last;
-        for _ in 0..SLACK_PAGES {
-            match at.checked_sub(PAGE) {
-                Some(before) if self.page(before)?.is_some() => at = before,
-                _ => break,
+        // A long record may fill many pages; then further back.
+        for slack in [SLACK_PAGES, SLACK_PAGES << 4, SLACK_PAGES << 8, SLACK_PAGES << 12] {
+            while (last - at) / PAGE < slack {
+                match at.checked_sub(PAGE) {
+                    Some(before) if self.page(before)?.is_some() => at = before,
+                    _ => break,
+                }
+            }
+            if let Some(first) = self.first_record(at)? {
+                return Ok(first);
             }
         }
+        Err(none())
+    }
+
+    /// Where the first record begins from the page at `at` on.
+    fn first_record(&self, mut at: u64) -> Result<Option<Lsn>> {
         while let Some(page) = self.page(at)? {
-            let header = self.header(at);
-            let continued = number::<2>(&page, 2).is_some_and(|info| info & u64::from(CONTINUED) != 0);
-            let rest = if continued { number::<4>(&page, 16).unwrap_or(0).next_multiple_of(8) } else { 0 };
-            if header + rest < PAGE {
-                return Ok(Lsn(at + header + rest));
+            let rest = if flags(&page) & CONTINUED != 0 { remaining(&page).next_multiple_of(8) } else { 0 };
+            if self.header(at) + rest < PAGE {
+                return Ok(Some(Lsn(at + self.header(at) + rest)));
             }
             at += PAGE;
         }
-        // All of it is the rest of one long record.
-        Ok(Lsn(at))
+        Ok(None)
     }
 
     fn header(&self, page: u64) -> u64 {
         if page.is_multiple_of(self.segment_bytes) { LONG_HEADER } else { HEADER }
     }
 
-    /// The place `count` bytes behind `at`, which is within a page or at its start.
-    fn advance(&self, mut at: u64, mut count: u64) -> u64 {
+    /// Follows a record of `length` bytes over the pages that it crosses.
+    fn follow(&self, start: u64, length: u64) -> Result<Reach> {
+        let (mut at, mut left) = (start, length);
         loop {
-            if at.is_multiple_of(PAGE) {
-                at += self.header(at);
-            }
             let room = PAGE - at % PAGE;
-            if count <= room {
-                return at + count;
+            if left <= room {
+                return Ok(Reach::End(at + left));
             }
-            (at, count) = (at + room, count - room);
+            (at, left) = (at + room, left - room);
+            let Some(page) = self.page(at)? else { return Ok(Reach::NotThere) };
+            if flags(&page) & OVERWRITE != 0 {
+                return Ok(Reach::Overwritten(at + self.header(at)));
+            }
+            if flags(&page) & CONTINUED == 0 || remaining(&page) != left {
+                return Ok(Reach::Nowhere);
+            }
+            at += self.header(at);
         }
     }
 
@@ -271,52 +323,62 @@ impl<'t> Wal<'t> {
         Ok(Some(bytes))
     }
 
-    /// The record at `at`, which follows that at `previous` if there is one.
-    fn record(&self, at: u64, previous: Option<u64>) -> Result<Option<Record>> {
+    /// What begins at `at`, behind the record at `previous` if there is one.
+    fn next(&self, at: u64, previous: Option<u64>) -> Result<Next> {
         let start = if at.is_multiple_of(PAGE) { at + self.header(at) } else { at };
-        let Some(head) = self.head(start)? else { return Ok(None) };
+        let Some(head) = self.head(start)? else { return Ok(Next::Nothing) };
         let (Some(length), Some(before)) = (number::<4>(&head, 0), number::<8>(&head, 8)) else {
-            return Ok(None);
+            return Ok(Next::Nothing);
         };
         let follows = previous.is_none_or(|previous| before == previous) && before < start;
         if length < RECORD_HEADER as u64 || length > u64::from(MAX_RECORD) || !follows {
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
-        let mut end = self.advance(start, length);
-        if self.page((end - 1) / PAGE * PAGE)?.is_none() {
-            return Ok(None);
-        }
-        end = end.next_multiple_of(8);
+        let mut end = match self.follow(start, length)? {
+            Reach::End(end) => end.next_multiple_of(8),
+            Reach::Overwritten(resume) => return Ok(Next::Overwritten(resume)),
+            Reach::NotThere => return Ok(Next::Unfinished),
+            Reach::Nowhere => return Ok(Next::Nothing),
+        };
         let (info, manager) = (head[16], head[17]);
         if (manager, info & 0xf0) == SWITCH {
             end = end.next_multiple_of(self.segment_bytes);
         }
         let commits = manager == TRANSACTION && COMMITS.contains(&(info & 0x70));
         let committed = if commits { main_data(&head).and_then(|data| number::<8>(data, 0)) } else { None };
-        Ok(Some(Record { start, end, committed: committed.map(u64::cast_signed) }))
+        Ok(Next::Record(Record { start, end, committed: committed.map(u64::cast_signed) }))
     }
 
-    /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it begins, or else where the
-    /// last record ends.
-    pub fn find(&self, from: Lsn, stop: Stop) -> Result<std::result::Result<Lsn, Lsn>> {
+    /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it begins, or else how the
+    /// records end.
+    pub fn find(&self, from: Lsn, stop: Stop) -> Result<std::result::Result<Lsn, End>> {
         let (mut at, mut previous) = (from.0, None);
-        while let Some(record) = self.record(at, previous)? {
-            let out = match stop {
-                Stop::Time(time) => record.committed.is_some_and(|committed| committed > time),
-                Stop::Lsn(lsn) => record.end > lsn.0,
-            };
-            if out {
-                return Ok(Ok(Lsn(record.start)));
+        let unfinished = loop {
+            match self.next(at, previous)? {
+                Next::Record(record) => {
+                    let out = match stop {
+                        Stop::Time(time) => record.committed.is_some_and(|committed| committed > time),
+                        Stop::Lsn(lsn) => record.end > lsn.0,
+                    };
+                    if out {
+                        return Ok(Ok(Lsn(record.start)));
+                    }
+                    (at, previous) = (record.end, Some(record.start));
+                }
+                // Postgres gave the record up at a restart and went on behind.
+                Next::Overwritten(resume) => (at, previous) = (resume, None),
+                Next::Unfinished => break true,
+                Next::Nothing => break false,
             }
-            (at, previous) = (record.end, Some(record.start));
-        }
-        Ok(Err(Lsn(at)))
+        };
+        let is_last = unfinished || self.last_page()?.is_none_or(|last| at >= last);
+        Ok(Err(End { at: Lsn(at), is_last }))
     }
 
     /// Where the log ends.
     pub fn end(&self) -> Result<Lsn> {
         let end = self.find(self.near_end()?, Stop::Lsn(Lsn(u64::MAX)))?;
-        Ok(end.unwrap_or_else(|end| end))
+        Ok(end.unwrap_or_else(|end| end.at))
     }
 
     /// Ends the log before the record that begins at `at`: what is behind reads as never written.
@@ -358,28 +420,5 @@ fn main_data(head: &[u8]) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_lsn_is_read_as_postgres_prints_it() {
-        assert_eq!(Lsn::parse("16/B374D848"), Some(Lsn(0x16_B374_D848)));
-        assert_eq!(Lsn(0x16_B374_D848).to_string(), "16/B374D848");
-        for bad in ["", "0", "/", "0/", "/1", "0/1G", "0/123456789", "-1/2", "0/1/2", "0x1/2", "+1/2"] {
-            assert_eq!(Lsn::parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_segments_have_names_of_segments() {
-        assert_eq!(parse_name(b"0000000A00000001000000FF"), Some((10, 1, 255)));
-        for other in [
-            &b"00000001.history"[..],
-            b"archive_status",
-            b"00000001000000010000000G",
-            b"000000010000000100000002.partial",
-        ] {
-            assert_eq!(parse_name(other), None);
-        }
-    }
-}
+#[path = "wal_tests.rs"]
+mod tests;

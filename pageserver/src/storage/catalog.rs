@@ -75,6 +75,9 @@ pub struct LaneRecord {
     /// The newest mark among what is sealed, in nanoseconds since 1970; 0 if there is none.
     #[serde(default)]
     pub newest_mark_ns: i64,
+    /// How many marks there are among it.
+    #[serde(default)]
+    pub marks: u64,
 }
 
 /// A sealed layer.
@@ -407,6 +410,10 @@ fn commit(
     transaction.commit().map_err(|e| failed("commit a change of", e))
 }
 
+fn gone(id: TimelineId) -> Error {
+    Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"))
+}
+
 impl State {
     fn says_the_same(&self, other: &State) -> bool {
         self.branches == other.branches && self.timelines == other.timelines
@@ -463,14 +470,22 @@ impl State {
     /// The timelines that `update` adds or changes, as they are then.
     fn timelines_after(&self, update: &Update) -> Result<Vec<(TimelineId, TimelineRecord)>> {
         let mut timelines = update.add_timelines.clone();
+        let ancestors = timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref());
+        for ancestor in ancestors.map(|ancestor| ancestor.timeline) {
+            // It may have been dropped while the fork was prepared.
+            if !self.timelines.contains_key(&ancestor) {
+                return Err(gone(TimelineId(ancestor)));
+            }
+        }
         for (id, lane, record) in &update.put_lanes {
-            let gone =
-                || Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"));
-            let mut timeline = self.timelines.get(&id.0).cloned().ok_or_else(gone)?;
+            let mut timeline = self.timelines.get(&id.0).cloned().ok_or_else(|| gone(*id))?;
             timeline.lanes[*lane as usize] = record.clone();
             timelines.push((*id, timeline));
         }
         for (id, lanes) in &update.detach {
+            if !self.timelines.contains_key(&id.0) {
+                return Err(gone(*id));
+            }
             timelines.push((*id, TimelineRecord { ancestor: None, lanes: lanes.clone() }));
         }
         Ok(timelines)

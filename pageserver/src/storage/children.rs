@@ -50,11 +50,10 @@ pub(super) fn covered(children: &[Child], inode: u64, block: u32) -> Result<Vec<
 impl Store {
     /// The children of a timeline that may cover blocks of a lane.
     pub(super) fn children(&self, id: TimelineId, lane: LaneKind) -> Result<Vec<Child>> {
-        let oldest_ns = self.oldest_ns();
         let mut children = Vec::new();
         for (id, ancestor) in self.catalog().children(id) {
             // Where it was forked can be gone back to, in its past and in the parent's, and there it holds nothing.
-            if ancestor.begins_ns.max(ancestor.time_ns) >= oldest_ns || children.len() >= MAX_CHILDREN {
+            if self.is_recent(&ancestor) || children.len() >= MAX_CHILDREN {
                 continue;
             }
             let Ok(slot) = self.slot(id) else { continue };
@@ -63,14 +62,15 @@ impl Store {
             let marks = match &slot.timeline {
                 _ if record.layers.is_empty() => continue,
                 Some(timeline) => timeline.marks().first().map(|mark| mark.position),
-                None if slot.lanes[0].newest_mark_ns > 0 => continue,
+                None if slot.lanes[0].newest_mark_ns > 0 || slot.has_log() => continue,
                 None => None,
             };
             let forks = self.catalog().forks(id).into_iter().map(|fork| fork.at[lane as usize]);
             let oldest_reader = forks.chain(marks).min().unwrap_or(HEAD);
             let layers = match &slot.timeline {
                 Some(timeline) => timeline.layers(lane),
-                None => open_layers(self.lane_files(), (id, lane), record)?,
+                // One that is damaged covers nothing.
+                None => open_layers(self.lane_files(), (id, lane), record).unwrap_or_default(),
             };
             children.push(Child { id, at: ancestor.at[lane as usize], oldest_reader, layers });
         }

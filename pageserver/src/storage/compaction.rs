@@ -190,6 +190,7 @@ impl Timeline {
             (layers[range.clone()].to_vec(), range.end == layers.len())
         };
         let id = LayerId { timeline: self.id(), lane, number };
+        let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
         let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered)?;
         if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
@@ -201,7 +202,6 @@ impl Timeline {
             writer.abandon();
             return Err(error);
         }
-        let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
         writer.finish(&metadata)?;
         let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
         Ok(Merged { layer, replaces: inputs.iter().map(|layer| layer.id().number).collect() })

@@ -18,9 +18,13 @@ use crate::storage::store::{Slot, Store};
 use crate::storage::timeline::{Ancestor, Timeline};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Timelines that were written to and that a read may pass through.
 const MAX_DEPTH: usize = 8;
+/// How often it is tried to be alone with a timeline.
+const MAX_TRIES: usize = 40;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// Blocks that are looked up at once.
 const CHUNK: u32 = 64;
 /// Number of the input that stands for what is inherited.
@@ -40,6 +44,8 @@ impl Store {
         };
         let timeline = self.timeline(id)?;
         let Some(ancestor) = &timeline.ancestor else { return Ok(false) };
+        let before = (lock(&slot).lanes.clone(), timeline.last_positions());
+        self.require_room(timeline.logical_bytes().iter().sum::<u64>() + timeline.own_bytes())?;
         let mut lanes: [LaneRecord; 2] = Default::default();
         let mut written = Vec::new();
         for lane in LaneKind::ALL {
@@ -54,7 +60,7 @@ impl Store {
                 }
             }
         }
-        let published = self.publish_detached(&slot, timeline, lanes);
+        let published = self.publish_detached(&slot, timeline, before, lanes);
         if !matches!(published, Ok(true)) && self.catalog().is_open() {
             written.iter().for_each(|layer| self.remove_layer(*layer));
         }
@@ -71,7 +77,7 @@ impl Store {
             return false;
         }
         let (mut depth, mut next) = (0, self.catalog().timeline(id).and_then(|record| record.ancestor));
-        let recent = next.as_ref().is_some_and(|fork| fork.begins_ns.max(fork.time_ns) >= self.oldest_ns());
+        let recent = next.as_ref().is_some_and(|fork| self.is_recent(fork));
         while let Some(fork) = next.filter(|_| !recent && depth < MAX_DEPTH) {
             let record = self.catalog().timeline(TimelineId(fork.timeline)).unwrap_or_default();
             depth += usize::from(record.lanes.iter().any(|lane| !lane.layers.is_empty()));
@@ -84,11 +90,23 @@ impl Store {
         &self,
         slot: &Mutex<Slot>,
         timeline: Arc<Timeline>,
+        before: ([LaneRecord; 2], [Position; 2]),
         lanes: [LaneRecord; 2],
     ) -> Result<bool> {
-        let mut slot = lock(slot);
-        let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, &timeline));
-        // Its place and this function have it; nobody else gets it while the place is locked.
+        let mut guard = lock(slot);
+        // Its place and this function have it; nobody else gets it while the place is locked. Background work lets go of
+        // it soon.
+        for _ in 0..MAX_TRIES {
+            if Arc::strong_count(&timeline) == 2 {
+                break;
+            }
+            drop(guard);
+            std::thread::sleep(TRY_AGAIN);
+            guard = lock(slot);
+        }
+        let mut slot = guard;
+        let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, &timeline))
+            && (slot.lanes.clone(), timeline.last_positions()) == before;
         if !same || Arc::strong_count(&timeline) != 2 || !timeline.is_sealed() || timeline.latched().is_some()
         {
             return Ok(false);
@@ -97,11 +115,11 @@ impl Store {
         let freed = self.publish(Update { detach: vec![(id, lanes.clone())], ..Update::default() })?;
         let replaced = LaneKind::ALL.into_iter().flat_map(|lane| timeline.layers(lane));
         replaced.for_each(|layer| self.remove_layer(layer.id()));
-        if let Some(Ancestor { timeline: parent, at }) = &timeline.ancestor {
-            parent.release(*at);
-        }
-        slot.become_root(lanes);
+        let ancestor = slot.become_root(lanes);
         drop((slot, timeline));
+        if let Some(ancestor) = ancestor {
+            self.release_fork(id, &ancestor);
+        }
         self.free(&freed);
         tracing::info!(timeline = %id, freed = freed.len(), "a timeline at the end of a long chain stands on its own");
         Ok(true)

@@ -121,6 +121,11 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether it only says what can be gone back to.
+    pub fn is_of_marks(&self) -> bool {
+        matches!(self, Change::Mark { .. } | Change::NoMark { .. })
+    }
+
     /// Whether it changes the contents of a file.
     pub fn is_of_blocks(&self) -> bool {
         matches!(

@@ -8,7 +8,7 @@ use crate::locks::{read, write};
 use crate::storage::format::{Change, MAX_CHANGES_BYTES};
 use crate::storage::marks::Mark;
 use crate::storage::page::Position;
-use crate::storage::timeline::{Lane, LaneState, Timeline};
+use crate::storage::timeline::{LaneState, Timeline};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,7 +25,8 @@ impl Timeline {
             let position = self.take_position();
             data.index.retain(position);
             wal.index.retain(position);
-            (position, self.shared.clock.now_ns(), [data.log.last(), wal.log.last()])
+            let newest_ns = data.index.marks().newest().map_or(i64::MIN, |newest| newest.time_ns);
+            (position, self.shared.clock.now_ns().max(newest_ns), [data.log.last(), wal.log.last()])
         };
         self.sync_and_wait().inspect_err(|_| self.release([position; 2]))?;
         Ok((position, time_ns, last))
@@ -66,14 +67,13 @@ impl Timeline {
         read(&self.lanes[0].state).index.marks().all().to_vec()
     }
 
-    /// Marks the moment if something was appended since it was opened, and the newest mark is older than `age_ns`.
+    /// Marks the moment if something changed and the newest mark is older than `age_ns`.
     pub(super) fn mark_if_older(&self, age_ns: i64) -> Result<()> {
-        let appended = |lane: &Lane| lane.appended.load(Ordering::SeqCst) > lane.opened_at;
         let newest = read(&self.lanes[0].state).index.marks().newest();
         let now_ns = self.shared.clock.now_ns();
-        if self.lanes.iter().any(appended)
-            && newest.is_none_or(|newest| now_ns.saturating_sub(newest.time_ns) >= age_ns)
-        {
+        // A clock that was set back would take long to get beyond the newest.
+        let due = |newest: Mark| newest.time_ns > now_ns || now_ns - newest.time_ns >= age_ns;
+        if newest.is_none_or(due) {
             self.mark(false)?;
         }
         Ok(())
@@ -87,8 +87,8 @@ impl Timeline {
         let now_ns = self.shared.clock.now_ns();
         self.refuse_if_latched()?;
         let newest = data.index.marks().newest();
-        let last = data.log.last().max(wal.log.last());
-        if newest.map_or(0, |newest| newest.position) >= last {
+        let unchanged = newest.map_or(0, |newest| newest.position) >= self.changed.load(Ordering::SeqCst);
+        if unchanged && (!kept || newest.is_some_and(|newest| newest.kept)) {
             return Ok(newest);
         }
         // Clocks may be set back; moments stay in order.

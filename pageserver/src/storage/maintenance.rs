@@ -78,10 +78,8 @@ impl Maintenance {
 
     /// Does what is due, until there is no more or `stop` is set.
     pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
-        if self.duty == Duty::Tidy
-            && let Err(error) = store.open_due()
-        {
-            tracing::warn!(%error, "a timeline that rests could not be looked after");
+        if self.duty == Duty::Tidy {
+            store.open_due();
         }
         let timelines = store.open_timelines();
         self.retention.keep(&timelines);
@@ -244,6 +242,8 @@ impl Store {
         self.catalog().require()?;
         let slot = self.slot(id)?;
         let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let layers = timeline.layers(lane);
+        self.require_room(layers[range.clone()].iter().map(|layer| layer.bytes()).sum())?;
         let children = self.children(id, lane)?;
         let merged = timeline.merge(lane, range, &children, pace)?;
         let layer = merged.layer.id();
@@ -270,7 +270,7 @@ impl Store {
         turn: impl FnOnce(W, LaneRecord),
     ) -> Result<bool> {
         // What the layer leaves out may have been kept for a mark, which no crash may bring back.
-        timeline.sync_data_and_wait()?;
+        timeline.sync_data_and_wait().inspect_err(|_| self.remove_layer(layer))?;
         // Nobody may open the timeline anew, or drop it, between what the catalog says and what readers see.
         let mut slot = lock(slot);
         let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));

@@ -52,10 +52,13 @@ impl Marks {
     /// Those that need not be kept at `now_ns` if the window is so long.
     pub(super) fn due(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
         let mut kept_minute = None;
+        // The newest one from before the window is what was when it began.
+        let outside = self.0.partition_point(|mark| now_ns.saturating_sub(mark.time_ns) > window_ns);
+        let floor = outside.checked_sub(1).map(|floor| self.0[floor].position);
         let due = |mark: &&Mark| {
             let age = now_ns.saturating_sub(mark.time_ns);
             if age > window_ns {
-                return true;
+                return Some(mark.position) != floor;
             }
             if age <= FINE_NS || mark.kept {
                 return false;
@@ -66,20 +69,19 @@ impl Marks {
         self.0.iter().filter(due).map(|mark| mark.position).collect()
     }
 
-    /// Those to let go of in a timeline that rests: thinned once when the newest is old enough, and all when all are too
-    /// old. In between each would cost it its rest.
+    /// Those to let go of in a timeline that rests: thinned once when the newest is old enough, and all but the newest when
+    /// all are too old. In between each would cost it its rest.
     pub(super) fn due_at_rest(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
         match self.newest().map(|newest| now_ns.saturating_sub(newest.time_ns)) {
-            Some(age) if age > window_ns => self.0.iter().map(|mark| mark.position).collect(),
+            Some(age) if age > window_ns => self.due(now_ns, window_ns),
             Some(age) if age > FINE_NS => self.due(now_ns, i64::MAX),
             _ => Vec::new(),
         }
     }
 
-    /// When marks are next to be let go of at rest, if the newest is of this time.
-    pub(super) fn next_at_rest(newest_ns: i64, now_ns: i64, window_ns: i64) -> i64 {
-        let (thinned, gone) = (newest_ns.saturating_add(FINE_NS), newest_ns.saturating_add(window_ns));
-        if thinned > now_ns { thinned.min(gone) } else { gone }
+    /// From when on marks are let go of at rest, if the newest is of this time.
+    pub(super) fn due_at_rest_ns(newest_ns: i64, window_ns: i64) -> i64 {
+        newest_ns.saturating_add(FINE_NS.min(window_ns))
     }
 }
 
@@ -113,16 +115,16 @@ mod tests {
         assert_eq!(marks.all().len(), 8 + 3_600);
         assert_eq!(marks.due(now, day), [] as [Position; 0], "all is done");
         let due = marks.due(now, 1_000 * SECOND);
-        assert_eq!(due.len(), marks.all().iter().filter(|mark| mark.time_ns < 3_000 * SECOND).count());
-        assert_eq!(marks.due(now + 2 * day, day).len(), marks.all().len());
+        let outside = marks.all().iter().filter(|mark| mark.time_ns < 3_000 * SECOND).count();
+        assert_eq!(due.len(), outside - 1, "what was when the window began stays");
+        assert_eq!(marks.due(now + 2 * day, day).len(), marks.all().len() - 1);
 
         // At rest it happens twice: an hour later, and when the window has passed.
         let rest = every_second(4_000);
         assert_eq!(rest.due_at_rest(now + 3_000 * SECOND, day), [] as [Position; 0]);
         let thinned = rest.due_at_rest(now + 3_700 * SECOND, day).len();
         assert_eq!(thinned, 4_000 - 67 - 1, "one for each minute stays, and the one that is kept");
-        assert_eq!(rest.due_at_rest(now + 86_500 * SECOND, day).len(), 4_000);
-        let next = |after: i64| (Marks::next_at_rest(now, now + after * SECOND, day) - now) / SECOND;
-        assert_eq!([next(0), next(3_599), next(3_601)], [3_600, 3_600, 86_400]);
+        assert_eq!(rest.due_at_rest(now + 90_000 * SECOND, day).len(), 3_999);
+        assert_eq!(Marks::due_at_rest_ns(now, 10 * SECOND) - now, 10 * SECOND);
     }
 }

@@ -4,7 +4,7 @@
 //! time costs it its rest.
 
 use crate::error::Result;
-use crate::locks::lock;
+use crate::storage::catalog::LaneRecord;
 use crate::storage::format::LaneKind;
 use crate::storage::marks::Marks;
 use crate::storage::page::{Position, TimelineId};
@@ -12,19 +12,27 @@ use crate::storage::store::Store;
 use crate::storage::survey::Survey;
 use crate::storage::timeline::Timeline;
 use crate::storage::versions::Retained;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Timelines that are opened at once to let go of marks.
+const MAX_OPENED: usize = 4;
+/// How long one is then left alone.
+const NOT_BEFORE_NS: i64 = 3_600_000_000_000;
+/// With the same layers and forks, only marks went since the last survey; that is looked at no more often.
+const SURVEY_AGAIN: Duration = Duration::from_secs(300);
 
 /// What was found of timelines, from one look to the next.
 #[derive(Default)]
 pub(super) struct Retention {
-    looked: HashMap<TimelineId, (Instant, Seen)>,
+    looked: HashMap<TimelineId, Instant>,
+    surveyed: HashMap<TimelineId, (Instant, Seen)>,
     garbage: HashMap<(TimelineId, LaneKind), u64>,
 }
 
-/// What a survey depends on: the newest layers and how many there are, the oldest mark, and the number of forks.
-type Seen = ([Option<u64>; 2], [usize; 2], Option<Position>, usize);
+/// What a survey depends on: the newest layers and how many there are, and the number of forks.
+type Seen = ([Option<u64>; 2], [usize; 2], usize);
 
 impl Retention {
     /// Bytes of a lane's layers that nobody needs, as far as is known.
@@ -39,8 +47,10 @@ impl Retention {
 
     /// Forgets all but these timelines.
     pub(super) fn keep(&mut self, timelines: &[Arc<Timeline>]) {
-        self.looked.retain(|id, _| timelines.iter().any(|timeline| timeline.id() == *id));
-        self.garbage.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
+        let open: HashSet<TimelineId> = timelines.iter().map(|timeline| timeline.id()).collect();
+        self.looked.retain(|id, _| open.contains(id));
+        self.surveyed.retain(|id, _| open.contains(id));
+        self.garbage.retain(|(id, _), _| open.contains(id));
     }
 
     /// Lets go of marks and looks for garbage, unless it did so less than `every` ago.
@@ -51,23 +61,21 @@ impl Retention {
         (rests, every, limit): (bool, Duration, u64),
     ) -> Result<()> {
         let id = timeline.id();
-        let before = self.looked.get(&id);
-        if before.is_some_and(|(looked, _)| looked.elapsed() < every) {
+        if self.looked.get(&id).is_some_and(|looked| looked.elapsed() < every) {
             return Ok(());
         }
-        if rests {
+        self.looked.insert(id, Instant::now());
+        if rests || store.window_ns() == 0 {
             timeline.let_go(&timeline.due_at_rest())?;
         }
         let forks = store.catalog().forks(id);
         let newest = LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
-        let layers = LaneKind::ALL.map(|lane| timeline.layers(lane).len());
-        let oldest = timeline.marks().first().map(|mark| mark.position);
-        let seen: Seen = (newest, layers, oldest, forks.len());
-        let known = before.is_some_and(|(_, before)| *before == seen);
-        self.looked.insert(id, (Instant::now(), seen));
-        if known {
+        let seen: Seen = (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
+        let before = self.surveyed.get(&id);
+        if before.is_some_and(|(at, before)| *before == seen && at.elapsed() < SURVEY_AGAIN.max(every)) {
             return Ok(());
         }
+        self.surveyed.insert(id, (Instant::now(), seen));
         let mut all = Survey::default();
         for lane in LaneKind::ALL {
             let mut retained = Retained::default();
@@ -88,23 +96,33 @@ impl Retention {
 }
 
 impl Store {
-    /// Opens a timeline whose marks are to be let go of, or whose logs a killed server left to be sealed.
-    pub(super) fn open_due(&self) -> Result<()> {
+    /// Lets go of marks of timelines that are closed, and opens those whose logs a killed server left to be sealed; a few
+    /// at a time.
+    pub(super) fn open_due(&self) {
         let (now_ns, window_ns) = (self.clock().now_ns(), self.window_ns());
+        let mut opened = 0;
         for (id, slot) in self.slots() {
-            let due = slot.try_lock().is_ok_and(|slot| {
-                let newest_ns = slot.lanes[0].newest_mark_ns;
-                let marks =
-                    newest_ns > 0 && Marks::next_at_rest(newest_ns, slot.rested_ns, window_ns) <= now_ns;
-                slot.timeline.is_none() && (marks || slot.has_log())
+            let due = slot.try_lock().is_ok_and(|mut slot| {
+                let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes[0];
+                let marks = marks > 1 && Marks::due_at_rest_ns(newest_mark_ns, window_ns) <= now_ns;
+                let due =
+                    slot.timeline.is_none() && now_ns >= slot.not_before_ns && (marks || slot.has_log());
+                if due {
+                    slot.not_before_ns = now_ns.saturating_add(NOT_BEFORE_NS);
+                }
+                due
             });
-            if due {
-                self.timeline(id)?;
-                // Remembered when it is closed, so that it is not opened again for the same reason.
-                lock(&slot).rested_ns = now_ns;
-                return Ok(());
+            if !due {
+                continue;
+            }
+            let outcome = self.timeline(id).and_then(|timeline| timeline.let_go(&timeline.due_at_rest()));
+            if let Err(error) = outcome {
+                tracing::warn!(timeline = %id, %error, "a timeline that rests could not be looked after");
+            }
+            opened += 1;
+            if opened == MAX_OPENED {
+                return;
             }
         }
-        Ok(())
     }
 }

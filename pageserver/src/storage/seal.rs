@@ -39,7 +39,8 @@ pub(super) struct Sealed {
     pub(super) layer: Arc<Layer>,
     start: Start,
     logical_bytes: u64,
-    newest_mark_ns: i64,
+    /// Times of the marks, in order.
+    marks: Vec<i64>,
 }
 
 impl Sealed {
@@ -51,7 +52,8 @@ impl Sealed {
             sequence: self.start.sequence,
             layers: std::iter::once(newest).chain(now.layers.iter().cloned()).collect(),
             logical_bytes: self.logical_bytes,
-            newest_mark_ns: self.newest_mark_ns,
+            newest_mark_ns: self.marks.last().copied().unwrap_or(0),
+            marks: self.marks.len() as u64,
         }
     }
 }
@@ -96,12 +98,13 @@ impl Timeline {
         }
         writer.finish(&frozen.metadata)?;
         let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
-        let marks = frozen.metadata.iter().rev().filter_map(|(_, change)| match change {
+        let time = |(_, change): &(Position, Change)| match change {
             Change::Mark { time_ns, .. } => Some(*time_ns),
             _ => None,
-        });
-        let (newest_mark_ns, logical_bytes) = (marks.take(1).sum(), self.sum_sizes(frozen.lane));
-        Ok(Sealed { layer, start: frozen.start, logical_bytes, newest_mark_ns })
+        };
+        let marks: Vec<i64> = frozen.metadata.iter().filter_map(time).collect();
+        let logical_bytes = self.sum_sizes(frozen.lane);
+        Ok(Sealed { layer, start: frozen.start, logical_bytes, marks })
     }
 
     fn write_blocks(&self, frozen: &Frozen, writer: &mut LayerWriter<'_>, pace: &mut Pace<'_>) -> Result<()> {

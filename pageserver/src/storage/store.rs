@@ -4,7 +4,7 @@
 //! then they are their entry in the catalog and their layers. Forking takes a position, syncs the
 //! parent up to it if it is open, and publishes one record: nothing is read and no file is made.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
 use crate::storage::check::require_catalog;
@@ -41,21 +41,24 @@ pub(super) struct Slot {
     pub(super) lanes: [LaneRecord; 2],
     files: Files,
     pub(super) timeline: Option<Arc<Timeline>>,
-    /// When it was last looked at whether marks are due.
-    pub(super) rested_ns: i64,
+    /// Before this time it is not looked at again whether marks are due.
+    pub(super) not_before_ns: i64,
+    /// The children whose forks the open timeline keeps readable.
+    kept_for: HashSet<TimelineId>,
     /// Whether it had to be opened anew.
     reopened: bool,
 }
 
 impl Slot {
     fn closed(ancestor: Option<AncestorRecord>, lanes: [LaneRecord; 2], files: Files) -> Arc<Mutex<Self>> {
-        let (timeline, rested_ns, reopened) = (None, 0, false);
-        Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, rested_ns, reopened }))
+        let (timeline, not_before_ns, kept_for, reopened) = (None, 0, HashSet::new(), false);
+        Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, not_before_ns, kept_for, reopened }))
     }
 
-    /// All of it is in these lanes now; it has no ancestor, and is closed.
-    pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) {
-        (self.lanes, self.ancestor, self.timeline, self.files) = (lanes, None, None, Vec::new());
+    /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it had.
+    pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) -> Option<AncestorRecord> {
+        (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
+        self.ancestor.take()
     }
 
     /// Whether something of it is not sealed.
@@ -182,7 +185,7 @@ impl Store {
         }
         let slot = self.slot(parent)?;
         // A closed parent stays closed until the child is published, so that its opening knows of the fork.
-        let slot = lock(&slot);
+        let mut slot = lock(&slot);
         let (Past { at, time_ns }, synced) = match (&slot.timeline, past) {
             (Some(timeline), Some(past)) => (past, timeline.fork_point_at(past.at)?),
             (Some(timeline), None) => {
@@ -212,8 +215,10 @@ impl Store {
             .add_timelines
             .push((id, TimelineRecord { ancestor: Some(ancestor), ..TimelineRecord::default() }));
         let published = self.catalog.publish(update);
-        if let (Err(_), Some(timeline)) = (&published, &slot.timeline) {
-            timeline.release(at);
+        match (&published, &slot.timeline) {
+            (Err(_), Some(timeline)) => timeline.release(at),
+            (Ok(_), Some(_)) => drop(slot.kept_for.insert(id)),
+            (_, None) => {}
         }
         drop(slot);
         Ok((id, self.keep_slot_if_ok(id, published)?))
@@ -246,12 +251,8 @@ impl Store {
             if let Some(timeline) = slot.timeline.take() {
                 slot.files = timeline.retire();
             }
-            // The ancestor keeps nothing for it any more. A closed one learns that from the catalog.
-            if let Some(AncestorRecord { timeline, at, .. }) = slot.ancestor.take()
-                && let Ok(parent) = self.slot(TimelineId(timeline))
-                && let Some(parent) = &lock(&parent).timeline
-            {
-                parent.release(at);
+            if let Some(ancestor) = slot.ancestor.take() {
+                self.release_fork(*id, &ancestor);
             }
             for path in layer_paths(*id, &slot.lanes) {
                 if let Err(error) = self.disk.remove(&path) {
@@ -263,6 +264,18 @@ impl Store {
                     tracing::error!(timeline = %id, %error, "a file of a dropped timeline stays until the next start");
                 }
             }
+        }
+    }
+
+    /// The ancestor keeps nothing for a timeline any more. A closed one learns that from the catalog, and one that was opened
+    /// since has never heard of it.
+    pub(super) fn release_fork(&self, id: TimelineId, ancestor: &AncestorRecord) {
+        let Ok(parent) = self.slot(TimelineId(ancestor.timeline)) else { return };
+        let mut parent = lock(&parent);
+        if parent.kept_for.remove(&id)
+            && let Some(parent) = &parent.timeline
+        {
+            parent.release(ancestor.at);
         }
     }
 
@@ -297,7 +310,9 @@ impl Store {
         let record = self.catalog.timeline(id).and_then(|record| record.ancestor);
         let ancestor = record.zip(ancestor).map(|(record, timeline)| Ancestor { timeline, at: record.at });
         let (mut retained, mut required) = ([Retained::default(), Retained::default()], [0, 0]);
-        for fork in self.catalog.forks(id) {
+        let children = self.catalog.children(id);
+        slot.kept_for = children.iter().map(|(child, _)| *child).collect();
+        for (_, fork) in children {
             for lane in [0, 1] {
                 retained[lane].add(fork.at[lane]);
                 required[lane] = fork.synced[lane].max(required[lane]);
@@ -426,6 +441,22 @@ impl Store {
         self.history_from_ns.store(from_ns, Ordering::Relaxed);
         self.shared.window_ns.store(window_ns, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether where a timeline was forked may be gone back to, now or if the clock is set back a little.
+    pub(super) fn is_recent(&self, fork: &AncestorRecord) -> bool {
+        const MARGIN_NS: i64 = 600_000_000_000;
+        fork.begins_ns.max(fork.time_ns) >= self.oldest_ns().saturating_sub(MARGIN_NS)
+    }
+
+    /// Refuses work that writes so many bytes if it could fill the disk, which is for what clients write.
+    pub(super) fn require_room(&self, bytes: u64) -> Result<()> {
+        let (free, total) = self.space()?;
+        if free >= bytes.saturating_add(total / 50) {
+            return Ok(());
+        }
+        let detail = format!("{free} bytes are free, {bytes} may be needed for a while; free some space");
+        Err(Error::new(Kind::Full, "disk_full", detail))
     }
 
     /// Before this time, no moment can be gone back to, in nanoseconds since 1970.

@@ -102,6 +102,8 @@ pub struct Timeline {
     latch: OnceLock<Error>,
     /// Whether the data lane was synced since the newest mark that removals made.
     pub(super) data_synced: AtomicBool,
+    /// Position of the newest record that changed what it shows, as marks do not.
+    pub(super) changed: AtomicU64,
     /// Whether a name or a child needs it; an import in progress has no history.
     pub(super) in_use: AtomicBool,
     /// Whether others may have its files open too, so that they must not be recycled.
@@ -165,6 +167,7 @@ impl Timeline {
     /// Replays the timeline's lanes.
     pub fn open(shared: Shared, mut opening: Opening) -> Result<Arc<Self>> {
         opening.files.sort_unstable();
+        let changed = AtomicU64::new(0);
         let open_lane = |lane: LaneKind, retained: &Retained| -> Result<Lane> {
             let base = opening.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
             let mut index = Index::new(base, retained.clone());
@@ -185,6 +188,9 @@ impl Timeline {
                 &mut |found, _| {
                     let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
                     index.apply(found.header.position, &found.changes, found.sequence, offset);
+                    if found.changes.iter().any(|change| !change.is_of_marks()) {
+                        changed.fetch_max(found.header.position, Ordering::SeqCst);
+                    }
                     Ok(())
                 },
             )?;
@@ -202,10 +208,25 @@ impl Timeline {
         let mut retained = opening.retained[1].clone();
         read(&data.state).index.marks().all().iter().for_each(|mark| retained.add(mark.position));
         let lanes = [data, open_lane(LaneKind::Wal, &retained)?];
+        if read(&lanes[0].state).index.marks().newest().is_none() {
+            // Whatever it shows was never marked.
+            changed.fetch_max(lanes[0].opened_at.max(lanes[1].opened_at), Ordering::SeqCst);
+        }
         let logical = Mutex::new(([Position::MAX; 2], [0; 2]));
         let Opening { id, ancestor, reopened, .. } = opening;
         let (latch, data_synced, in_use) = (OnceLock::new(), AtomicBool::new(true), AtomicBool::new(false));
-        Ok(Arc::new(Self { id, ancestor, shared, lanes, latch, data_synced, in_use, reopened, logical }))
+        Ok(Arc::new(Self {
+            id,
+            ancestor,
+            shared,
+            lanes,
+            latch,
+            data_synced,
+            changed,
+            in_use,
+            reopened,
+            logical,
+        }))
     }
 
     /// What a reader at these positions of the lanes sees, for reading only. The caller keeps them readable.
@@ -231,6 +252,7 @@ impl Timeline {
             lanes: LaneKind::ALL.map(lane),
             latch: OnceLock::from(error),
             data_synced: AtomicBool::new(false),
+            changed: AtomicU64::new(0),
             in_use: AtomicBool::new(false),
             reopened: false,
             logical: Mutex::new(([Position::MAX; 2], [0; 2])),
@@ -363,6 +385,7 @@ impl Timeline {
             state.hot = hot;
         }
         lane.appended.store(position, Ordering::SeqCst);
+        self.changed.fetch_max(position, Ordering::SeqCst);
         let behind = state.log.unsynced_bytes() > MAX_UNSYNCED_BYTES;
         drop(state);
         if behind {

@@ -198,6 +198,57 @@ fn a_mark_that_was_let_go_of_stays_away_once_its_versions_are_dropped() {
 }
 
 #[test]
+fn nobody_forks_from_a_timeline_that_was_dropped() {
+    let world = World::new(1);
+    let (child, _) = world.store.fork(world.timeline(), |t| named("child", t)).unwrap();
+    let update = Update { remove_branches: vec!["child".into()], ..Update::default() };
+    let freed = world.store.publish(update).unwrap();
+    assert_eq!(freed, [child]);
+    // Its files are still there until its Postgres has stopped.
+    let error = world.store.fork(child, |_| Update::default()).unwrap_err();
+    assert_eq!(error.code, "timeline_not_found");
+    world.store.free(&freed);
+    drop(open(&world.disk.after_power_loss(Unsynced::Lost)).unwrap());
+}
+
+#[test]
+fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
+    let mut world = World::new(1);
+    world.change();
+    world.mark();
+    let id = world.timeline();
+    let mark = *world.marks.keys().next().unwrap();
+    let at = |name: &str| {
+        let origin =
+            Origin { timeline: id, past: Some(Past { at: [mark; 2], time_ns: 0 }), unfinished: false };
+        world.store.fork(origin, |t| named(name, t)).unwrap().0
+    };
+    let (_, kept) = (at("one"), at("two"));
+    for lane in LaneKind::ALL {
+        world.store.seal(id, lane, &mut |_| Ok(())).unwrap();
+    }
+    let World { store, main, marks, .. } = world;
+    drop(main);
+    (0..3).for_each(|_| store.close_unused());
+    let freed = store.publish(Update { remove_branches: vec!["one".into()], ..Update::default() }).unwrap();
+    // The parent is opened between the two, and knows of one child only.
+    let main = tree(&store, id);
+    store.free(&freed);
+    main.timeline().let_go(&[mark]).unwrap();
+    let inode = make(&main, b"g");
+    for fill in 1..4 {
+        main.write(inode, 0, &[fill; 20_000]).unwrap();
+        if let Ok((f, _)) = main.lookup(ROOT_INODE, b"f") {
+            main.write(f, 0, &[fill; 170_000]).unwrap();
+        }
+        store.seal(id, LaneKind::Data, &mut |_| Ok(())).unwrap();
+    }
+    let count = main.timeline().layers(LaneKind::Data).len();
+    store.merge(id, LaneKind::Data, 0..count, &mut |_| Ok(())).unwrap();
+    assert!(image(&tree(&store, kept)) == marks[&mark]);
+}
+
+#[test]
 fn nobody_forks_from_a_moment_that_was_let_go_of() {
     let mut world = World::new(1);
     world.change();
@@ -295,7 +346,7 @@ fn what_only_marks_saw_goes_with_them() {
     passes(&store, limits);
     let (own, _) = store.sizes(id).unwrap();
     assert!(own < 3 << 19, "{own} bytes for one mebibyte");
-    assert_eq!(store.timeline(id).unwrap().marks(), []);
+    assert_eq!(store.timeline(id).unwrap().marks().len(), 1, "what was when the window began");
     assert!(image(&tree(&store, id)) == head);
 }
 

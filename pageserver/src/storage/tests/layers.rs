@@ -230,6 +230,9 @@ fn what_a_child_overwrote_is_not_kept_for_it() {
     let update = Update { remove_branches: vec!["grandchild".into()], ..Update::default() };
     store.free(&store.publish(update).unwrap());
     again();
+    assert_eq!(entries(&store), 20, "where they were forked may be gone back to");
+    store.clock().set(store.clock().now_ns() + 3_600_000_000_000);
+    again();
     assert_eq!(entries(&store), 10 + 4, "the head, and what neither child overwrote");
     assert!(store.catalog().timeline(grandchild).is_none());
     let mut expected = pattern(3, 6);
