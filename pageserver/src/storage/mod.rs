@@ -7,6 +7,7 @@
 
 pub mod catalog;
 mod catalog_file;
+mod catalog_state;
 pub mod check;
 mod children;
 pub mod clock;
