@@ -6,6 +6,7 @@ use api::types::{ComputeState, CreateBranch};
 use coppice::{LIMIT, Server, processes};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio_postgres::NoTls;
 
@@ -302,13 +303,13 @@ fn a_tablespace_is_inside_the_branch_and_private_or_refused() {
             error.contains("could not create symbolic link") && error.contains("not permitted"),
             "{error}"
         );
-        let log = server.log();
-        let mut refusals =
-            log.lines().filter(|line| line.contains("refused a symbolic link out of the branch"));
-        let refusal = refusals.find(|line| line.contains(&format!("target={} ", place.display())));
-        let refusal =
-            refusal.unwrap_or_else(|| panic!("no refusal of {} in the log:\n{log}", place.display()));
-        assert!(refusal.contains("allow_in_place_tablespaces"), "{refusal}");
+        // The log comes through a pipe.
+        coppice::eventually("the refusal is in the log", || {
+            let (log, target) = (server.log(), format!("target={} ", place.display()));
+            let mut refusals =
+                log.lines().filter(|line| line.contains("refused a symbolic link out of the branch"));
+            refusals.any(|line| line.contains(&target) && line.contains("allow_in_place_tablespaces"))
+        });
     }
     assert_eq!(sql(&server, "main", "select count(*) from pg_tablespace where spcname = 'away'"), "0");
 
@@ -330,4 +331,32 @@ fn a_tablespace_is_inside_the_branch_and_private_or_refused() {
     sql(&server, "child", "drop table t, only_here");
     sql(&server, "child", "drop tablespace own");
     assert_eq!(sql(&server, "main", "select count(*) from t"), "10");
+}
+
+#[test]
+fn a_starting_branch_is_watched_without_a_file_of_the_mount() {
+    // A server that is killed while it has one open waits for itself, and never ends.
+    let server = Server::start();
+    let files = format!("/proc/{}/fd", server.pid());
+    let mount = server.data().join("mount");
+    let stop = Arc::new(AtomicBool::new(false));
+    let (watched, watching) = (Arc::clone(&stop), mount.clone());
+    let watch = std::thread::spawn(move || {
+        let (mut looks, mut found) = (0, Vec::new());
+        while !watched.load(Ordering::SeqCst) {
+            let open = std::fs::read_dir(&files).unwrap().flatten();
+            let open = open.filter_map(|file| std::fs::read_link(file.path()).ok());
+            found.extend(open.filter(|path| path.starts_with(&watching) && path.ends_with("postmaster.pid")));
+            looks += 1;
+        }
+        (looks, found)
+    });
+    for _ in 0..10 {
+        server.client().suspend("main").unwrap();
+        server.client().wake("main").unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (looks, found) = watch.join().unwrap();
+    assert!(looks > 100, "only {looks} looks");
+    assert_eq!(found, [] as [std::path::PathBuf; 0]);
 }

@@ -57,7 +57,10 @@ fn main() -> ExitCode {
     // Colour codes would stand between the words of a log file. NO_COLOR turns them off on a terminal too.
     let colour =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
+    // Whoever read the log may go; that is no reason to stop.
+    log.log_internal_errors(false).init();
     let outcome = match flags.command {
         Command::Serve(config) => serve(*config).map(|()| ExitCode::SUCCESS),
         Command::Check { data } => run_check(&data),

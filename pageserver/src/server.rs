@@ -37,6 +37,10 @@ impl DataDirectories for Mount {
         self.attach(timeline)
     }
 
+    fn durable(&self, timeline: TimelineId, name: &str) -> Option<Vec<u8>> {
+        self.durable_file(timeline, name.as_bytes())
+    }
+
     fn closed(&self, timeline: TimelineId) {
         self.leave(timeline);
     }

@@ -77,6 +77,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // Whoever read the log may go; that is no reason to stop.
+        .log_internal_errors(false)
         .init();
     match serve(flags) {
         Ok(()) => ExitCode::SUCCESS,

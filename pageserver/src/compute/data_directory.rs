@@ -121,22 +121,17 @@ fn read_text(file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..count]).into_owned())
 }
 
-/// The lock file of a starting Postgres, where it says that it accepts connections.
-#[derive(Debug, Default)]
-pub(crate) struct LockFile {
-    file: Option<File>,
+/// Where a starting Postgres says that it accepts connections.
+pub(crate) const LOCK_FILE: &str = "postmaster.pid";
+
+/// The lock file on `data`, if there is one.
+pub(crate) fn read_lock_file(data: &Path) -> Option<Vec<u8>> {
+    read_start(&data.join(LOCK_FILE)).ok().map(String::into_bytes)
 }
 
-impl LockFile {
-    /// Whether the postmaster with number `pid` on `data` accepts connections. Postgres writes the file in place, so a
-    /// look after the first is one `pread`.
-    pub(crate) fn says_ready(&mut self, data: &Path, pid: i32) -> bool {
-        if self.file.is_none() {
-            self.file = open_plainly(&data.join("postmaster.pid")).ok();
-        }
-        let text = self.file.as_ref().and_then(|file| read_text(file).ok());
-        text.is_some_and(|text| ready_line(&text, pid))
-    }
+/// Whether by its lock file the postmaster with number `pid` accepts connections.
+pub(crate) fn says_ready(lock_file: &[u8], pid: i32) -> bool {
+    ready_line(&String::from_utf8_lossy(lock_file), pid)
 }
 
 /// Line 1 is the process number, line 8 the state; these are what `pg_ctl` goes by too.

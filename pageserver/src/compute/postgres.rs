@@ -2,7 +2,7 @@
 //! last process.
 
 use super::child::{self, OwnedChild};
-use super::data_directory::LockFile;
+use super::data_directory;
 use super::lines::{LAST_LINES_LIMIT, Tail, read_lines};
 use super::settings::{self, Situation};
 use super::user::OsUser;
@@ -13,11 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// How often a starting Postgres is looked at; it needs 30 ms and more.
 const READY_POLL: Duration = Duration::from_millis(1);
+/// When, and how often, the file itself is looked at.
+const UNSYNCED_AFTER: Duration = Duration::from_secs(1);
+const UNSYNCED_POLL: Duration = Duration::from_millis(50);
 /// Time for an immediate shutdown; after 5 s of it Postgres kills its own children.
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(10);
 /// Time for a killed process to go; only a stuck disk takes any.
@@ -65,8 +68,12 @@ impl Postgres {
     }
 
     /// Waits until connections are accepted; the error carries Postgres's own last lines.
-    pub(crate) async fn ready(&mut self, limit: Duration) -> Result<()> {
-        let mut poll = Poll::start(self.data.clone(), self.pid());
+    pub(crate) async fn ready(
+        &mut self,
+        limit: Duration,
+        lock_file: impl Fn() -> Option<Vec<u8>> + Send + 'static,
+    ) -> Result<()> {
+        let mut poll = Poll::start(self.data.clone(), self.pid(), lock_file);
         tokio::select! {
             biased;
             status = self.child.wait() => Err(self.died(status).await),
@@ -121,7 +128,9 @@ fn sweep_directory(data: &Path) {
     processes::end_all_in(real.as_deref().unwrap_or(data));
 }
 
-/// A thread that looks at the lock file of a starting Postgres. On a thread of its own, since the file may be on a mount
+/// A thread that looks at the lock file of a starting Postgres: at what of it is durable, because Postgres syncs it, and
+/// at the file itself only if that takes long, as with `fsync = off`. A server that is killed while it has a file of its
+/// own mount open would wait for itself, and so never end. On a thread of its own, since the file may be on a mount
 /// that hangs, and ended when nobody waits for it any more.
 struct Poll {
     thread: JoinHandle<()>,
@@ -129,13 +138,26 @@ struct Poll {
 }
 
 impl Poll {
-    fn start(data: PathBuf, pid: i32) -> Self {
+    fn start(data: PathBuf, pid: i32, lock_file: impl Fn() -> Option<Vec<u8>> + Send + 'static) -> Self {
         let given_up = Arc::new(AtomicBool::new(false));
         let stop = given_up.clone();
         let thread = tokio::task::spawn_blocking(move || {
-            let mut lock_file = LockFile::default();
-            while !stop.load(Ordering::Relaxed) && !lock_file.says_ready(&data, pid) {
-                std::thread::sleep(READY_POLL);
+            let began = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                let durable = lock_file();
+                if durable.as_ref().is_some_and(|text| data_directory::says_ready(text, pid)) {
+                    break;
+                }
+                if durable.is_some() && began.elapsed() < UNSYNCED_AFTER {
+                    std::thread::sleep(READY_POLL);
+                    continue;
+                }
+                if data_directory::read_lock_file(&data)
+                    .is_some_and(|text| data_directory::says_ready(&text, pid))
+                {
+                    break;
+                }
+                std::thread::sleep(if durable.is_some() { UNSYNCED_POLL } else { READY_POLL });
             }
         });
         Self { thread, given_up }

@@ -4,7 +4,7 @@
 //! wait for it, so a waker that goes away takes nothing with it and a hundred of them share one Postgres. Nothing is
 //! kept of a compute that sleeps.
 
-use super::data_directory;
+use super::data_directory::{self, LOCK_FILE};
 use super::leftovers::{Records, remove_sockets};
 use super::postgres::Postgres;
 use super::processes;
@@ -33,6 +33,10 @@ const TURN_LIMIT: Duration = Duration::from_secs(2);
 pub trait DataDirectories: Send + Sync + 'static {
     /// Makes the timeline's files reachable and returns its data directory. Called before every start.
     fn open(&self, timeline: TimelineId) -> Result<PathBuf>;
+    /// What of a file in the data directory is durable, without touching the mount; `None` if there is no such door.
+    fn durable(&self, _timeline: TimelineId, _name: &str) -> Option<Vec<u8>> {
+        None
+    }
     /// The timeline's Postgres has stopped (cleanly or not), or did not start after `open`.
     fn closed(&self, timeline: TimelineId);
 }
@@ -266,7 +270,7 @@ impl Supervisor {
         let started = Instant::now();
         let mut postgres = self.open_and_spawn(slot.timeline).await?;
         let ready = tokio::select! {
-            ready = self.ready(&mut postgres, turn) => ready,
+            ready = self.ready(&mut postgres, slot.timeline, turn) => ready,
             () = closed => Err(shutting_down()),
         };
         if let Err(error) = ready {
@@ -285,8 +289,10 @@ impl Supervisor {
 
     /// Waits for Postgres while holding its place among the parallel starts, but not through a long recovery: a few
     /// branches that recover must not keep all others asleep.
-    async fn ready<T>(&self, postgres: &mut Postgres, turn: T) -> Result<()> {
-        let ready = postgres.ready(self.config.start_limit);
+    async fn ready<T>(&self, postgres: &mut Postgres, timeline: TimelineId, turn: T) -> Result<()> {
+        let directories = Arc::clone(&self.directories);
+        let lock_file = move || directories.durable(timeline, LOCK_FILE);
+        let ready = postgres.ready(self.config.start_limit, lock_file);
         tokio::pin!(ready);
         match tokio::time::timeout(TURN_LIMIT, &mut ready).await {
             Ok(ready) => ready,

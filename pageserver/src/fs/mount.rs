@@ -9,7 +9,7 @@ use crate::fs::fuse::{Adapter, Roots, set_root};
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
 use crate::storage::clock::machine_ns;
-use crate::storage::page::TimelineId;
+use crate::storage::page::{ROOT_INODE, TimelineId};
 use crate::storage::store::Store;
 use crate::storage::syncer::MAX_INLINE;
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};
@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// Threads that serve the kernel's requests; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 2;
+/// Bytes that are read of a small file.
+const FIRST_BYTES: u32 = 4096;
 /// Dead mounts on top of one another that are removed before something else must be wrong.
 const MAX_STALE: usize = 16;
 
@@ -116,6 +118,17 @@ impl Mount {
         if let Some(name) = entry.and_then(|entry| lock(&entry).name.take()) {
             self.hide(&name);
         }
+    }
+
+    /// The first bytes of a file in an attached timeline's directory, as far as the kernel has handed them over; nothing
+    /// if it is not there. The mount is not used.
+    pub fn durable_file(&self, id: TimelineId, name: &[u8]) -> Option<Vec<u8>> {
+        let entry = lock(&self.attached).get(&id).cloned()?;
+        let directory = lock(&entry).name.clone()?;
+        let tree = read(&self.roots).get(&directory).cloned()?;
+        let Ok((inode, _)) = tree.lookup(ROOT_INODE, name) else { return Some(Vec::new()) };
+        let (buffer, range) = tree.read(inode, 0, FIRST_BYTES).ok()?;
+        Some(buffer[range].to_vec())
     }
 
     /// Nobody uses the timeline's directory any more. It stays, and what the kernel cached of it, so that coming back
