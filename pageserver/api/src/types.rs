@@ -39,9 +39,11 @@ impl FromStr for Moment {
         let ago = text.parse::<SignedDuration>().ok().filter(|ago| ago.is_positive());
         let then = ago.and_then(|ago| {
             let then = Timestamp::now().checked_sub(ago).ok()?;
+            if ago.as_secs() < 60 {
+                return Some(then);
+            }
             // Rounded, so that all who ask about the same time mean the same moment.
-            let step = if ago.as_secs() >= 60 { 10 } else { 1 };
-            Timestamp::from_second(then.as_second().div_euclid(step) * step).ok()
+            Timestamp::from_second(then.as_second().div_euclid(10) * 10).ok()
         });
         then.map(Moment::Time).ok_or_else(|| {
             let shown: String = text.chars().take(40).collect();
