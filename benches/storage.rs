@@ -4,6 +4,7 @@
 //! operating system has all of it cached, so what is measured is the work of the store.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use pageserver::branches::Branches;
 use pageserver::fs::tree::{NewInode, Tree};
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::LocalDisk;
@@ -19,15 +20,7 @@ const SEED: u64 = 20_261_121;
 const PAGES: u64 = 8192;
 
 fn name(name: &str, timeline: TimelineId) -> Update {
-    let record = BranchRecord {
-        id: timeline.0,
-        timeline: timeline.0,
-        parent: None,
-        created_ns: 0,
-        forked_ns: 0,
-        protected: false,
-        password: None,
-    };
+    let record = BranchRecord { id: timeline.0, ..Branches::first_record(timeline, String::new()) };
     Update { put_branches: vec![(name.to_owned(), record)], ..Update::default() }
 }
 

@@ -14,12 +14,12 @@ use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
 use crate::import::ImportTarget;
 use crate::locks::lock;
+use crate::moment::timestamp;
 use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH, Update};
 use crate::storage::clock::machine_ns as now_ns;
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use api::types::{Branch, Connection, CreateBranch, ResetBranch, Status, UpdateBranch};
-use jiff::Timestamp;
 use past::Held;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -61,10 +61,6 @@ pub struct Branches {
     /// Held while names change.
     changing: Mutex<()>,
     started: Instant,
-}
-
-fn timestamp(ns: i64) -> Timestamp {
-    Timestamp::from_nanosecond(i128::from(ns)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 impl Branches {

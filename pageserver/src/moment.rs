@@ -106,7 +106,8 @@ pub fn history(store: &Store, timeline: TimelineId) -> Result<History> {
     })
 }
 
-fn timestamp(ns: i64) -> Timestamp {
+/// A time of the store as the API shows it.
+pub(crate) fn timestamp(ns: i64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(ns)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 

@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// Threads that serve the kernel's requests; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 2;
+/// What is done when a timeline is attached.
+const PREPARE: &str = "prepare a data directory";
 /// Bytes that are read of a small file.
 const FIRST_BYTES: u32 = 4096;
 /// Dead mounts on top of one another that are removed before something else must be wrong.
@@ -98,7 +100,7 @@ impl Mount {
         }
         self.store.reopen_if_latched(id)?;
         let tree = Tree::new(self.store.timeline(id)?);
-        tree.remove_nameless().map_err(into_error)?;
+        tree.remove_nameless().map_err(|error| error.into_error(PREPARE))?;
         let name = if entry.renewals == 0 { id.to_string() } else { format!("{id}-{}", entry.renewals) };
         set_root(&self.roots, &name, Some(Arc::new(tree)));
         entry.name = Some(name.clone());
@@ -108,7 +110,7 @@ impl Mount {
     /// Gives a new root timeline its directory, and makes it reachable.
     pub fn attach_new(&self, id: TimelineId) -> Result<PathBuf> {
         let tree = Tree::new(self.store.timeline(id)?);
-        tree.make_root(self.owner, machine_ns()).map_err(into_error)?;
+        tree.make_root(self.owner, machine_ns()).map_err(|error| error.into_error(PREPARE))?;
         self.attach(id)
     }
 
@@ -194,13 +196,6 @@ fn unmount_as_user(mountpoint: &Path) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     let detail = format!("cannot unmount {}: {}", mountpoint.display(), said.trim());
     Err(Error::unavailable("unmount_failed", detail))
-}
-
-fn into_error(error: crate::fs::tree::TreeError) -> Error {
-    match error {
-        crate::fs::tree::TreeError::Store(error) => error,
-        crate::fs::tree::TreeError::Errno(errno) => Error::io("prepare a data directory", &errno.into()),
-    }
 }
 
 fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {

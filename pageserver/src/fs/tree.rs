@@ -51,6 +51,14 @@ impl From<Errno> for TreeError {
 }
 
 impl TreeError {
+    /// The error as one of the server, which wanted to do this.
+    pub fn into_error(self, doing: &str) -> Error {
+        match self {
+            TreeError::Store(error) => error,
+            TreeError::Errno(errno) => Error::io(doing, &errno.into()),
+        }
+    }
+
     /// The error as a system call reports it.
     pub fn errno(&self) -> Errno {
         match self {

@@ -143,10 +143,7 @@ fn remaining(page: &[u8]) -> u64 {
 
 /// An error of the store below as one of the server.
 pub(super) fn below(doing: &str) -> impl Fn(TreeError) -> Error + '_ {
-    move |error| match error {
-        TreeError::Store(error) => error,
-        TreeError::Errno(errno) => Error::io(doing, &errno.into()),
-    }
+    move |error| error.into_error(doing)
 }
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {

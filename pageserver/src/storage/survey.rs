@@ -12,11 +12,9 @@ use crate::storage::versions::Retained;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a lane's layers hold, in bytes.
+/// What a lane's layers hold for others than the head and forks, in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
-    /// For the head and for forks.
-    pub(super) live: u64,
     /// For marks alone, by the position up to which they have to go for it to be for nobody.
     pub(super) history: BTreeMap<Position, u64>,
     /// For nobody.
@@ -25,7 +23,6 @@ pub(super) struct Survey {
 
 impl Survey {
     pub(super) fn add(&mut self, other: Survey) {
-        self.live += other.live;
         self.garbage += other.garbage;
         other.history.into_iter().for_each(|(end, bytes)| *self.history.entry(end).or_default() += bytes);
     }
@@ -72,8 +69,9 @@ impl Timeline {
             for (nth, (entry, input)) in versions.iter().enumerate() {
                 let bytes = share[*input];
                 if live.contains(&entry.position) {
-                    survey.live += bytes;
-                } else if seen.contains(&entry.position) {
+                    continue;
+                }
+                if seen.contains(&entry.position) {
                     let end = fate.end(&versions, nth).unwrap_or(Position::MAX);
                     *survey.history.entry(end).or_default() += bytes;
                 } else {
