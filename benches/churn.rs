@@ -2,7 +2,8 @@
 //! branches made at random moments of the past, with a short history and small limits.
 //!
 //! `cargo bench --bench churn` prints, for each minute, transactions, the slowest of them, the store's size and the server's
-//! memory; then whether the disk levelled off, how slow transactions got, and that each branch holds what it should.
+//! memory; then whether the disk levelled off, how slow transactions got and whether the server saw a slow file operation
+//! or disk then, and that each branch holds what it should.
 //! `COPPICE_BENCH_MINUTES` (30), `COPPICE_BENCH_SCALE` (20) and `COPPICE_BENCH_MOMENTS` (50) set the size of it.
 
 use api::types::{CreateBranch, Moment};
@@ -93,6 +94,40 @@ fn visit(server: &Server, clients: &Clients, began: Timestamp, nth: u64) -> Dura
     took
 }
 
+/// The seconds since the epoch in which the server said that something others wait for took long, and its words.
+fn slow_seconds(server: &Server) -> Vec<(i64, String)> {
+    let parse = |line: &str| {
+        let (time, rest) = line.trim_start().split_once(' ')?;
+        rest.contains("took long")
+            .then_some((time.parse::<Timestamp>().ok()?.as_second(), rest.trim().to_owned()))
+    };
+    server.log().lines().filter_map(parse).collect()
+}
+
+/// Prints how slow transactions got, and what the server saw of it.
+fn report_stalls(server: &Server, seconds: &[(i64, u64, u64)]) {
+    let slow = slow_seconds(server);
+    let stalls: Vec<_> = seconds.iter().filter(|(_, _, slowest)| *slowest > STALL_US).collect();
+    let mut seen = 0;
+    for (second, _, slowest) in &stalls {
+        // A stall counts for the second in which it ends.
+        let words: Vec<&str> =
+            slow.iter().filter(|(at, _)| (at - second).abs() <= 1).map(|(_, words)| words.as_str()).collect();
+        seen += usize::from(!words.is_empty());
+        println!(
+            "stall of {} ms at {second}: {}",
+            slowest / 1000,
+            if words.is_empty() { "the server saw nothing" } else { words[0] }
+        );
+    }
+    println!(
+        "{} of {} seconds had a transaction over {} ms; in {seen} of them a file operation or the disk took over 200 ms",
+        stalls.len(),
+        seconds.len(),
+        STALL_US / 1000
+    );
+}
+
 fn main() {
     let (minutes, moments) = (number("COPPICE_BENCH_MINUTES", 30), number("COPPICE_BENCH_MOMENTS", 50));
     let window = WINDOW.to_string();
@@ -116,13 +151,17 @@ fn main() {
         {
             client.delete(&name).expect("delete");
         }
-        if second > 30 && second * moments / (minutes * 60) > visits.len() as u64 {
+        if second >= 30 && (second - 29) * moments / (minutes * 60 - 30) > visits.len() as u64 {
             visits.push(visit(&server, &clients, began, visits.len() as u64));
         }
         if second % 60 == 59 {
             sizes.push(client.status().expect("status").store_bytes >> 20);
             let (store, memory) = (sizes[sizes.len() - 1], resident_mib(server.pid()));
-            println!("minute {:>2}: store {store:>5} MiB, server {memory:>3} MiB", second / 60 + 1);
+            let own = server.sql("main", "select pg_database_size('app') >> 20").expect("ask for the size");
+            println!(
+                "minute {:>2}: store {store:>5} MiB, server {memory:>3} MiB, database {own} MiB",
+                second / 60 + 1
+            );
         }
     }
     let seconds = load.finish();
@@ -134,15 +173,7 @@ fn main() {
             minute.iter().map(|(_, _, slowest)| slowest / 1000).max().unwrap_or(0),
         );
     }
-    let stalled: Vec<u64> =
-        seconds.iter().map(|(_, _, slowest)| *slowest).filter(|us| *us > STALL_US).collect();
-    println!(
-        "{} of {} seconds had a transaction over {} ms, the slowest {} ms",
-        stalled.len(),
-        seconds.len(),
-        STALL_US / 1000,
-        stalled.iter().max().unwrap_or(&0) / 1000
-    );
+    report_stalls(&server, &seconds);
     visits.sort_unstable();
     println!(
         "{} branches at random moments had just the commits of then; made in p50 {:.0} ms, max {:.0} ms",
@@ -151,10 +182,11 @@ fn main() {
         visits[visits.len() - 1].as_secs_f64() * 1e3
     );
     if sizes.len() > 10 {
-        let part = |from: usize| sizes[from..from + 3].iter().sum::<u64>() as f64 / 3.0;
-        let (before, after) = (part(sizes.len() - 11), part(sizes.len() - 3));
+        let (first, last) = sizes[sizes.len().saturating_sub(20)..].split_at(sizes.len().min(20) - 10);
+        let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
+        let (before, after) = (mean(first), mean(last));
         println!(
-            "store over the last ten minutes: {before:.0} to {after:.0} MiB, {:+.1}%",
+            "store, mean of the last ten minutes against the ten before: {before:.0} to {after:.0} MiB, {:+.1}%",
             (after / before - 1.0) * 100.0
         );
     }

@@ -201,11 +201,23 @@ fn start_background(
             std::thread::sleep(TICK);
         }
     };
-    let failed = |e| Error::io("start a thread", &e);
     let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        let failed = |e| Error::io("start a thread", &e);
         std::thread::Builder::new().name(name.into()).spawn(work).map_err(failed)
     };
-    Ok(vec![start("tick", Box::new(tick))?, start("seal", Box::new(seal))?, start("tidy", Box::new(tidy))?])
+    let behind = |work: Box<dyn FnOnce() + Send>| -> Box<dyn FnOnce() + Send> {
+        Box::new(move || {
+            if let Err(error) = crate::sys::lower_priority() {
+                tracing::warn!(%error, "background work runs at the priority of everything else");
+            }
+            work();
+        })
+    };
+    Ok(vec![
+        start("tick", Box::new(tick))?,
+        start("seal", behind(Box::new(seal)))?,
+        start("tidy", behind(Box::new(tidy)))?,
+    ])
 }
 
 fn public_address(config: &Config, bound: SocketAddr) -> String {

@@ -1,6 +1,6 @@
-//! The one module with unsafe code: what must run between `fork` and `exec`, and mapped files.
+//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files, and priorities.
 //!
-//! The standard library calls the former in a copy of this process that has only the forking thread, so it may
+//! The standard library calls the first in a copy of this process that has only the forking thread, so it may
 //! neither allocate nor lock; it is two system calls.
 
 use nix::sys::prctl;
@@ -41,4 +41,15 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
     // to it alone. A reader checks what it finds, so other bytes than were written are an error and no more.
     let mapped = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file)? };
     Ok(Box::new(mapped))
+}
+
+/// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.
+const NICENESS: i32 = 10;
+
+/// Lets the calling thread stand back behind others.
+#[expect(unsafe_code, reason = "there is no safe setpriority")]
+pub fn lower_priority() -> io::Result<()> {
+    // SAFETY: setpriority(2) takes three numbers. On Linux, 0 is the calling thread.
+    let outcome = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICENESS) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -14,6 +14,7 @@ use crate::locks::{read, write};
 use crate::storage::format::{Attributes, FileKind};
 use crate::storage::page::ROOT_INODE;
 use crate::storage::store::Store;
+use crate::storage::watch::Watch;
 use fuser::{
     AccessFlags, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -158,7 +159,11 @@ fn reply_attr(reply: ReplyAttr, number: INodeNo, outcome: Result<Attributes>) {
 }
 
 fn reply_sync(reply: ReplyEmpty) -> crate::storage::syncer::Done {
-    Box::new(move |outcome| reply_empty(reply, outcome.map_err(TreeError::Store)))
+    let watch = Watch::new("sync of a file");
+    Box::new(move |outcome| {
+        reply_empty(reply, outcome.map_err(TreeError::Store));
+        drop(watch);
+    })
 }
 
 impl Filesystem for Adapter {
@@ -381,6 +386,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _watch = Watch::new("read of a file");
         match self.node(number).and_then(|node| node.tree.read(node.inode, offset, size)) {
             Ok((buffer, range)) => reply.data(&buffer[range]),
             Err(error) => reply.error(report(error)),
@@ -399,6 +405,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let watch = Watch::new("write to a file");
         let written = self.node(number).and_then(|node| {
             node.tree.write(node.inode, offset, data)?;
             Ok(node)
@@ -407,6 +414,7 @@ impl Filesystem for Adapter {
             Ok(node) => {
                 let length = u32::try_from(data.len()).unwrap_or(0);
                 reply.written(length);
+                drop(watch);
                 if length < MAX_TRANSFER_BYTES {
                     node.tree.written_back(node.inode);
                 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 const LEVEL: i32 = 1;
 /// Bytes gathered before they are written.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes written before they are synced. Were all of a layer synced at its end, the commits of others would wait behind them.
+const SYNC_BYTES: u64 = 4 << 20;
 /// First part of the name of a layer in the making.
 pub(super) const UNFINISHED_PREFIX: &str = "new.";
 
@@ -32,6 +34,8 @@ pub(super) struct LayerWriter<'d> {
     buffer: Vec<u8>,
     /// Where the buffer goes.
     offset: u64,
+    /// Before here all is synced.
+    synced: u64,
     group: Vec<u8>,
     groups: Vec<u8>,
     group_count: u32,
@@ -64,6 +68,7 @@ impl<'d> LayerWriter<'d> {
             compressor,
             buffer,
             offset: 0,
+            synced: 0,
             group: Vec::with_capacity(GROUP_PAGES * PAGE_BYTES),
             groups: Vec::new(),
             group_count: 0,
@@ -130,6 +135,10 @@ impl<'d> LayerWriter<'d> {
         written.map_err(|e| Error::io(format!("write {} at {}", self.unfinished, self.offset), &e))?;
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
+        if self.offset - self.synced >= SYNC_BYTES {
+            self.file.sync().map_err(|e| Error::io(format!("sync {}", self.unfinished), &e))?;
+            self.synced = self.offset;
+        }
         Ok(())
     }
 

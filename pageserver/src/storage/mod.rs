@@ -37,6 +37,7 @@ mod survey;
 pub mod syncer;
 pub mod timeline;
 mod versions;
+pub mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ use crate::storage::recovery::{self, Start};
 use crate::storage::seal::Frozen;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
 use crate::storage::versions::Retained;
+use crate::storage::watch::Watch;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -470,6 +471,7 @@ impl Timeline {
         }
         let outcome = self.refuse_if_latched().and_then(|()| {
             let work = write(&lane.state).log.begin_sync();
+            let _watch = Watch::new("sync of the disk");
             work.run(&self.shared.lane_files).map_err(|error| self.latch(error))?;
             lane.durable.fetch_max(work.target, Ordering::SeqCst);
             Ok(())
