@@ -471,6 +471,7 @@ impl ImportTarget for Branches {
 
     fn publish(&self, name: &str, timeline: TimelineId) -> Result<()> {
         let _changing = lock(&self.changing);
+        self.mount.filled(timeline)?;
         self.store.timeline(timeline)?.sync_and_wait()?;
         let id = self.store.catalog().new_branch();
         let record = BranchRecord { id, password: None, ..Self::first_record(timeline, String::new()) };

@@ -47,9 +47,19 @@ pub struct Config {
     #[arg(long, env = "COPPICE_POSTGRES_USER", value_name = "USER")]
     pub postgres_user: Option<String>,
 
+    /// Run each branch's Postgres as a user of its own, whose id is this number and that of the branch's timeline, so that
+    /// branches are kept apart by the kernel; 0 runs all as --postgres-user. For servers started by root.
+    #[arg(long, env = "COPPICE_COMPUTE_UIDS", default_value_t = 1_879_048_192, value_name = "NUMBER")]
+    pub compute_uids: u32,
+
     /// Suspend a branch's Postgres after so many seconds without a client; 0 for never.
     #[arg(long, env = "COPPICE_SUSPEND_AFTER", default_value_t = 300, value_name = "SECONDS")]
     pub suspend_after: u64,
+
+    /// Run at most so many branches' Postgres at a time: for one more, the one that has been idle longest is suspended; 0 for
+    /// no limit, one for each 100 MiB of memory if left out.
+    #[arg(long, env = "COPPICE_MAX_RUNNING", value_name = "NUMBER")]
+    pub max_running: Option<usize>,
 
     /// Compress a branch's log when it is longer than so many MiB, even while it is written to.
     #[arg(long, env = "COPPICE_LOG_LIMIT", default_value_t = 1024, value_name = "MIB",

@@ -123,9 +123,15 @@ impl Running {
         let store = Arc::new(Store::open(open_disk(&config.data)?, random_number()?)?);
         store.keep_history(Duration::from_secs(config.history))?;
         let mountpoint = config.mount.as_deref().unwrap_or(&layout.mount);
-        let mount = Arc::new(Mount::new(Arc::clone(&store), mountpoint, (user.uid, user.gid))?);
+        let mount = Arc::new(Mount::new(
+            Arc::clone(&store),
+            mountpoint,
+            (user.uid, user.gid),
+            OsUser::ids_from(config.compute_uids),
+        )?);
         let mut computes = ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
         computes.suspend_after = Duration::from_secs(config.suspend_after);
+        computes.max_running = config.max_running.unwrap_or(computes.max_running);
         let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
         if store.catalog().with_branches(|branches| branches.is_empty()) {
             first_start(&store, &mount, &installation, &user, &layout.run).await?;
@@ -161,6 +167,9 @@ async fn first_start(
     let timeline = store.create_root()?;
     let data = mount.attach_new(timeline)?;
     let password = bootstrap::initialize(installation, user, &data, run).await?;
+    let (filled, mounted) = (Arc::clone(mount), timeline);
+    let filled = tokio::task::spawn_blocking(move || filled.filled(mounted)).await;
+    filled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     store.timeline(timeline)?.sync_and_wait()?;
     let put_branches = vec![(FIRST_BRANCH.to_owned(), Branches::first_record(timeline, password))];
     store.publish(Update { put_branches, ..Update::default() })?;

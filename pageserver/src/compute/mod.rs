@@ -17,6 +17,7 @@ pub mod leftovers;
 pub(crate) mod lines;
 mod postgres;
 mod processes;
+mod room;
 pub mod secret;
 pub mod settings;
 mod slot;

@@ -242,6 +242,11 @@ impl Slot {
 }
 
 impl State {
+    /// Since when a running compute has had no lease.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        (matches!(self.phase, Phase::Running(_)) && self.leases == 0).then_some(self.idle_since)
+    }
+
     /// No process and nobody busy with one.
     pub(crate) fn at_rest(&self) -> bool {
         matches!(self.phase, Phase::Suspended | Phase::Failed(_))

@@ -7,7 +7,7 @@
 use super::data_directory::{self, LOCK_FILE};
 use super::leftovers::{Records, remove_sockets};
 use super::postgres::Postgres;
-use super::processes;
+use super::room::{self, Room, has_clients};
 use super::settings::{ManagedFiles, SOCKET_FILE, Situation};
 pub use super::slot::Lease;
 use super::slot::{Due, Entry, Halt, Phase, Slot};
@@ -46,7 +46,7 @@ pub trait DataDirectories: Send + Sync + 'static {
 pub struct ComputeConfig {
     /// The Postgres that runs them.
     pub installation: Installation,
-    /// The user that they run as.
+    /// The user that they run as, unless their data directory belongs to another.
     pub user: OsUser,
     /// Directory of sockets, managed configuration files and records, on a local file system, never inside the mount.
     pub run_dir: PathBuf,
@@ -56,6 +56,8 @@ pub struct ComputeConfig {
     pub start_limit: Duration,
     /// Longest fast shutdown, final checkpoint included, before it becomes an immediate one.
     pub stop_limit: Duration,
+    /// Computes at the same time; zero is no limit.
+    pub max_running: usize,
     /// Starts at the same time; more than the machine has cores only makes all of them late.
     pub parallel_starts: usize,
 }
@@ -71,6 +73,7 @@ impl ComputeConfig {
             suspend_after: Duration::from_secs(300),
             start_limit: Duration::from_secs(600),
             stop_limit: Duration::from_secs(60),
+            max_running: room::that_fit(),
             parallel_starts: cores * 2,
         }
     }
@@ -102,6 +105,7 @@ pub struct Supervisor {
     /// Timelines that no name leads to any more.
     dropped: Mutex<HashSet<TimelineId>>,
     starts: Semaphore,
+    room: Room,
     /// True once the server shuts down: no start any more, and those under way end.
     closing: watch::Sender<bool>,
 }
@@ -126,6 +130,7 @@ impl Supervisor {
         })?;
         Ok(Arc::new(Self {
             starts: Semaphore::new(config.parallel_starts.max(1)),
+            room: Room::new(config.max_running),
             config,
             directories,
             managed,
@@ -237,12 +242,16 @@ impl Supervisor {
     async fn live(self: Arc<Self>, slot: Arc<Slot>) {
         // If this task is cancelled or panics, nobody may wait for it for ever.
         let abandoned = Abandoned(&slot);
-        let failure = match self.start(&slot).await {
+        let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await {
+            Ok(place) => self.start(&slot).await.map(|postgres| (postgres, place)),
+            Err(error) => Err(error),
+        };
+        let failure = match started {
             Err(error) => {
                 tracing::warn!(timeline = %slot.timeline, error = %error, "compute did not start");
                 Some(error)
             }
-            Ok(mut postgres) => {
+            Ok((mut postgres, _place)) => {
                 slot.running(self.sockets(slot.timeline).join(SOCKET_FILE));
                 let failure = self.tend(&slot, &mut postgres).await;
                 self.clean_up(slot.timeline).await;
@@ -250,8 +259,10 @@ impl Supervisor {
             }
         };
         std::mem::forget(abandoned);
+        // Nothing is wrong with a branch that there was no room for.
+        let refused = failure.as_ref().is_some_and(|error| error.code == room::TOO_MANY);
         slot.rest(failure);
-        self.retire(slot.timeline, false);
+        self.retire(slot.timeline, refused);
     }
 
     async fn start(self: &Arc<Self>, slot: &Slot) -> Result<Postgres> {
@@ -305,9 +316,9 @@ impl Supervisor {
 
     async fn open_and_spawn(self: &Arc<Self>, timeline: TimelineId) -> Result<Postgres> {
         let opened = self.blocking(move |this| this.directories.open(timeline)).await??;
-        let (data, spawned) = (opened.clone(), self.prepare(timeline, opened).await);
-        let spawned = match spawned {
-            Ok(has_config) => self.spawn(timeline, &data, has_config).await,
+        let (data, prepared) = (opened.clone(), self.prepare(timeline, opened).await);
+        let spawned = match prepared {
+            Ok((has_config, user)) => self.spawn(timeline, &user, &data, has_config).await,
             Err(error) => Err(error),
         };
         if spawned.is_err() {
@@ -316,14 +327,16 @@ impl Supervisor {
         spawned
     }
 
-    /// Readies the data directory and the socket directory; says whether there is a `postgresql.conf`.
-    async fn prepare(self: &Arc<Self>, timeline: TimelineId, data: PathBuf) -> Result<bool> {
+    /// Readies the data directory and the socket directory; says whether there is a `postgresql.conf`, and who is to run
+    /// Postgres there.
+    async fn prepare(self: &Arc<Self>, timeline: TimelineId, data: PathBuf) -> Result<(bool, OsUser)> {
         let prepare = move |this: &Self| {
             let config = &this.config;
-            let prepared = data_directory::prepare(&data, timeline, config.installation.major, &config.user)?;
-            make_private(&this.sockets(timeline), &config.user)?;
+            let user = config.user.owner_of(&data)?;
+            let prepared = data_directory::prepare(&data, timeline, config.installation.major, &user)?;
+            make_private(&this.sockets(timeline), &user)?;
             this.records.write(timeline, &data, None)?;
-            Ok(prepared.has_config)
+            Ok((prepared.has_config, user))
         };
         self.blocking(prepare).await?
     }
@@ -331,6 +344,7 @@ impl Supervisor {
     async fn spawn(
         self: &Arc<Self>,
         timeline: TimelineId,
+        user: &OsUser,
         data: &Path,
         has_config: bool,
     ) -> Result<Postgres> {
@@ -342,7 +356,7 @@ impl Supervisor {
             managed: &self.managed,
             has_config,
         };
-        let mut postgres = Postgres::spawn(&self.config.installation, &self.config.user, &situation).await?;
+        let mut postgres = Postgres::spawn(&self.config.installation, user, &situation).await?;
         if let Err(error) = self.records.write(timeline, data, Some(postgres.pid())) {
             postgres.stop(self.config.stop_limit).await;
             return Err(error);
@@ -426,16 +440,6 @@ async fn stop(slot: &Slot) {
             }
         }
     }
-}
-
-fn has_clients(socket: &Path) -> bool {
-    processes::clients_of(socket).map_or_else(
-        |error| {
-            tracing::warn!(error = %error, "cannot read /proc/net/unix; the compute stays awake");
-            true
-        },
-        |clients| clients > 0,
-    )
 }
 
 /// Makes `path` a directory that only the user of Postgres (and root) can enter.

@@ -18,6 +18,9 @@ pub struct OsUser {
     pub gid: u32,
 }
 
+/// User ids that there must be for computes to have their own.
+const IDS: u64 = 1 << 20;
+
 impl OsUser {
     /// The user called `name`, or the default one: `postgres` if we are root, else ourselves.
     pub fn resolve(name: Option<&str>) -> Result<Self> {
@@ -42,6 +45,46 @@ impl OsUser {
             ));
         }
         Ok(user)
+    }
+
+    /// `first` if computes can have the user ids behind it: we are root, and there are such ids here, which a container
+    /// may lack. 0 is not asked for.
+    pub fn ids_from(first: u32) -> Option<u32> {
+        let needed = u64::from(first)..u64::from(first) + IDS;
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let holds = |line: &str| {
+            let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+            let (start, count) = (numbers.next()?, numbers.nth(1)?);
+            Some(start <= needed.start && needed.end <= start + count)
+        };
+        if first == 0 || !geteuid().is_root() {
+            return None;
+        }
+        let there = map.lines().any(|line| holds(line) == Some(true));
+        if !there {
+            tracing::warn!(
+                first,
+                "there are no such user ids here: all branches' Postgres run as one user, and are not kept apart by the kernel; \
+                 give --compute-uids a number that this container has"
+            );
+        }
+        there.then_some(first)
+    }
+
+    /// The user that owns a data directory, whom Postgres has to run as there. Named after this one.
+    pub(crate) fn owner_of(&self, data: &Path) -> Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let failed = |e| Error::io(format_args!("look at {}", data.display()), &e);
+        let owner = data.symlink_metadata().map_err(failed)?;
+        if owner.uid() == self.uid {
+            return Ok(self.clone());
+        }
+        if owner.uid() == 0 || !geteuid().is_root() {
+            let detail =
+                format!("{} belongs to user {}, who cannot run Postgres", data.display(), owner.uid());
+            return Err(Error::invalid("data_directory_owner", detail));
+        }
+        Ok(Self { name: format!("{} {}", self.name, owner.uid()), uid: owner.uid(), gid: owner.gid() })
     }
 
     /// Whether programs must change user to run as this one.

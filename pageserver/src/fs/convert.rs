@@ -1,5 +1,6 @@
 //! Between what the store keeps of a file and what the kernel is told.
 
+use crate::fs::owners::Owners;
 use crate::storage::format::{Attributes, FileKind};
 use crate::storage::page::PAGE_BYTES;
 use fuser::{FileAttr, FileType, INodeNo};
@@ -19,7 +20,8 @@ fn from_ns(ns: i64) -> SystemTime {
     if ns < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
-pub(super) fn file_attr(number: u64, attributes: &Attributes) -> FileAttr {
+pub(super) fn file_attr(number: u64, attributes: &Attributes, owners: &Owners) -> FileAttr {
+    let (uid, gid) = owners.show((attributes.uid, attributes.gid));
     let modified = from_ns(attributes.modified_ns);
     FileAttr {
         ino: INodeNo(number),
@@ -32,8 +34,8 @@ pub(super) fn file_attr(number: u64, attributes: &Attributes) -> FileAttr {
         kind: file_type(attributes.kind),
         perm: attributes.mode,
         nlink: attributes.links,
-        uid: attributes.uid,
-        gid: attributes.gid,
+        uid,
+        gid,
         rdev: 0,
         blksize: u32::try_from(PAGE_BYTES).unwrap_or(4096),
         flags: 0,

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::fs::convert::{file_attr, file_type, now_ns, permissions, to_ns};
 use crate::fs::links;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
+use crate::fs::owners::Owners;
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
 use crate::storage::format::{Attributes, FileKind};
@@ -69,7 +70,7 @@ impl Adapter {
 
     fn entry(&self, tree: &Arc<Tree>, inode: u64, attributes: &Attributes) -> FileAttr {
         let number = self.nodes.look_up(Node { tree: Arc::clone(tree), inode });
-        file_attr(number, attributes)
+        file_attr(number, attributes, tree.owners())
     }
 
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr> {
@@ -84,7 +85,8 @@ impl Adapter {
 
     fn make(&self, parent: INodeNo, name: &OsStr, new: &NewInode<'_>) -> Result<FileAttr> {
         let node = self.node(parent)?;
-        let (inode, attributes) = node.tree.make(node.inode, name.as_bytes(), new, now_ns())?;
+        let new = NewInode { owner: node.tree.owners().store(new.owner), ..*new };
+        let (inode, attributes) = node.tree.make(node.inode, name.as_bytes(), &new, now_ns())?;
         Ok(self.entry(&node.tree, inode, &attributes))
     }
 
@@ -151,9 +153,15 @@ fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
     }
 }
 
-fn reply_attr(reply: ReplyAttr, number: INodeNo, outcome: Result<Attributes>) {
+fn reply_attr(
+    reply: ReplyAttr,
+    number: INodeNo,
+    node: Result<Node>,
+    look: impl FnOnce(&Node) -> Result<Attributes>,
+) {
+    let outcome = node.and_then(|node| Ok(file_attr(number.0, &look(&node)?, node.tree.owners())));
     match outcome {
-        Ok(attributes) => reply.attr(&FOREVER, &file_attr(number.0, &attributes)),
+        Ok(attributes) => reply.attr(&FOREVER, &attributes),
         Err(error) => reply.error(report(error)),
     }
 }
@@ -208,7 +216,7 @@ impl Filesystem for Adapter {
         if number.0 == MOUNT_ROOT {
             return reply.attr(&FOREVER, &mount_root_attr(self.owner));
         }
-        reply_attr(reply, number, self.node(number).and_then(|node| node.tree.attributes(node.inode)));
+        reply_attr(reply, number, self.node(number), |node| node.tree.attributes(node.inode));
     }
 
     fn setattr(
@@ -236,9 +244,13 @@ impl Filesystem for Adapter {
         });
         let changed_ns = Some(changed.map_or(now, to_ns));
         let modified_ns = modified_ns.or(size.map(|_| now));
-        let wanted = Wanted { mode: mode.map(permissions), uid, gid, size, modified_ns, changed_ns };
-        let outcome = self.node(number).and_then(|node| node.tree.set_attributes(node.inode, &wanted));
-        reply_attr(reply, number, outcome);
+        reply_attr(reply, number, self.node(number), |node| {
+            let owners = node.tree.owners();
+            let (uid, gid) =
+                (uid.map(|uid| owners.store((uid, 0)).0), gid.map(|gid| owners.store((0, gid)).1));
+            let mode = mode.map(permissions);
+            node.tree.set_attributes(node.inode, &Wanted { mode, uid, gid, size, modified_ns, changed_ns })
+        });
     }
 
     fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
@@ -553,7 +565,7 @@ fn mount_root_attr(owner: (u32, u32)) -> FileAttr {
         changed_ns: 0,
         target: Vec::new(),
     };
-    file_attr(MOUNT_ROOT, &attributes)
+    file_attr(MOUNT_ROOT, &attributes, &Owners::default())
 }
 
 /// Adds a tree under `name`, or takes it away.

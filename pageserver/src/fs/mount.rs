@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::fs::fuse::{Adapter, Roots, set_root};
+use crate::fs::owners::{self, Owner, Owners};
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
 use crate::storage::clock::machine_ns;
@@ -41,8 +42,10 @@ pub struct Mount {
     session: Mutex<Option<BackgroundSession>>,
     /// A lock for each, as opening one timeline may take long.
     attached: Mutex<HashMap<TimelineId, Arc<Mutex<Attached>>>>,
-    /// Owner of new data directories.
-    owner: (u32, u32),
+    /// Owner of all files in the store.
+    owner: Owner,
+    /// The user id before that of the first compute, if each has one of its own.
+    first_uid: Option<u32>,
 }
 
 #[derive(Default)]
@@ -56,8 +59,9 @@ struct Attached {
 
 impl Mount {
     /// Mounts the store at `mountpoint`. New data directories will belong to `owner`; if that is somebody else than
-    /// the user of this process, everybody may enter the mount and the kernel checks permissions.
-    pub fn new(store: Arc<Store>, mountpoint: &Path, owner: (u32, u32)) -> Result<Self> {
+    /// the user of this process, everybody may enter the mount and the kernel checks permissions. With `first_uid`, which
+    /// only root may give, each timeline is shown to belong to a user of its own.
+    pub fn new(store: Arc<Store>, mountpoint: &Path, owner: Owner, first_uid: Option<u32>) -> Result<Self> {
         clear_stale(mountpoint)?;
         let failed = |e| Error::io(format!("make the directory of the mount, {}", mountpoint.display()), &e);
         fs::create_dir_all(mountpoint).map_err(failed)?;
@@ -80,7 +84,7 @@ impl Mount {
         let session = Session::new(adapter, &mountpoint, &config).and_then(Session::spawn);
         let session = session.map_err(|error| cannot_mount(&mountpoint, &error))?;
         let (session, attached) = (Mutex::new(Some(session)), Mutex::default());
-        Ok(Self { store, mountpoint, roots, session, attached, owner })
+        Ok(Self { store, mountpoint, roots, session, attached, owner, first_uid })
     }
 
     /// Makes a timeline reachable; returns its directory. One that was latched is opened anew.
@@ -99,7 +103,13 @@ impl Mount {
             self.hide(&name);
         }
         self.store.reopen_if_latched(id)?;
-        let tree = Tree::new(self.store.timeline(id)?);
+        let shown = self.first_uid.map(|first| owners::of_compute(first, id)).transpose()?;
+        let owners = shown.map_or_else(Owners::default, |shown| Owners::showing(self.owner, shown));
+        self.show(id, &mut entry, owners)
+    }
+
+    fn show(&self, id: TimelineId, entry: &mut Attached, owners: Owners) -> Result<PathBuf> {
+        let tree = Tree::owned(self.store.timeline(id)?, owners);
         tree.remove_nameless().map_err(|error| error.into_error(PREPARE))?;
         let name = if entry.renewals == 0 { id.to_string() } else { format!("{id}-{}", entry.renewals) };
         set_root(&self.roots, &name, Some(Arc::new(tree)));
@@ -107,11 +117,22 @@ impl Mount {
         Ok(self.mountpoint.join(name))
     }
 
-    /// Gives a new root timeline its directory, and makes it reachable.
+    /// Gives a new root timeline its directory, and makes it reachable for the tools that fill it. It belongs to the owner
+    /// of all files until [`Mount::filled`].
     pub fn attach_new(&self, id: TimelineId) -> Result<PathBuf> {
         let tree = Tree::new(self.store.timeline(id)?);
         tree.make_root(self.owner, machine_ns()).map_err(|error| error.into_error(PREPARE))?;
-        self.attach(id)
+        let entry = Arc::clone(lock(&self.attached).entry(id).or_default());
+        self.show(id, &mut lock(&entry), Owners::default())
+    }
+
+    /// The tools are done with a new timeline: what they wrote is handed over, and its directory no longer reachable.
+    pub fn filled(&self, id: TimelineId) -> Result<()> {
+        let failed = |e| Error::io(format!("sync {}", self.mountpoint.display()), &e);
+        let directory = fs::File::open(&self.mountpoint).map_err(failed)?;
+        nix::unistd::syncfs(directory).map_err(|errno| failed(errno.into()))?;
+        self.detach(id);
+        Ok(())
     }
 
     /// Makes a timeline unreachable and lets the kernel forget it.

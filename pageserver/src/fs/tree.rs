@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Kind};
 use crate::fs::links;
+use crate::fs::owners::Owners;
 use crate::locks::lock;
 use crate::storage::commit::Commit;
 use crate::storage::format::{
@@ -123,12 +124,23 @@ pub struct Tree {
     /// Times that the kernel reported for written files. They go to the log with the next full sync of the file:
     /// `fdatasync` at each commit does not ask for them.
     times: Mutex<HashMap<u64, (i64, i64)>>,
+    owners: Owners,
 }
 
 impl Tree {
     /// The tree of `timeline`.
     pub fn new(timeline: Arc<Timeline>) -> Self {
-        Self { timeline, times: Mutex::default() }
+        Self::owned(timeline, Owners::default())
+    }
+
+    /// The tree of `timeline`, whose files are shown to belong to others than the store says.
+    pub fn owned(timeline: Arc<Timeline>, owners: Owners) -> Self {
+        Self { timeline, times: Mutex::default(), owners }
+    }
+
+    /// How the owners of its files are shown.
+    pub fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// Its timeline.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile, Mapping};
 use crate::storage::format::{self, Change, LaneKind, Reader};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::sabotage::{self, Defect};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -433,7 +434,8 @@ impl Layer {
         let slot = slot as usize;
         let bytes =
             group.as_ref().ok().and_then(|pages| pages.get(slot * PAGE_BYTES..(slot + 1) * PAGE_BYTES));
-        if let Some(bytes) = bytes.filter(|bytes| crc32fast::hash(bytes) == crc) {
+        let sound = |bytes: &&[u8]| crc32fast::hash(bytes) == crc || sabotage::active(Defect::PageChecksum);
+        if let Some(bytes) = bytes.filter(sound) {
             page.copy_from_slice(bytes);
             return Ok(());
         }

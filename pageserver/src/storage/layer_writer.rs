@@ -11,6 +11,7 @@ use crate::storage::layer::{
     HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerId, LayerPage, MAX_META_BYTES,
 };
 use crate::storage::page::{PAGE_BYTES, Position};
+use crate::storage::sabotage::{self, Defect};
 use std::sync::Arc;
 
 /// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
@@ -135,7 +136,7 @@ impl<'d> LayerWriter<'d> {
         written.map_err(|e| Error::io(format!("write {} at {}", self.unfinished, self.offset), &e))?;
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
-        if self.offset - self.synced >= SYNC_BYTES {
+        if self.offset - self.synced >= SYNC_BYTES && !sabotage::active(Defect::LayerSync) {
             self.file.sync().map_err(|e| Error::io(format!("sync {}", self.unfinished), &e))?;
             self.synced = self.offset;
         }
@@ -190,7 +191,9 @@ impl<'d> LayerWriter<'d> {
         let footer = footer.encode();
         self.file.write_all_at(&[&tables, &tables, &footer, &footer], self.offset).map_err(failed)?;
         self.offset += 2 * (tables.len() + footer.len()) as u64;
-        self.file.sync().map_err(failed)?;
+        if !sabotage::active(Defect::LayerSync) {
+            self.file.sync().map_err(failed)?;
+        }
         self.disk.rename(&self.unfinished, &self.id.path()).map_err(failed)?;
         self.disk.sync_directory(LAYERS_DIRECTORY).map_err(failed)?;
         Ok(self.offset)

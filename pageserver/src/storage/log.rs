@@ -9,6 +9,7 @@ use crate::storage::format::{self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKi
 use crate::storage::lane_files::{DATA_FILE_BYTES, LaneFiles, Leaving, WAL_FILE_BYTES};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::recovery::Start;
+use crate::storage::sabotage::{self, Defect};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -33,10 +34,14 @@ pub struct SyncWork {
 impl SyncWork {
     /// Syncs contents first, then the names that lead to them.
     pub fn run(&self, lane_files: &LaneFiles) -> Result<()> {
-        for file in &self.files {
+        for file in self.files.iter().filter(|_| !sabotage::active(Defect::LaneSync)) {
             file.sync().map_err(|e| Error::io("sync a lane file", &e))?;
         }
-        if self.directory { lane_files.sync_directory() } else { Ok(()) }
+        if self.directory && !sabotage::active(Defect::DirectorySync) {
+            lane_files.sync_directory()
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub mod property;
 mod read;
 pub mod recovery;
 mod retention;
+pub mod sabotage;
 mod seal;
 pub mod sim_disk;
 pub mod store;

@@ -2,21 +2,28 @@
 //! for tests.
 //!
 //! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults it injects:
-//! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors, failure of the n-th write
-//! or sync, a full disk, and bytes changed at rest.
+//! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors and changes of directories, failure of
+//! the n-th write, sync or read, a write that goes elsewhere, a full disk, and bytes changed at rest. After a failed sync the
+//! cache shows what never reached the medium, as Linux does, until it is dropped.
 
 use crate::storage::disk::{Disk, DiskFile, Mapping};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Unit that a power loss keeps or drops as a whole.
 const SECTOR_BYTES: usize = 512;
+/// How far from where it should a write goes that is misdirected.
+const MISDIRECTED_BY: usize = 4096;
 
 #[derive(Default)]
 struct Contents {
     written: Vec<u8>,
     synced: Vec<u8>,
+    /// Sectors written since the last sync.
+    dirty: BTreeSet<usize>,
+    /// Whether a sync failed, so that what was not synced will never be.
+    failed: bool,
 }
 
 #[derive(Default)]
@@ -30,6 +37,10 @@ struct State {
     /// Whether only one fails.
     heals: bool,
     struck: bool,
+    /// Reads left before one fails.
+    read_failure_after: Option<u64>,
+    /// Writes of lanes and layers left before one goes elsewhere.
+    misdirection_after: Option<u64>,
     capacity_bytes: Option<u64>,
     /// What was done, one line each, for golden tests of the order of durability.
     trace: Vec<String>,
@@ -65,16 +76,20 @@ impl SimDisk {
     pub fn after_power_loss(&self, unsynced: Unsynced) -> SimDisk {
         let state = self.state();
         let mut survivor = State { next_file: state.next_file, ..State::default() };
-        let names = if matches!(unsynced, Unsynced::Kept) { &state.names } else { &state.synced_names };
         let mut random = Random(if let Unsynced::Mixed(seed) = unsynced { seed } else { 1 });
-        for (name, number) in names {
+        let names = match unsynced {
+            Unsynced::Kept => state.names.clone(),
+            Unsynced::Lost => state.synced_names.clone(),
+            Unsynced::Mixed(_) => mix_names(&state, &mut random),
+        };
+        for (name, number) in &names {
             let contents = &state.contents[number];
             let image = match unsynced {
                 Unsynced::Kept => contents.written.clone(),
                 Unsynced::Lost => contents.synced.clone(),
                 Unsynced::Mixed(_) => mix(contents, &mut random),
             };
-            survivor.contents.insert(*number, Contents { written: image.clone(), synced: image });
+            survivor.contents.insert(*number, Contents::synced(image));
             survivor.names.insert(name.clone(), *number);
         }
         survivor.synced_names = survivor.names.clone();
@@ -93,6 +108,36 @@ impl SimDisk {
         (state.failure_after, state.heals) = (Some(count), true);
     }
 
+    /// Lets `count` more reads succeed, and fails one; `None` for no failure.
+    pub fn fail_read_after(&self, count: Option<u64>) {
+        self.state().read_failure_after = count;
+    }
+
+    /// Lets `count` more writes of lanes and layers go where they should, and one elsewhere.
+    pub fn misdirect_after(&self, count: u64) {
+        self.state().misdirection_after = Some(count);
+    }
+
+    /// Whether a write still waits to go elsewhere.
+    pub fn will_misdirect(&self) -> bool {
+        self.state().misdirection_after.is_some()
+    }
+
+    /// Names of all files with their lengths.
+    pub fn files(&self) -> Vec<(String, usize)> {
+        let state = self.state();
+        state
+            .names
+            .iter()
+            .map(|(name, number)| (name.clone(), state.contents[number].written.len()))
+            .collect()
+    }
+
+    /// Sum of the lengths of all files.
+    pub fn used_bytes(&self) -> u64 {
+        self.state().contents.values().map(|contents| contents.written.len() as u64).sum()
+    }
+
     /// Whether anything has failed.
     pub fn failed(&self) -> bool {
         self.state().struck
@@ -109,7 +154,7 @@ impl SimDisk {
         let number = state.names[name];
         let contents = state.contents.entry(number).or_default();
         change(&mut contents.written);
-        contents.synced = contents.written.clone();
+        *contents = Contents::synced(std::mem::take(&mut contents.written));
     }
 
     /// The operations since the last call, one line each.
@@ -118,18 +163,68 @@ impl SimDisk {
     }
 }
 
+/// The names in each directory, as they are or as they were synced.
+fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
+    let directory = |name: &str| name.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
+    let mut survived = BTreeMap::new();
+    for name in state.names.keys().chain(state.synced_names.keys()) {
+        survived.entry(directory(name)).or_insert_with(|| random.below(2) == 1);
+    }
+    let kept = |names: &BTreeMap<String, u64>, as_is: bool| {
+        let chosen = names.iter().filter(|(name, _)| survived[&directory(name)] == as_is);
+        chosen.map(|(name, number)| (name.clone(), *number)).collect::<Vec<_>>()
+    };
+    kept(&state.names, true).into_iter().chain(kept(&state.synced_names, false)).collect()
+}
+
 fn mix(contents: &Contents, random: &mut Random) -> Vec<u8> {
     let grown = contents.written.len().saturating_sub(contents.synced.len()) as u64;
     let length = contents.synced.len() + usize::try_from(random.below(grown + 1)).unwrap_or(0);
     let mut image = contents.synced.clone();
     image.resize(length, 0);
-    for start in (0..length.min(contents.written.len())).step_by(SECTOR_BYTES) {
-        let end = (start + SECTOR_BYTES).min(length).min(contents.written.len());
+    for sector in &contents.dirty {
         if random.below(2) == 1 {
-            image[start..end].copy_from_slice(&contents.written[start..end]);
+            contents.copy(*sector, &mut image);
         }
     }
     image
+}
+
+impl Contents {
+    /// What is on the medium.
+    fn synced(image: Vec<u8>) -> Self {
+        Self { written: image.clone(), synced: image, ..Self::default() }
+    }
+
+    fn write(&mut self, start: usize, bytes: &[u8]) {
+        if self.written.len() < start + bytes.len() {
+            self.written.resize(start + bytes.len(), 0);
+        }
+        self.written[start..start + bytes.len()].copy_from_slice(bytes);
+        self.dirty.extend(start / SECTOR_BYTES..(start + bytes.len()).div_ceil(SECTOR_BYTES));
+    }
+
+    /// Puts a sector as it was written into `image`, as far as that has room for it.
+    fn copy(&self, sector: usize, image: &mut [u8]) {
+        let end = ((sector + 1) * SECTOR_BYTES).min(image.len()).min(self.written.len());
+        let start = (sector * SECTOR_BYTES).min(end);
+        image[start..end].copy_from_slice(&self.written[start..end]);
+    }
+
+    fn sync(&mut self) {
+        let mut image = std::mem::take(&mut self.synced);
+        image.resize(self.written.len(), 0);
+        self.dirty.iter().for_each(|sector| self.copy(*sector, &mut image));
+        self.synced = image;
+        self.dirty.clear();
+    }
+
+    /// Some of it is on the medium; the rest the system takes for written from now on.
+    fn fail(&mut self, seed: u64) {
+        self.synced = mix(self, &mut Random(seed));
+        self.dirty.clear();
+        self.failed = true;
+    }
 }
 
 /// A small seeded generator (xorshift64*), so that a failure replays from its seed.
@@ -148,6 +243,12 @@ impl Random {
 }
 
 impl State {
+    fn misdirects(&mut self) -> bool {
+        let now = self.misdirection_after == Some(0);
+        self.misdirection_after = self.misdirection_after.and_then(|left| left.checked_sub(1));
+        now
+    }
+
     fn step(&mut self, what: String) -> io::Result<()> {
         self.trace.push(what);
         match &mut self.failure_after {
@@ -169,7 +270,14 @@ impl State {
 
 impl DiskFile for SimFile {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let state = self.disk.state();
+        let mut state = self.disk.state();
+        if let Some(left) = &mut state.read_failure_after {
+            if *left == 0 {
+                state.read_failure_after = None;
+                return Err(io::Error::other("simulated failure of a read"));
+            }
+            *left -= 1;
+        }
         let bytes = state.contents.get(&self.number).ok_or(io::ErrorKind::NotFound)?;
         let start = usize::try_from(offset).map_err(io::Error::other)?;
         let source = bytes.written.get(start..start + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -181,31 +289,36 @@ impl DiskFile for SimFile {
         let mut state = self.disk.state();
         let length: usize = parts.iter().map(|part| part.len()).sum();
         state.step(format!("write {} {offset}+{length}", self.name))?;
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let mut start = usize::try_from(offset).map_err(io::Error::other)?;
         let used: usize = state.contents.values().map(|c| c.written.len()).sum();
         let capacity = state.capacity_bytes;
+        let misdirected = self.name.contains('/') && state.misdirects();
         let contents = state.contents.entry(self.number).or_default();
         let grown = (start + length).saturating_sub(contents.written.len());
         if capacity.is_some_and(|capacity| (used + grown) as u64 > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        if contents.written.len() < start + length {
-            contents.written.resize(start + length, 0);
+        if misdirected {
+            start = if start >= MISDIRECTED_BY { start - MISDIRECTED_BY } else { start + MISDIRECTED_BY };
         }
-        let mut at = start;
         for part in parts {
-            contents.written[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
+            contents.write(start, part);
+            start += part.len();
         }
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.step(format!("sync {}", self.name))?;
+        let outcome = state.step(format!("sync {}", self.name));
+        let seed = state.trace.len() as u64;
         let contents = state.contents.entry(self.number).or_default();
-        contents.synced = contents.written.clone();
-        Ok(())
+        if outcome.is_ok() {
+            contents.sync();
+        } else {
+            contents.fail(seed);
+        }
+        outcome
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
@@ -219,6 +332,8 @@ impl DiskFile for SimFile {
         if grown > 0 && capacity.is_some_and(|capacity| (used + grown) as u64 > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        // What is cut off may come back as zeros.
+        contents.dirty.extend(length / SECTOR_BYTES..contents.written.len().div_ceil(SECTOR_BYTES));
         contents.written.resize(length, 0);
         Ok(())
     }
@@ -234,6 +349,14 @@ impl DiskFile for SimFile {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let contents = state.contents.entry(self.number).or_default();
+        if std::mem::take(&mut contents.failed) {
+            // The system knows the length without the medium.
+            let mut found = contents.synced.clone();
+            found.resize(contents.written.len(), 0);
+            contents.written = found;
+        }
         Ok(())
     }
 }

@@ -90,8 +90,8 @@ pub(super) struct Lane {
     pub(super) appended: AtomicU64,
     pub(super) durable: AtomicU64,
     queue: SyncQueue,
-    /// Position of the newest record when the lane was opened.
-    pub(super) opened_at: Position,
+    /// Position of the newest record when the lane was opened, if that says that all before it is synced.
+    pub(super) closed_at: Position,
 }
 
 /// One history. See the module.
@@ -181,6 +181,7 @@ impl Timeline {
                 metadata.into_iter().for_each(|(position, change)| index.apply(position, &[change], 0, 0));
             }
             let start = Start { sealed: record.sealed, sequence: record.sequence };
+            let mut closed_at = 0;
             let log = recovery::recover(
                 &shared.lane_files,
                 (opening.id, lane),
@@ -189,6 +190,7 @@ impl Timeline {
                 &mut |found, _| {
                     let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
                     index.apply(found.header.position, &found.changes, found.sequence, offset);
+                    closed_at = if found.changes.is_empty() { found.header.position } else { 0 };
                     if found.changes.iter().any(|change| !change.is_of_marks()) {
                         changed.fetch_max(found.header.position, Ordering::SeqCst);
                     }
@@ -201,7 +203,7 @@ impl Timeline {
                 appended: AtomicU64::new(last),
                 durable: AtomicU64::new(last),
                 queue: SyncQueue::default(),
-                opened_at: last,
+                closed_at,
             })
         };
         let data = open_lane(LaneKind::Data, &opening.retained[0])?;
@@ -211,7 +213,9 @@ impl Timeline {
         let lanes = [data, open_lane(LaneKind::Wal, &retained)?];
         if read(&lanes[0].state).index.marks().newest().is_none() {
             // Whatever it shows was never marked.
-            changed.fetch_max(lanes[0].opened_at.max(lanes[1].opened_at), Ordering::SeqCst);
+            for lane in &lanes {
+                changed.fetch_max(lane.appended.load(Ordering::SeqCst), Ordering::SeqCst);
+            }
         }
         let logical = Mutex::new(([Position::MAX; 2], [0; 2]));
         let Opening { id, ancestor, reopened, .. } = opening;
@@ -242,7 +246,7 @@ impl Timeline {
                 appended: AtomicU64::new(0),
                 durable: AtomicU64::new(0),
                 queue: SyncQueue::default(),
-                opened_at: 0,
+                closed_at: 0,
             }
         };
         let error = Error::new(Kind::Latched, "read_only", format!("a moment of timeline {}", self.id));
@@ -482,14 +486,14 @@ impl Timeline {
         true
     }
 
-    /// Ends each lane that was written to with a record that says all before it is synced, so that damage to the
-    /// last records is noticed at the next opening.
+    /// Ends each lane with a record that says all before it is synced, so that damage to the last records is noticed at the
+    /// next opening.
     pub fn close(self: &Arc<Self>) -> Result<()> {
         self.sync_and_wait()?;
         for kind in LaneKind::ALL {
             let lane = self.lane(kind);
             let mut state = write(&lane.state);
-            if lane.appended.load(Ordering::SeqCst) == lane.opened_at || state.log.is_empty() {
+            if lane.appended.load(Ordering::SeqCst) == lane.closed_at || state.log.is_empty() {
                 continue;
             }
             let position = self.shared.positions.take();

@@ -1,0 +1,97 @@
+//! How many computes may be in memory at the same time, and which one goes when there is no room for another.
+
+use super::processes;
+use super::slot::{Phase, Slot};
+use crate::error::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// How long a start waits for a place while all are taken by computes in use.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it looks again.
+const AGAIN: Duration = Duration::from_millis(50);
+/// What a compute is reckoned to need when nobody says how many there may be.
+const COMPUTE_BYTES: u64 = 100 << 20;
+/// So many fit any machine.
+const FEW: usize = 4;
+
+/// Code of the error for a start without a place.
+pub(crate) const TOO_MANY: &str = "too_many_computes";
+
+/// Places for computes.
+#[derive(Debug)]
+pub(crate) struct Room {
+    places: Arc<Semaphore>,
+    count: usize,
+}
+
+impl Room {
+    /// Room for `count` computes; 0 is no limit.
+    pub(crate) fn new(count: usize) -> Self {
+        let places = if count == 0 { Semaphore::MAX_PERMITS } else { count.min(Semaphore::MAX_PERMITS) };
+        Self { places: Arc::new(Semaphore::new(places)), count }
+    }
+
+    /// A place, which the compute has until it is dropped. If there is none, the compute that nobody has used for the
+    /// longest time is stopped; `all` lists the computes.
+    pub(crate) async fn place(&self, all: impl Fn() -> Vec<Arc<Slot>>) -> Result<OwnedSemaphorePermit> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+                return Ok(place);
+            }
+            if stop_least_recently_used(all()) {
+                // The place is free when its processes are gone, and whoever asks first gets it.
+                tracing::debug!("an idle compute makes room for another");
+            } else if Instant::now() >= deadline {
+                return Err(self.full());
+            }
+            let freed = tokio::time::timeout(AGAIN, Arc::clone(&self.places).acquire_owned()).await;
+            if let Ok(Ok(place)) = freed {
+                return Ok(place);
+            }
+        }
+    }
+
+    fn full(&self) -> Error {
+        let detail = format!(
+            "{} branches run and all are in use, which is the limit: disconnect from one, or start the server with a \
+             higher --max-running",
+            self.count
+        );
+        Error::unavailable(TOO_MANY, detail)
+    }
+}
+
+/// Begins to stop the compute that has been idle the longest; false if none is idle.
+fn stop_least_recently_used(all: Vec<Arc<Slot>>) -> bool {
+    let mut idle: Vec<_> =
+        all.into_iter().filter_map(|slot| Some((slot.state().idle_since()?, slot))).collect();
+    idle.sort_by_key(|(since, _)| *since);
+    idle.into_iter().any(|(_, slot)| {
+        let Phase::Running(socket) = slot.state().phase else { return false };
+        !has_clients(&socket) && slot.stop_if_idle(Duration::ZERO)
+    })
+}
+
+/// Whether anybody is connected to a compute's socket, through the proxy or not.
+pub(crate) fn has_clients(socket: &Path) -> bool {
+    processes::clients_of(socket).map_or_else(
+        |error| {
+            tracing::warn!(error = %error, "cannot read /proc/net/unix; the compute stays awake");
+            true
+        },
+        |clients| clients > 0,
+    )
+}
+
+/// How many computes the machine's memory has room for.
+pub(crate) fn that_fit() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib: u64 = total.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or(0);
+    usize::try_from(kib * 1024 / COMPUTE_BYTES).unwrap_or(FEW).max(FEW)
+}

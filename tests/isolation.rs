@@ -1,0 +1,199 @@
+//! What the superuser of a branch cannot do: reach another branch, the store, the server or its secrets.
+//!
+//! `COPY FROM PROGRAM` runs any program as the user of the branch's Postgres, so each attempt is a real one.
+
+#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
+
+use api::types::{CreateBranch, CreateImport, ImportMode};
+use coppice::{Directory, Server};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Two branches that run; the second is what the first tries to get at.
+struct Neighbours {
+    server: Server,
+    /// The socket of the second one's Postgres.
+    socket: PathBuf,
+    /// Its process.
+    pid: String,
+    /// Its data directory.
+    data: PathBuf,
+}
+
+impl Neighbours {
+    fn start(args: &[&str]) -> Self {
+        let server = Server::start_with(Arc::new(Directory::new()), args);
+        for name in ["mine", "other"] {
+            server.client().create(&CreateBranch { name: name.into(), ..CreateBranch::default() }).unwrap();
+            server.sql(name, "create table output (line text)").unwrap();
+        }
+        server.sql("other", "create table secret as select 'of the other' as line").unwrap();
+        let other = server.client().get("other").unwrap();
+        let socket = PathBuf::from(other.socket.unwrap());
+        let pid = std::fs::read_to_string(socket.with_file_name("postgres.pid")).unwrap();
+        let data = server.data().join("mount").join(&other.timeline);
+        Self { server, socket, pid: pid.trim().to_owned(), data }
+    }
+
+    /// What a program says, run by the superuser of the first branch, and how it ended.
+    fn run(&self, program: &str) -> String {
+        let program = format!("({program}) 2>&1; echo \"exit $?\"").replace('\'', "''");
+        let sql = format!(
+            "truncate output; copy output from program '{program}'; select string_agg(line, E'\n') from output"
+        );
+        self.server.sql("mine", &sql).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, program: &str) {
+        let said = self.run(program);
+        assert!(!said.ends_with("exit 0"), "{program} worked: {said}");
+        let why = ["ermission denied", "not permitted"];
+        assert!(why.iter().any(|why| said.contains(why)), "{program} failed for another reason: {said}");
+    }
+}
+
+fn user_of(pid: &str) -> u32 {
+    std::fs::metadata(Path::new("/proc").join(pid)).unwrap().uid()
+}
+
+#[test]
+fn a_superuser_of_one_branch_gets_at_nothing_else() {
+    let n = Neighbours::start(&[]);
+    assert!(n.run("id -u").ends_with("exit 0"));
+    let me: u32 = n.run("id -u").lines().next().unwrap().parse().unwrap();
+    assert!(
+        me > 1_000_000 && me != user_of(&n.pid) && user_of(&n.pid) > 1_000_000,
+        "{me} {}",
+        user_of(&n.pid)
+    );
+    assert_eq!(n.run("id -G").lines().next().unwrap(), me.to_string(), "no other group");
+    assert_eq!(
+        n.run("cat PG_VERSION && touch x && rm x").lines().last(),
+        Some("exit 0"),
+        "its own is its own"
+    );
+
+    let (data, root) = (n.data.display(), n.server.data());
+    let root = root.display();
+    // Other branches, their files and their processes.
+    n.refused(&format!("ls {root}/mount"));
+    n.refused(&format!("ls {data}"));
+    n.refused(&format!("cat {data}/PG_VERSION"));
+    n.refused(&format!("cat {data}/postgresql.auto.conf"));
+    n.refused(&format!("touch {data}/mine"));
+    n.refused(&format!("chmod 755 {data}"));
+    n.refused(&format!("ln -s {data} link && cat link/PG_VERSION"));
+    n.refused(&format!("kill -TERM {}", n.pid));
+    n.refused(&format!("kill -0 {}", n.pid));
+    n.refused(&format!("cat /proc/{}/environ", n.pid));
+    n.refused(&format!("ls /proc/{}/fd", n.pid));
+    n.refused(&format!("ls -l /proc/{}/cwd/", n.pid));
+    n.refused(&format!("head -c 1 /proc/{}/mem", n.pid));
+    n.refused(&format!("ls {}", n.socket.parent().unwrap().display()));
+    n.refused(&format!(
+        "perl -e 'use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(q({}))) or die $!'",
+        n.socket.display()
+    ));
+    // The store, the server and its secrets.
+    n.refused(&format!("ls {root}"));
+    n.refused(&format!("cat {root}/api-token"));
+    n.refused(&format!("ls {root}/store"));
+    n.refused(&format!("head -c 1 {root}/store/catalog"));
+    n.refused(&format!("cat {root}/tls/localhost.key"));
+    n.refused(&format!("kill -0 {}", n.server.pid()));
+    n.refused(&format!("cat /proc/{}/environ", n.server.pid()));
+    // The same with what Postgres itself can read and write.
+    for sql in [
+        format!("select pg_read_file('{data}/PG_VERSION')"),
+        format!("select pg_read_file('{root}/api-token')"),
+        format!("copy output to '{data}/mine'"),
+        format!("select lo_create(4242); select lo_export(4242, '{data}/mine')"),
+    ] {
+        let error = n.server.sql("mine", &sql).unwrap_err();
+        assert!(error.contains("ermission denied"), "{sql}: {error}");
+    }
+    assert_eq!(n.server.sql("other", "select line from secret").unwrap(), "of the other");
+}
+
+#[test]
+fn a_branch_belongs_to_its_own_user_again_after_a_reset_and_a_restart() {
+    let mut n = Neighbours::start(&[]);
+    let user = |server: &Server| {
+        let socket = PathBuf::from(server.client().get("mine").unwrap().socket.unwrap());
+        std::fs::metadata(socket.parent().unwrap()).unwrap().uid()
+    };
+    let before = user(&n.server);
+    n.server.client().reset("mine", &api::types::ResetBranch::default()).unwrap();
+    assert_eq!(n.server.sql("mine", "create table t (); select 1").unwrap(), "1");
+    assert_ne!(user(&n.server), before, "another timeline, another user");
+    n.server.stop();
+    n.server.restart();
+    assert_eq!(
+        n.server.sql("other", "insert into secret values ('more'); select count(*) from secret").unwrap(),
+        "2"
+    );
+}
+
+#[test]
+fn all_run_as_one_user_if_that_is_wanted() {
+    let n = Neighbours::start(&["--compute-uids", "0"]);
+    let me: u32 = n.run("id -u").lines().next().unwrap().parse().unwrap();
+    assert_eq!(me, user_of(&n.pid));
+}
+
+/// Every file below `directory` that others than its owner may read.
+fn readable(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(about) = entry.metadata() else { continue };
+        if about.is_dir() {
+            if entry.file_name() != "mount" {
+                readable(&entry.path(), found);
+            }
+        } else if about.is_file() && about.mode() & 0o044 != 0 {
+            found.push(entry.path());
+        }
+    }
+}
+
+#[test]
+fn secrets_are_in_no_log_argument_message_or_readable_file() {
+    let server = Server::start_with(Arc::new(Directory::new()), &[]);
+    let client = server.client();
+    let url = server.url("main");
+    let password = url.split([':', '@']).nth(2).unwrap().to_owned();
+    let secrets = [server.token(), password.clone(), "s3cret-of-the-source".to_owned()];
+    client.create(&CreateBranch { name: "b".into(), ..CreateBranch::default() }).unwrap();
+    server.sql("b", "select 1").unwrap();
+    let mut said = Vec::new();
+    // An import that fails, wrong passwords, wrong tokens.
+    let source = "postgresql://postgres:s3cret-of-the-source@127.0.0.1:1/app";
+    let import = CreateImport { name: "copy".into(), source: source.into(), mode: ImportMode::default() };
+    said.push(format!("{:?} {import:?}", client.start_import(&import).unwrap_err()));
+    let wrong = url.replace(&password, "wrong");
+    said.push(server.psql("b", &["-XAtqc", "select 1", &wrong]).stderr.escape_ascii().to_string());
+    let mut arguments = String::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let text = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let parent = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        let ours = format!(" {} ", server.pid());
+        if parent.contains(&ours) || String::from_utf8_lossy(&text).contains("coppice") {
+            arguments.push_str(&String::from_utf8_lossy(&text));
+        }
+    }
+    assert!(arguments.contains("cluster_name=coppice"), "no process was looked at");
+    let mut files = Vec::new();
+    readable(&server.data(), &mut files);
+    assert!(!files.is_empty(), "no file was looked at");
+    for secret in &secrets {
+        assert!(!server.log().contains(secret), "the log has a secret");
+        assert!(!arguments.contains(secret), "an argument is a secret");
+        assert!(said.iter().all(|said| !said.contains(secret)), "a message has a secret: {said:?}");
+        for file in &files {
+            let bytes = std::fs::read(file).unwrap();
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "{} has a secret, and others may read it", file.display());
+        }
+    }
+}

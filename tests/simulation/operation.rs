@@ -1,0 +1,221 @@
+//! What happens in a run: drawn from the seed beforehand, so that any part can be left out and the rest still means the same.
+
+use pageserver::storage::sim_disk::Random;
+use std::fmt;
+
+/// One thing that is done to the store or its disk. Numbers choose among what there is when it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Make {
+        branch: u64,
+        place: u64,
+        kind: u64,
+    },
+    Write {
+        branch: u64,
+        place: u64,
+        at: u64,
+        length: u64,
+        fill: u64,
+    },
+    Resize {
+        branch: u64,
+        place: u64,
+        size: u64,
+    },
+    Punch {
+        branch: u64,
+        place: u64,
+        at: u64,
+        length: u64,
+    },
+    Chmod {
+        branch: u64,
+        place: u64,
+        mode: u64,
+    },
+    Rename {
+        branch: u64,
+        place: u64,
+        to: u64,
+        keep: bool,
+    },
+    Link {
+        branch: u64,
+        place: u64,
+        to: u64,
+    },
+    Unlink {
+        branch: u64,
+        place: u64,
+        held: bool,
+    },
+    /// The kernel forgets files that were open without a name.
+    Reap {
+        branch: u64,
+    },
+    Sync {
+        branch: u64,
+        place: u64,
+    },
+    SyncBoth {
+        branch: u64,
+    },
+    Fork {
+        parent: u64,
+        newest: bool,
+    },
+    ForkAt {
+        branch: u64,
+        mark: u64,
+    },
+    Reset {
+        branch: u64,
+        parent: u64,
+    },
+    Restore {
+        branch: u64,
+        mark: u64,
+    },
+    RenameBranch {
+        branch: u64,
+    },
+    Delete {
+        branch: u64,
+    },
+    Mark {
+        branch: u64,
+    },
+    LetGo {
+        branch: u64,
+        mark: u64,
+    },
+    /// Seals, with so many of the operations that follow done meanwhile.
+    Seal {
+        branch: u64,
+        lane: u64,
+        meanwhile: u64,
+    },
+    Merge {
+        branch: u64,
+        lane: u64,
+        first: u64,
+        meanwhile: u64,
+    },
+    Detach,
+    CloseUnused,
+    Tick,
+    /// All that is marked so far is older than the window.
+    Age,
+    /// Reads everything.
+    Verify,
+    PowerLoss {
+        unsynced: u64,
+    },
+    /// The disk takes so many more operations, then the power goes.
+    StopAfter {
+        count: u64,
+        unsynced: u64,
+    },
+    /// One of the next operations of the disk fails.
+    FailOnce {
+        count: u64,
+    },
+    FailReadOnce {
+        count: u64,
+    },
+    Full {
+        room: u64,
+    },
+    /// A bit of a file is flipped while everything is read, and then back.
+    Flip {
+        file: u64,
+        bit: u64,
+    },
+    /// The same, with the store stopped and started in between.
+    FlipAtRest {
+        file: u64,
+        bit: u64,
+    },
+    /// A write goes elsewhere, everything is read, and the run ends.
+    Misdirect {
+        count: u64,
+    },
+    Restart,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Draws the operations of a run. Every fourth run has no faults but power losses, so that long histories are seen too.
+pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    // The first numbers of neighbouring seeds are alike.
+    (0..8).for_each(|_| {
+        random.below(2);
+    });
+    let calm = seed.is_multiple_of(4);
+    (0..count).map(|_| one(&mut random, calm)).collect()
+}
+
+fn one(random: &mut Random, calm: bool) -> Operation {
+    use Operation::*;
+    let mut r = || random.below(1 << 20);
+    let (branch, place) = (r(), r());
+    match r() % if calm { 92 } else { 100 } {
+        0..8 => Make { branch, place, kind: r() },
+        8..30 => Write { branch, place, at: r(), length: r(), fill: r() },
+        30..34 => Resize { branch, place, size: r() },
+        34..36 => Punch { branch, place, at: r(), length: r() },
+        36 => Chmod { branch, place, mode: r() },
+        37..40 => Rename { branch, place, to: r(), keep: r() % 4 == 0 },
+        40..42 => Link { branch, place, to: r() },
+        42..46 => Unlink { branch, place, held: r() % 2 == 0 },
+        46 => Reap { branch },
+        47..53 => Sync { branch, place },
+        53..55 => SyncBoth { branch },
+        55..60 => Fork { parent: branch, newest: r() % 2 == 0 },
+        60..62 => ForkAt { branch, mark: r() },
+        62 => Reset { branch, parent: r() },
+        63 => Restore { branch, mark: r() },
+        64 => RenameBranch { branch },
+        65..67 => Delete { branch },
+        67..71 => Mark { branch },
+        71 => LetGo { branch, mark: r() },
+        72..78 => Seal { branch, lane: r(), meanwhile: r() % 4 },
+        78..82 => Merge { branch, lane: r(), first: r(), meanwhile: r() % 4 },
+        82 => Detach,
+        83..85 => CloseUnused,
+        85..87 => Tick,
+        87 => {
+            if r() % 4 == 0 {
+                Age
+            } else {
+                Tick
+            }
+        }
+        88..90 => Verify,
+        90 => PowerLoss { unsynced: r() },
+        91 => Restart,
+        92..95 => StopAfter { count: r() % 24, unsynced: r() },
+        95..97 => FailOnce { count: r() % 16 },
+        97 => FailReadOnce { count: r() % 16 },
+        98 => {
+            if r() % 8 == 0 {
+                Misdirect { count: r() % 8 }
+            } else {
+                Flip { file: r(), bit: r() * (1 << 20) + r() }
+            }
+        }
+        _ => {
+            if r() % 2 == 0 {
+                Full { room: r() % (64 << 10) }
+            } else {
+                FlipAtRest { file: r(), bit: r() * (1 << 20) + r() }
+            }
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! One run: what is done to branches, moments, layers and the disk, one thing after another, from a list of operations.
+
+use crate::files::length;
+use crate::operation::Operation;
+use crate::world::{Branch, Outcome, SECOND_NS, WINDOW_S, World, record};
+use pageserver::storage::catalog::Update;
+use pageserver::storage::format::LaneKind;
+use pageserver::storage::page::{Position, TimelineId};
+use pageserver::storage::sim_disk::{SimDisk, Unsynced};
+use pageserver::storage::store::{Origin, Past};
+use std::sync::Arc;
+
+/// Branches at the same time.
+const MAX_BRANCHES: usize = 10;
+/// Operations for which an armed fault may wait.
+const PATIENCE: usize = 12;
+
+/// What a run went through.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) operations: u64,
+    pub(crate) openings: u64,
+}
+
+struct Run<'o> {
+    world: World,
+    operations: &'o [Operation],
+    next: usize,
+    /// The power goes when the disk has failed.
+    stop: Option<u64>,
+    /// Operations until armed faults are taken back.
+    patience: usize,
+    ended: bool,
+}
+
+/// Does `operations` to a new store; what was wrong, if anything.
+pub(crate) fn run(operations: &[Operation]) -> Outcome<Tally> {
+    let mut run = Run { world: World::new(), operations, next: 0, stop: None, patience: 0, ended: false };
+    while let Some(operation) = run.take() {
+        run.step(operation).map_err(|error| format!("{operation}: {error}"))?;
+        if run.ended {
+            break;
+        }
+    }
+    if !run.ended {
+        run.calm()?;
+        run.world.verify(false)?;
+        run.world.restart()?;
+        run.world.verify(false)?;
+    }
+    Ok(Tally { operations: run.next as u64, openings: run.world.openings })
+}
+
+fn unsynced(number: u64) -> Unsynced {
+    match number % 4 {
+        0 => Unsynced::Lost,
+        1 => Unsynced::Kept,
+        _ => Unsynced::Mixed(number),
+    }
+}
+
+impl Run<'_> {
+    fn take(&mut self) -> Option<Operation> {
+        let operation = self.operations.get(self.next).copied();
+        self.next += usize::from(operation.is_some());
+        operation
+    }
+
+    fn step(&mut self, operation: Operation) -> Outcome {
+        if !self.world.file_operation(operation)? && !self.branch_operation(operation)? {
+            self.disk_operation(operation)?;
+        }
+        if let Some(unsynced_seed) = self.stop.filter(|_| self.world.disk.failed()) {
+            self.stop = None;
+            return self.world.lose_power(unsynced(unsynced_seed));
+        }
+        self.patience = self.patience.saturating_sub(1);
+        if self.world.armed && self.patience == 0 { self.calm() } else { Ok(()) }
+    }
+
+    /// Takes armed faults back.
+    fn calm(&mut self) -> Outcome {
+        match self.stop.take() {
+            Some(seed) => self.world.lose_power(unsynced(seed)),
+            None => self.world.mend(),
+        }
+    }
+
+    fn arm(&mut self) {
+        (self.world.armed, self.patience) = (true, PATIENCE);
+    }
+
+    /// Does one of the operations that follow, while another goes on.
+    fn meanwhile(&mut self) -> Outcome {
+        let Some(operation) = self.operations.get(self.next).copied() else { return Ok(()) };
+        if matches!(operation, Operation::Seal { .. } | Operation::Merge { .. }) {
+            return Ok(());
+        }
+        if self.world.file_operation(operation)? || self.branch_operation(operation)? {
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    /// Operations on branches and what they are made of; false if it is something else.
+    fn branch_operation(&mut self, operation: Operation) -> Outcome<bool> {
+        use Operation::*;
+        let world = &mut self.world;
+        match operation {
+            Fork { parent, newest } => {
+                let parent = if newest { world.branches.len() - 1 } else { world.index(parent) };
+                self.fork(parent, None, None)?;
+            }
+            ForkAt { branch, mark } => {
+                let branch = world.index(branch);
+                if let Some(position) = self.moment(branch, mark)? {
+                    self.fork(branch, Some(position), None)?;
+                }
+            }
+            Reset { branch, parent } => {
+                let (branch, parent) = (world.index(branch), world.index(parent));
+                if branch != parent {
+                    self.fork(parent, None, Some((branch, false)))?;
+                }
+            }
+            Restore { branch, mark } => {
+                let branch = world.index(branch);
+                if let Some(position) = self.moment(branch, mark)? {
+                    self.fork(branch, Some(position), Some((branch, true)))?;
+                }
+            }
+            RenameBranch { branch } => {
+                let branch = world.index(branch);
+                self.rename(branch)?;
+            }
+            Delete { branch } => {
+                let branch = world.index(branch);
+                self.delete(branch)?;
+            }
+            Mark { branch } => {
+                let branch = world.index(branch);
+                self.mark(branch)?;
+            }
+            LetGo { branch, mark } => {
+                let branch = world.index(branch);
+                if let Some(position) = self.moment(branch, mark)? {
+                    self.let_go(branch, position)?;
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// One of the moments of a branch that can be gone back to, if it is sound and has any.
+    fn moment(&mut self, branch: usize, number: u64) -> Outcome<Option<Position>> {
+        if self.world.branches[branch].uncertain {
+            return Ok(None);
+        }
+        match self.world.tree(branch) {
+            Ok(tree) => {
+                let marks = tree.timeline().marks();
+                let nth = length(number) % marks.len().max(1);
+                Ok(marks.get(nth).map(|mark| mark.position))
+            }
+            Err(error) => self.world.failed(Some(branch), "open a branch", &error).map(|()| None),
+        }
+    }
+
+    /// Forks from a branch or a moment of it: as a new branch, or in place of one, whose old state is kept under a new
+    /// name if that is wanted.
+    fn fork(&mut self, parent: usize, at: Option<Position>, replaces: Option<(usize, bool)>) -> Outcome {
+        let world = &mut self.world;
+        if world.branches[parent].uncertain
+            || (replaces.is_none_or(|(_, keep)| keep) && world.branches.len() >= MAX_BRANCHES)
+        {
+            return Ok(());
+        }
+        let Some(timeline) = world.branches[parent].timeline else { return Ok(()) };
+        let images = match at {
+            None => world.branches[parent].newest(),
+            Some(position) => match world.moments.get(&(timeline, position)) {
+                Some(moment) => moment.images.clone(),
+                None => return Err(format!("nobody marked {position}")),
+            },
+        };
+        world.named += 1;
+        let fresh = format!("b{}", world.named);
+        let old = replaces.map(|(branch, _)| world.branches[branch].clone());
+        let name = old.as_ref().map_or(&fresh, |old| &old.name).clone();
+        let mut maybe = world.branches.clone();
+        if let Some((branch, keep)) = replaces {
+            let mut kept = maybe.remove(branch);
+            kept.name.clone_from(&fresh);
+            maybe.extend(keep.then_some(kept));
+        }
+        let kept = replaces.is_some_and(|(_, keep)| keep).then_some(old.as_ref()).flatten();
+        let put_old = kept.and_then(|old| old.timeline).map(|id| (fresh.clone(), record(id)));
+        maybe.push(Branch::new(&name, None, images));
+        let after = maybe.clone();
+        let past = at.map(|position| Past { at: [position; 2], time_ns: 0 });
+        let store = Arc::clone(&world.store);
+        let outcome = store.fork(Origin { timeline, past, unfinished: false }, |id| Update {
+            put_branches: std::iter::once((name.clone(), record(id))).chain(put_old).collect(),
+            ..Update::default()
+        });
+        let forked = |(id, _): &(TimelineId, Vec<TimelineId>)| {
+            let mut after = after;
+            after
+                .iter_mut()
+                .filter(|branch| branch.timeline.is_none())
+                .for_each(|branch| branch.timeline = Some(*id));
+            after
+        };
+        let done = world.published("fork", outcome, forked, maybe)?;
+        if let Some((_, freed)) = done {
+            if at.is_none() {
+                for nth in 0..world.branches.len() {
+                    if world.branches[nth].timeline == Some(timeline) {
+                        world.synced(nth, 0);
+                        world.synced(nth, 1);
+                    }
+                }
+            }
+            self.free(&freed);
+        } else if self.world.store.timeline(timeline).is_ok_and(|timeline| timeline.latched().is_some())
+            && let Some(branch) =
+                self.world.branches.iter_mut().find(|branch| branch.timeline == Some(timeline))
+        {
+            branch.uncertain = true;
+        }
+        Ok(())
+    }
+
+    fn free(&mut self, freed: &[TimelineId]) {
+        self.world.moments.retain(|(timeline, _), _| !freed.contains(timeline));
+        self.world.store.free(freed);
+    }
+
+    fn rename(&mut self, branch: usize) -> Outcome {
+        let world = &mut self.world;
+        let Some(id) = world.branches[branch].timeline else { return Ok(()) };
+        world.named += 1;
+        let mut after = world.branches.clone();
+        after[branch].name = format!("r{}", world.named);
+        let update = Update {
+            remove_branches: vec![world.branches[branch].name.clone()],
+            put_branches: vec![(after[branch].name.clone(), record(id))],
+            ..Update::default()
+        };
+        let outcome = world.store.publish(update);
+        let maybe = after.clone();
+        world.published("rename a branch", outcome, |_| after, maybe).map(drop)
+    }
+
+    fn delete(&mut self, branch: usize) -> Outcome {
+        let world = &mut self.world;
+        if world.branches.len() == 1 {
+            return Ok(());
+        }
+        let mut after = world.branches.clone();
+        let gone = after.remove(branch);
+        world.branches[branch].tree = None;
+        let outcome = world.store.publish(Update { remove_branches: vec![gone.name], ..Update::default() });
+        let maybe = after.clone();
+        if let Some(freed) = world.published("delete a branch", outcome, |_| after, maybe)? {
+            self.free(&freed);
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, branch: usize) -> Outcome {
+        self.world.now_s += 1;
+        self.world.store.clock().set(self.world.now_s * SECOND_NS);
+        if self.world.branches[branch].uncertain {
+            return Ok(());
+        }
+        let tree = match self.world.tree(branch) {
+            Ok(tree) => tree,
+            Err(error) => return self.world.failed(Some(branch), "open a branch", &error),
+        };
+        let outcome = tree.timeline().mark(false);
+        let newest = self.world.branches[branch].newest();
+        self.world.note_moments(branch, &newest);
+        outcome.map(drop).or_else(|error| self.world.failed(Some(branch), "mark", &error))
+    }
+
+    fn let_go(&mut self, branch: usize, position: Position) -> Outcome {
+        let Ok(tree) = self.world.tree(branch) else { return Ok(()) };
+        let key = (tree.timeline().id(), position);
+        self.world.moments.entry(key).and_modify(|moment| moment.kept = false);
+        match tree.timeline().let_go(&[position]) {
+            Ok(()) => Ok(()),
+            Err(error) => self.world.failed(Some(branch), "let go of a moment", &error),
+        }
+    }
+
+    /// Operations on layers, the clock and the disk.
+    fn disk_operation(&mut self, operation: Operation) -> Outcome {
+        use Operation::*;
+        match operation {
+            Seal { branch, lane, meanwhile } => self.seal(branch, lane, meanwhile),
+            Merge { branch, lane, first, meanwhile } => self.merge((branch, lane), first, meanwhile),
+            Detach => self.detach(),
+            CloseUnused => {
+                self.world
+                    .branches
+                    .iter_mut()
+                    .filter(|branch| branch.held.is_empty())
+                    .for_each(|branch| branch.tree = None);
+                self.world.store.close_unused();
+                Ok(())
+            }
+            Tick => self.tick(),
+            Age => {
+                self.world.now_s += WINDOW_S + 1000;
+                self.world.store.clock().set(self.world.now_s * SECOND_NS);
+                self.world.moments.values_mut().for_each(|moment| moment.kept = false);
+                Ok(())
+            }
+            Verify => self.world.verify(false),
+            PowerLoss { unsynced } => self.world.lose_power(self::unsynced(unsynced)),
+            Restart => {
+                self.calm()?;
+                self.world.restart().map(drop)
+            }
+            other => self.fault(other),
+        }
+    }
+
+    fn fault(&mut self, operation: Operation) -> Outcome {
+        use Operation::*;
+        if self.world.armed {
+            return Ok(());
+        }
+        let disk = self.world.disk.clone();
+        match operation {
+            StopAfter { count, unsynced } => {
+                disk.fail_after(Some(count));
+                self.stop = Some(unsynced);
+                self.arm();
+            }
+            FailOnce { count } => {
+                disk.fail_once_after(count);
+                self.arm();
+            }
+            FailReadOnce { count } => {
+                disk.fail_read_after(Some(count));
+                self.arm();
+            }
+            Full { room } => {
+                disk.set_capacity_bytes(Some(disk.used_bytes() + room));
+                self.arm();
+            }
+            Flip { file, bit } => {
+                if let Some((name, bit)) = some_bit(&disk, file, bit) {
+                    flip(&disk, &name, bit);
+                    let outcome = self.world.verify(true);
+                    flip(&disk, &name, bit);
+                    // What could not be opened with it can now.
+                    outcome.map_err(|error| format!("{error} (bit {bit} of {name})"))?;
+                    self.world.branches.iter_mut().for_each(|branch| branch.uncertain = false);
+                }
+            }
+            FlipAtRest { file, bit } => {
+                let stopped = self.world.restart()?;
+                if let Some((name, bit)) = some_bit(&stopped, file, bit) {
+                    flip(&stopped, &name, bit);
+                    let outcome = self.world.open_damaged(&stopped);
+                    outcome.map_err(|error| format!("{error} (bit {bit} of {name})"))?;
+                }
+            }
+            Misdirect { count } => {
+                disk.misdirect_after(count);
+                self.arm();
+                self.ended = true;
+                while disk.will_misdirect() {
+                    let Some(operation) = self.take() else { return Ok(()) };
+                    if !self.world.file_operation(operation)? {
+                        self.branch_operation(operation)?;
+                    }
+                }
+                self.world.verify(true)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, branch: u64, lane: u64, mut left: u64) -> Outcome {
+        let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
+        let (store, mut within) = (Arc::clone(&self.world.store), Ok(()));
+        let outcome = store.seal(id, lane, &mut |_| {
+            if left > 0 && within.is_ok() {
+                left -= 1;
+                within = self.meanwhile();
+            }
+            Ok(())
+        });
+        within?;
+        self.kept_in_shape("seal", id, outcome)
+    }
+
+    fn merge(&mut self, (branch, lane): (u64, u64), first: u64, mut left: u64) -> Outcome {
+        let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
+        let store = Arc::clone(&self.world.store);
+        let layers =
+            store.catalog().timeline(id).map_or(0, |record| record.lanes[lane as usize].layers.len());
+        // A closed timeline is not worked on.
+        let nth = self.world.index(branch);
+        if layers < 2 || self.world.tree(nth).is_err() {
+            return Ok(());
+        }
+        let mut within = Ok(());
+        let outcome = store.merge(id, lane, length(first) % (layers - 1)..layers, &mut |_| {
+            if left > 0 && within.is_ok() {
+                left -= 1;
+                within = self.meanwhile();
+            }
+            Ok(())
+        });
+        within?;
+        self.kept_in_shape("merge", id, outcome)
+    }
+
+    fn lane(&self, branch: u64, lane: u64) -> Option<(TimelineId, LaneKind)> {
+        let branch = &self.world.branches[self.world.index(branch)];
+        Some((branch.timeline.filter(|_| !branch.uncertain)?, LaneKind::ALL[length(lane) % 2]))
+    }
+
+    /// Sealing and merging may fail with the disk, or because the branch is gone meanwhile.
+    fn kept_in_shape(
+        &mut self,
+        what: &str,
+        id: TimelineId,
+        outcome: pageserver::error::Result<bool>,
+    ) -> Outcome {
+        let Err(error) = outcome else { return Ok(()) };
+        let branch = self.world.branches.iter().position(|branch| branch.timeline == Some(id));
+        match branch {
+            None => Ok(()),
+            branch => self.world.failed(branch, what, &error),
+        }
+    }
+
+    fn detach(&mut self) -> Outcome {
+        let closed = |branch: &mut Branch| {
+            if branch.held.is_empty() {
+                branch.tree = None;
+            }
+        };
+        self.world.branches.iter_mut().for_each(closed);
+        (0..MAX_BRANCHES).for_each(|_| self.world.store.close_unused());
+        match self.world.store.detach_deep(&mut |_| Ok(())) {
+            Ok(_) => Ok(()),
+            Err(error) => self.world.failed(None, "detach", &error),
+        }
+    }
+
+    fn tick(&mut self) -> Outcome {
+        self.world.now_s += 1;
+        self.world.store.clock().set(self.world.now_s * SECOND_NS);
+        self.world.store.tick();
+        let open = self.world.store.open_timelines();
+        for nth in 0..self.world.branches.len() {
+            let id = self.world.branches[nth].timeline;
+            let Some(timeline) = open.iter().find(|timeline| Some(timeline.id()) == id) else { continue };
+            let newest = self.world.branches[nth].newest();
+            self.world.note_moments(nth, &newest);
+            if timeline.latched().is_some() {
+                self.world.failed(Some(nth), "tick", &"the timeline is latched")?;
+                continue;
+            }
+            self.world.synced(nth, 0);
+            self.world.synced(nth, 1);
+        }
+        Ok(())
+    }
+}
+
+/// A bit of a file with contents, the catalog left out while the store runs on it.
+fn some_bit(disk: &SimDisk, file: u64, bit: u64) -> Option<(String, usize)> {
+    let files: Vec<_> =
+        disk.files().into_iter().filter(|(name, bytes)| *bytes > 0 && name.contains('/')).collect();
+    let (name, bytes) = files.get(length(file) % files.len().max(1))?;
+    Some((name.clone(), length(bit) % (bytes * 8)))
+}
+
+fn flip(disk: &SimDisk, name: &str, bit: usize) {
+    disk.alter(name, |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
+}
