@@ -3,10 +3,13 @@
 # make stop         stop the server that `make demo` left running
 # make test         everything that CI runs: formatting, lints, docs, all tests, fuzzing
 # make bench        latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
+# make simulate     the page store on a simulated disk, against a model: MINUTES=n goes on for so long, SEED=n replays one run
+# make rounds       200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for more or fewer
+# make soak         5,000 branches created, woken, queried and deleted, and 500 woken with a few places
 # make churn        half an hour of load with branches coming and going and moments of the past visited
 # make setup        install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
-.PHONY: demo stop test bench churn setup
+.PHONY: demo stop test bench churn simulate rounds soak setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -36,3 +39,14 @@ bench: setup
 churn: setup
 	cargo build --release --workspace
 	cargo bench --bench churn
+
+simulate: setup
+	cargo test --quiet --test simulation -- $(if $(SEED),--seed $(SEED),--seconds $(shell echo $$(($(or $(MINUTES),10) * 60))))
+
+rounds: setup
+	cargo build --workspace
+	COPPICE_TEST_ROUNDS=$(or $(ROUNDS),200) cargo test --test rounds -- --nocapture
+
+soak: setup
+	cargo build --release --workspace
+	COPPICE_ROUNDS=5000 COPPICE_BRANCHES=500 cargo test --release --test bounds -- --nocapture

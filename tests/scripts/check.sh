@@ -32,11 +32,24 @@ fuzz_all() {
     done
 }
 
+# The simulation must find each deliberate defect within a minute.
+sabotage() {
+    local defect
+    cargo test --quiet --features sabotage --test simulation --no-run || return 1
+    for defect in lane-sync directory-sync layer-sync page-checksum fork-sync; do
+        printf '    %s: ' "$defect"
+        COPPICE_SABOTAGE=$defect cargo test --quiet --features sabotage --test simulation -- \
+            --seconds 60 --expect-failure | tail -n 1 || return 1
+    done
+}
+
 stage 'format' format
 stage 'clippy' lint
 stage 'rustdoc' document
 # Tests start the programs of target/debug.
 stage 'build' cargo build --workspace
 stage 'tests' cargo test --workspace
+stage 'simulation' cargo test --quiet --test simulation -- --seconds "${SIMULATION_SECONDS:-120}"
+stage 'sabotage' sabotage
 stage 'fuzz' fuzz_all
 echo '==> all checks passed'

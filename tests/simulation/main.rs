@@ -3,6 +3,9 @@
 //! Without arguments a fixed set of seeds. `--seconds N` goes on with fresh ones for so long, `--seed N` replays one:
 //! if it fails, it prints the shortest list of operations found that still fails. What a run does, and the order in which
 //! the store's work and its users' interleave, follows from the seed alone.
+//!
+//! With `--expect-failure` it succeeds when a seed fails: so a build with a deliberate defect (feature `sabotage`) shows
+//! that the simulation finds it.
 
 mod files;
 mod model;
@@ -124,5 +127,16 @@ fn main() -> ExitCode {
         "simulation: {runs} runs held, {operations} operations, {openings} power losses and restarts, {:.1} s",
         began.elapsed().as_secs_f64()
     );
-    failure.map_or(ExitCode::SUCCESS, |failure| report(&failure))
+    match failure {
+        Some(Failure { seed, reason }) if arguments.iter().any(|argument| argument == "--expect-failure") => {
+            println!("the defect was found with seed {seed}: {reason}");
+            ExitCode::SUCCESS
+        }
+        Some(failure) => report(&failure),
+        None if arguments.iter().any(|argument| argument == "--expect-failure") => {
+            println!("the defect was not found");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::SUCCESS,
+    }
 }

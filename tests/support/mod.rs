@@ -4,6 +4,7 @@
 
 pub mod commits;
 pub mod mirror;
+pub mod mixed;
 pub mod processes;
 pub mod sides;
 pub mod tpcb;

@@ -1,7 +1,7 @@
 //! How many computes may be in memory at the same time, and which one goes when there is no room for another.
 
 use super::processes;
-use super::slot::{Phase, Slot};
+use super::slot::{Halt, Phase, Slot};
 use crate::error::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -43,15 +43,16 @@ impl Room {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
                 return Ok(place);
             }
-            if stop_least_recently_used(all()) {
+            if let Some(leaving) = stop_least_recently_used(all()) {
                 // The place is free when its processes are gone, and whoever asks first gets it.
-                tracing::debug!("an idle compute makes room for another");
+                tracing::debug!(timeline = %leaving.timeline, "an idle compute makes room for another");
+                if let Halt::Stopping(generation) = leaving.ask_to_stop() {
+                    leaving.rested(generation).await;
+                }
             } else if Instant::now() >= deadline {
                 return Err(self.full());
-            }
-            let freed = tokio::time::timeout(AGAIN, Arc::clone(&self.places).acquire_owned()).await;
-            if let Ok(Ok(place)) = freed {
-                return Ok(place);
+            } else {
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }
@@ -66,15 +67,16 @@ impl Room {
     }
 }
 
-/// Begins to stop the compute that has been idle the longest; false if none is idle.
-fn stop_least_recently_used(all: Vec<Arc<Slot>>) -> bool {
+/// Begins to stop the compute that has been idle the longest, if any is.
+fn stop_least_recently_used(all: Vec<Arc<Slot>>) -> Option<Arc<Slot>> {
     let mut idle: Vec<_> =
         all.into_iter().filter_map(|slot| Some((slot.state().idle_since()?, slot))).collect();
     idle.sort_by_key(|(since, _)| *since);
-    idle.into_iter().any(|(_, slot)| {
+    let stopped = |slot: &Arc<Slot>| {
         let Phase::Running(socket) = slot.state().phase else { return false };
         !has_clients(&socket) && slot.stop_if_idle(Duration::ZERO)
-    })
+    };
+    idle.into_iter().map(|(_, slot)| slot).find(stopped)
 }
 
 /// Whether anybody is connected to a compute's socket, through the proxy or not.
