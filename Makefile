@@ -5,11 +5,12 @@
 # make bench        latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
 # make simulate     the page store on a simulated disk, against a model: MINUTES=n goes on for so long, SEED=n replays one run
 # make rounds       200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for more or fewer
+# make filesystem   a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
 # make soak         5,000 branches created, woken, queried and deleted, and 500 woken with a few places
 # make churn        half an hour of load with branches coming and going and moments of the past visited
 # make setup        install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
-.PHONY: demo stop test bench churn simulate rounds soak setup
+.PHONY: demo stop test bench churn simulate rounds filesystem soak setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -46,6 +47,10 @@ simulate: setup
 rounds: setup
 	cargo build --workspace
 	COPPICE_TEST_ROUNDS=$(or $(ROUNDS),200) cargo test --test rounds -- --nocapture
+
+filesystem: setup
+	COPPICE_TEST_SEED=$(shell date +%s) COPPICE_TEST_OPERATIONS=$(or $(OPERATIONS),1000000) \
+		cargo test --test filesystem random_operations -- --nocapture
 
 soak: setup
 	cargo build --release --workspace

@@ -255,10 +255,22 @@ fn walk(mirrors: &mut [&mut Mirror], steps: usize) {
     mirrors.iter().for_each(|mirror| mirror.compare());
 }
 
+/// Operations of one piece: 3,000 on the first directory, and then on its children and grandchildren too.
+const PIECE: u64 = 3000 + 2 * 1000 + 3 * 500 + 500;
+
+/// After `make filesystem`, a million; each piece has a seed of its own, which replays it.
 #[test]
 fn random_operations_do_what_they_do_on_a_local_file_system() {
-    let seed = std::env::var("COPPICE_TEST_SEED").map_or(20, |seed| seed.parse().unwrap());
-    println!("COPPICE_TEST_SEED={seed}");
+    let number =
+        |name: &str, default| std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap());
+    let (seed, operations) = (number("COPPICE_TEST_SEED", 20), number("COPPICE_TEST_OPERATIONS", PIECE));
+    for piece in 0..operations.div_ceil(PIECE) {
+        println!("COPPICE_TEST_SEED={}: {} operations so far", seed + piece, piece * PIECE);
+        random_piece(seed + piece);
+    }
+}
+
+fn random_piece(seed: u64) {
     let local = [Directory::new(), Directory::new(), Directory::new()];
     let volume = Volume::new();
     let mut parent = Mirror::new(volume.root(), local[0].path(), seed);
@@ -270,6 +282,11 @@ fn random_operations_do_what_they_do_on_a_local_file_system() {
     child.compare();
     walk(&mut [&mut parent, &mut child], 1000);
     child.sync();
+    // What was synced is there after a crash.
+    parent.sync();
+    let image = volume.crash_image(&[]);
+    Mirror::of(image.root(), local[0].path(), seed).compare();
+    drop(image);
     // A second generation, of a parent that has both its own and what it inherited.
     parent.sync();
     let mut late = parent.fork(&volume.fork(), local[2].path(), seed + 2);

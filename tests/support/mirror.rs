@@ -1,5 +1,6 @@
 //! A directory in the mount and one on the local file system that go through the same operations.
 
+use super::mapped;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -216,7 +217,7 @@ impl Mirror {
     fn use_open(&mut self, path: &Path) {
         let (bytes, offset) = (self.random.bytes(MAX_WRITE_BYTES), self.random.offset());
         let length = self.random.below(MAX_BYTES);
-        match self.random.below(6) {
+        match self.random.below(7) {
             0..=1 => {
                 let open = |root: &PathBuf| OpenOptions::new().read(true).write(true).open(root.join(path));
                 if let [Ok(mounted), Ok(local)] = [&self.mounted, &self.local].map(open) {
@@ -228,6 +229,7 @@ impl Mirror {
             2 => self.both_open("write", |file| file.write_all_at(&bytes, offset)),
             3 => self.both_open("truncate", |file| file.set_len(length)),
             4 => self.both_open("sync", File::sync_all),
+            5 => self.both_open("write through a mapping", |file| mapped::write(file, offset, &bytes)),
             _ => self.both_open("read", |file| Ok((read(file, 0, MAX_BYTES)?, file.metadata()?.nlink()))),
         }
     }
