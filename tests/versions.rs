@@ -171,6 +171,10 @@ fn the_main_job_is_done_on_this_version() {
         import(&server);
         step("import");
     } else {
+        let source = "postgresql://postgres@127.0.0.1/postgres".into();
+        let request = CreateImport { name: "prod".into(), source, mode: Default::default() };
+        let error = server.client().start_import(&request).unwrap_err();
+        assert_eq!(error.code, "no_postgres", "{error}");
         println!("SKIPPED import: this Postgres has no pg_basebackup");
     }
     assert!(server.stop().success());
