@@ -1,16 +1,17 @@
-# make demo         build, load a real database, branch it, break the branch, reset it; leaves the server running
-# make demo ONCE=1  the same, but stops at the end and leaves nothing; fails if any step did not do what it says
-# make stop         stop the server that `make demo` left running
-# make test         everything that CI runs: formatting, lints, docs, all tests, fuzzing
-# make bench        latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
-# make simulate     the page store on a simulated disk, against a model: MINUTES=n goes on for so long, SEED=n replays one run
-# make rounds       200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for more or fewer
-# make filesystem   a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
-# make soak         5,000 branches created, woken, queried and deleted, and 500 woken with a few places
-# make churn        half an hour of load with branches coming and going and moments of the past visited
-# make setup        install what is missing (Debian, Ubuntu); the other targets do it by themselves
+# make demo           build, load a real database, branch it, break the branch, reset it; leaves the server running
+# make demo ONCE=1    the same, but stops at the end and leaves nothing; fails if any step did not do what it says
+# make stop           stop the server that `make demo` left running
+# make test           everything that CI runs: formatting, lints, docs, all tests, simulation, fuzzing
+# make test-versions  the server's main job on the versions 14 to 18 of Postgres that this machine does not have
+# make simulate       the page store on a simulated disk, against a model: MINUTES=n goes on for so long, SEED=n replays one run
+# make rounds         200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for more or fewer
+# make filesystem     a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
+# make soak           5,000 branches created, woken, queried and deleted, and 500 woken with a few places
+# make bench          latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
+# make churn          half an hour of load with branches coming and going and moments of the past visited
+# make setup          install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
-.PHONY: demo stop test bench churn simulate rounds filesystem soak setup
+.PHONY: demo stop test test-versions simulate rounds filesystem soak bench churn setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -28,6 +29,9 @@ stop:
 
 test: setup
 	@tests/scripts/check.sh
+
+test-versions: setup
+	@tests/scripts/versions.sh
 
 bench: setup
 	cargo build --release --workspace

@@ -64,6 +64,7 @@ impl Imports {
     /// copied, and if the name is taken.
     pub async fn start(self: &Arc<Self>, request: CreateImport) -> Result<Import> {
         let source = Source::parse(&request.source)?;
+        self.installation.require_clients()?;
         let turn = self.admit()?;
         let facts = check::check(&self.installation, &self.user, &source).await?;
         let import = Import {

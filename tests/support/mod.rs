@@ -12,6 +12,7 @@ pub mod tpcb;
 pub mod volume;
 
 use api::client::Client;
+use pageserver::compute::Installation;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -75,9 +76,23 @@ pub fn program(name: &str) -> PathBuf {
     built.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
 }
 
-/// A program of Postgres.
+/// Directory of the programs of the Postgres to test, if it is not the one that the server finds by itself.
+fn named_postgres() -> Option<PathBuf> {
+    std::env::var_os("COPPICE_TEST_POSTGRES_BIN").map(PathBuf::from)
+}
+
+/// The Postgres that is tested: the one that `COPPICE_TEST_POSTGRES_BIN` names, or else the newest of this machine.
+pub fn postgres() -> Installation {
+    Installation::find(named_postgres().as_deref()).expect("Postgres is installed")
+}
+
+/// A program of the Postgres that is tested. One that it does not have, such as a client, is this machine's own.
 pub fn postgres_program(name: &str) -> PathBuf {
-    pageserver::compute::Installation::find(None).expect("Postgres is installed").program(name)
+    let program = postgres().program(name);
+    if program.is_file() {
+        return program;
+    }
+    Installation::find(None).expect("Postgres is installed").program(name)
 }
 
 /// A running server.
@@ -250,6 +265,9 @@ pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
         if !args.iter().any(|arg| arg == flag) {
             command.args([flag, value]);
         }
+    }
+    if let Some(bin) = named_postgres().filter(|_| !args.iter().any(|arg| arg == "--postgres-bin")) {
+        command.arg("--postgres-bin").arg(bin);
     }
     command.args(args).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command

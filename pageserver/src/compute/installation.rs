@@ -4,8 +4,10 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Programs that must be there; the import also needs `pg_basebackup` and `psql`, which every distribution adds.
+/// Programs that must be there.
 const NEEDED: [&str; 2] = ["postgres", "initdb"];
+/// Clients that imports run besides; distributions package them apart from the server.
+const NEEDED_TO_IMPORT: [&str; 2] = ["psql", "pg_basebackup"];
 
 /// One installed Postgres.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +34,17 @@ impl Installation {
         self.bin.join(name)
     }
 
+    /// Whether imports have the programs that they run.
+    pub(crate) fn require_clients(&self) -> Result<()> {
+        require(&self.bin, &NEEDED_TO_IMPORT)
+    }
+
     fn at(bin: &Path) -> Result<Self> {
         // A compute's working directory is not ours, so a relative path would stop working there.
         let bin = bin
             .canonicalize()
             .map_err(|e| no_postgres(format!("cannot look into {}: {e}", bin.display())))?;
-        if let Some(missing) = NEEDED.iter().find(|program| !bin.join(program).is_file()) {
-            return Err(no_postgres(format!("{} has no program {missing}", bin.display())));
-        }
+        require(&bin, &NEEDED)?;
         let output = Command::new(bin.join("postgres"))
             .arg("-V")
             .env_clear()
@@ -51,6 +56,13 @@ impl Installation {
             return Err(no_postgres(format!("{}/postgres -V says '{said}'", bin.display())));
         };
         Ok(Self { bin, version, major })
+    }
+}
+
+fn require(bin: &Path, programs: &[&str]) -> Result<()> {
+    match programs.iter().find(|program| !bin.join(program).is_file()) {
+        Some(missing) => Err(no_postgres(format!("{} has no program {missing}", bin.display()))),
+        None => Ok(()),
     }
 }
 
