@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# The fuzz targets are a workspace of their own; with one target directory nothing is built twice.
+# The fuzz targets are a workspace of their own; with one target directory nothing is looked at twice.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 export CARGO_TERM_PROGRESS_WHEN=never
 fuzz=(--manifest-path fuzz/Cargo.toml)
@@ -25,12 +25,6 @@ lint() {
     cargo clippy --workspace --all-targets -- -D warnings && cargo clippy "${fuzz[@]}" --all-targets -- -D warnings
 }
 document() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps; }
-fuzz_all() {
-    local target
-    for target in fuzz/src/bin/*.rs; do
-        cargo run --quiet "${fuzz[@]}" --bin "$(basename "$target" .rs)" -- "${FUZZ_SECONDS:-5}" || return 1
-    done
-}
 
 stage 'format' format
 stage 'clippy' lint
@@ -38,5 +32,5 @@ stage 'rustdoc' document
 # Tests start the programs of target/debug.
 stage 'build' cargo build --workspace
 stage 'tests' cargo test --workspace
-stage 'fuzz' fuzz_all
+stage 'fuzz' tests/scripts/fuzz.sh "${FUZZ_SECONDS:-5}"
 echo '==> all checks passed'
