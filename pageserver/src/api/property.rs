@@ -118,10 +118,29 @@ mod tests {
     #[test]
     fn holds_for_mixtures_of_good_requests() {
         let pieces = [
-            "{\"name\":\"a/b\"", "}", "{\"at\":{\"time\":\"2026-11-20T10:00:00Z\"}}", "{\"at\":{\"lsn\":\"0/16B3748\"}",
-            ",\"parent\":\"main\"", "\"keep_as\":null", "{\"at\":{\"position\":5},", "1h30m", "0/16B3748", "7",
-            "/v1/branches/", "feature/login", "/reset", "?database=a%20b&role=x", "%2f", "ä", "\0", "postgresql://u:p@h/d",
-            "?password=x&a=b", "{\"name\":\"n\",\"source\":\"postgres://u:%41@h\",\"mode\":\"physical\"}", "x", "-", "@",
+            "{\"name\":\"a/b\"",
+            "}",
+            "{\"at\":{\"time\":\"2026-11-20T10:00:00Z\"}}",
+            "{\"at\":{\"lsn\":\"0/16B3748\"}",
+            ",\"parent\":\"main\"",
+            "\"keep_as\":null",
+            "{\"at\":{\"position\":5},",
+            "1h30m",
+            "0/16B3748",
+            "7",
+            "/v1/branches/",
+            "feature/login",
+            "/reset",
+            "?database=a%20b&role=x",
+            "%2f",
+            "ä",
+            "\0",
+            "postgresql://u:p@h/d",
+            "?password=x&a=b",
+            "{\"name\":\"n\",\"source\":\"postgres://u:%41@h\",\"mode\":\"physical\"}",
+            "x",
+            "-",
+            "@",
         ];
         let mut random = Random(5);
         for _ in 0..20_000 {

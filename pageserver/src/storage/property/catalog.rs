@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn holds_for_values_that_are_none() {
-        for text in ["", "{}", "null", r#"{"ancestor":{}}"#, "{\"ancestor\":null,\"lanes\":[]}", "\u{0}", "[[[["] {
+        for text in
+            ["", "{}", "null", r#"{"ancestor":{}}"#, "{\"ancestor\":null,\"lanes\":[]}", "\u{0}", "[[[["]
+        {
             catalog(text.as_bytes());
         }
         catalog(&[ROOT.as_bytes(), b"\n\xff\xfe\n", branch(1).as_bytes()].concat());

@@ -8,9 +8,7 @@ use super::{STORE, flip_a_bit};
 use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::format::{self, Change, LaneKind};
-use crate::storage::layer::{
-    self, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, Layer, LayerId,
-};
+use crate::storage::layer::{self, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, Layer, LayerId};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sim_disk::SimDisk;
 
