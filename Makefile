@@ -5,13 +5,14 @@
 # make test-versions  the server's main job on the versions 14 to 18 of Postgres that this machine does not have
 # make simulate       the page store on a simulated disk, against a model: MINUTES=n goes on for so long, SEED=n replays one run
 # make rounds         200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for more or fewer
+# make fuzz           fuzzes each target for MINUTES (10), guided by coverage
 # make filesystem     a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
 # make soak           5,000 branches created, woken, queried and deleted, and 500 woken with a few places
 # make bench          latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
 # make churn          half an hour of load with branches coming and going and moments of the past visited
 # make setup          install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
-.PHONY: demo stop test test-versions simulate rounds filesystem soak bench churn setup
+.PHONY: demo stop test test-versions simulate rounds fuzz filesystem soak bench churn setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -32,6 +33,9 @@ test: setup
 
 test-versions: setup
 	@tests/scripts/versions.sh
+
+fuzz: setup
+	@tests/scripts/fuzz.sh $$(($(or $(MINUTES),10) * 60))
 
 bench: setup
 	cargo build --release --workspace

@@ -6,7 +6,7 @@
 
 mod basebackup;
 mod check;
-mod source;
+pub(crate) mod source;
 
 use crate::compute::{Installation, OsUser, secret};
 use crate::error::{Error, Result};

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# The fuzz targets are a workspace of their own; with one target directory nothing is built twice.
+# The fuzz targets are a workspace of their own; with one target directory nothing is looked at twice.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 export CARGO_TERM_PROGRESS_WHEN=never
 fuzz=(--manifest-path fuzz/Cargo.toml)
@@ -25,12 +25,6 @@ lint() {
     cargo clippy --workspace --all-targets -- -D warnings && cargo clippy "${fuzz[@]}" --all-targets -- -D warnings
 }
 document() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps; }
-fuzz_all() {
-    local target
-    for target in fuzz/src/bin/*.rs; do
-        cargo run --quiet "${fuzz[@]}" --bin "$(basename "$target" .rs)" -- "${FUZZ_SECONDS:-5}" || return 1
-    done
-}
 
 # The simulation must find each deliberate defect within a minute.
 sabotage() {
@@ -51,5 +45,5 @@ stage 'build' cargo build --workspace
 stage 'tests' cargo test --workspace
 stage 'simulation' cargo test --quiet --test simulation -- --seconds "${SIMULATION_SECONDS:-120}"
 stage 'sabotage' sabotage
-stage 'fuzz' fuzz_all
+stage 'fuzz' tests/scripts/fuzz.sh "${FUZZ_SECONDS:-5}"
 echo '==> all checks passed'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building, the demo and the tests need, on Debian and Ubuntu. Says nothing when everything is there.
-# With --lints it also adds rustfmt and clippy to a Rust without them.
+# With --lints it also adds rustfmt and clippy to a Rust without them, and the C++ compiler that fuzzing needs.
 #
 # Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts it when Postgres
 # is installed; here it is told not to, since Coppice makes its own.
@@ -21,6 +21,7 @@ missing=()
 has make || missing+=(make)
 has cc || missing+=(gcc)
 { has cc && has_libc_headers; } || missing+=(libc6-dev)
+if [ "${1:-}" = --lints ]; then has c++ || missing+=(g++); fi
 has fusermount3 || missing+=(fuse3)
 # The tests send signals with the program, not with the shell's own command.
 type -P kill >/dev/null || missing+=(procps)

@@ -94,7 +94,8 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Fault> {
     ))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+/// Reads JSON, or says what is wrong with it.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => Fault::new(
             StatusCode::UNPROCESSABLE_ENTITY,

@@ -14,6 +14,7 @@ mod metrics;
 mod observe;
 mod openapi;
 mod problem;
+pub mod property;
 mod router;
 mod serve;
 #[cfg(test)]

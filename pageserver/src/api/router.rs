@@ -33,7 +33,7 @@ pub struct App {
 /// The words that may follow a branch's name in a path.
 const ACTIONS: [&str; 6] = ["reset", "restore", "suspend", "wake", "connection", "history"];
 /// Where branches live.
-const BRANCHES: &str = "/v1/branches/";
+pub(super) const BRANCHES: &str = "/v1/branches/";
 
 /// The whole API over `app`.
 pub fn router(app: Arc<App>) -> Router {
@@ -71,31 +71,31 @@ pub(super) fn wrap(routes: Router, metrics: Arc<Metrics>) -> Router {
     Router::new().fallback_service(routes).layer(map_request(join_name))
 }
 
-/// Lets a branch name's `/` be written as it is: `/v1/branches/feature/login/reset` is taken as
-/// `/v1/branches/feature%2Flogin/reset`. Where the last part is an action's word it is the action: a branch that is
-/// really called `feature/reset` must be written `feature%2Freset`.
 async fn join_name(mut request: Request) -> Request {
-    let Some(rest) = request.uri().path().strip_prefix(BRANCHES) else {
-        return request;
-    };
+    // What was a valid path stays one; were it not, the request would go on unchanged to a 404.
+    if let Some(uri) = joined(request.uri()) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+/// Lets a branch name's `/` be written as it is: `/v1/branches/feature/login/reset` is taken as
+/// `/v1/branches/feature%2Flogin/reset`; none if there is nothing to change. Where the last part is an action's word it
+/// is the action: a branch that is really called `feature/reset` must be written `feature%2Freset`.
+pub(super) fn joined(uri: &Uri) -> Option<Uri> {
+    let rest = uri.path().strip_prefix(BRANCHES)?;
     let (name, action) = match rest.rsplit_once('/') {
         Some((name, last)) if ACTIONS.contains(&last) => (name, Some(last)),
         _ => (rest, None),
     };
     if !name.contains('/') {
-        return request;
+        return None;
     }
     let mut path = format!("{BRANCHES}{}", name.replace('/', "%2F"));
-    for part in
-        [action.map(|action| format!("/{action}")), request.uri().query().map(|query| format!("?{query}"))]
-    {
+    for part in [action.map(|action| format!("/{action}")), uri.query().map(|query| format!("?{query}"))] {
         path.push_str(&part.unwrap_or_default());
     }
-    // What was a valid path stays one; were it not, the request would go on unchanged to a 404.
-    if let Ok(uri) = path.parse::<Uri>() {
-        *request.uri_mut() = uri;
-    }
-    request
+    path.parse().ok()
 }
 
 async fn not_found(uri: Uri) -> Fault {

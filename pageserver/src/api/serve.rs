@@ -1,7 +1,8 @@
 //! Accepts connections and serves them, within limits, until told to stop.
 //!
-//! `axum::serve` has no limit on connections or on how long a client may take over a request's head, so that one that
-//! sends a byte a minute would keep a socket for ever. This is the same loop with both.
+//! `axum::serve` has no limit on connections, on how long a client may take over a request's head or on how long it may
+//! leave an answer unread, so that one that sends a byte a minute would keep a socket for ever. This is the same loop with
+//! all three.
 
 use std::future::Future;
 use std::pin::pin;
@@ -12,6 +13,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -24,6 +26,8 @@ const CONNECTIONS_MAX: usize = 512;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest request head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Longest time in milliseconds that a client may leave what was sent to it unread.
+const UNREAD_TIMEOUT_MS: u32 = 30_000;
 /// How long requests under way may still take after the shutdown began.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file handles, say, which a busy loop would not cure.
@@ -78,6 +82,9 @@ async fn accept(
 async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Receiver<()>) {
     // Answers are small and each is awaited: never hold one back to fill a packet.
     let _ = stream.set_nodelay(true);
+    if let Err(error) = setsockopt(&stream, sockopt::TcpUserTimeout, &UNREAD_TIMEOUT_MS) {
+        debug!(%error, "cannot set a socket option");
+    }
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

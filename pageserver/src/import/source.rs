@@ -74,6 +74,21 @@ impl Source {
     }
 }
 
+/// Checks what must hold for any text that is given as a source: nothing panics, and the URL of one that is accepted is
+/// itself accepted, has no password and stays as it is.
+///
+/// # Panics
+/// If something does not hold.
+pub(crate) fn property(text: &str) {
+    let Ok(source) = Source::parse(text) else { return };
+    assert!(source.url.len() <= URL_BYTES && !source.url.contains(char::is_control), "{:?}", source.url);
+    let again = Source::parse(&source.url).unwrap_or_else(|error| panic!("{:?}: {error}", source.url));
+    assert_eq!((&again.url, again.password), (&source.url, None));
+    let shown = source.redact(text);
+    let secret = source.password.filter(|password| !password.is_empty());
+    assert!(secret.is_none_or(|secret| REDACTED.contains(&secret) || !shown.contains(&secret)));
+}
+
 /// Splits `user:password@hosts/database` the way libpq does: at the first `@` before any slash.
 fn take_password(place: &str) -> Result<(String, Option<String>)> {
     let authority = place.split('/').next().unwrap_or_default();

@@ -152,11 +152,11 @@ fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
 }
 
-fn decode<'a, T: Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt(format!("the catalog's value of {key} is damaged: {error}")))
 }

@@ -137,24 +137,8 @@ impl Footer {
         length: u64,
     ) -> std::result::Result<Self, String> {
         let damaged = || "the footer is damaged".to_owned();
-        let number = |at: usize| bytes.get(at..at + 8).and_then(|bytes| Reader(bytes).u64());
         let short = |at: usize| bytes.get(at..at + 4).and_then(|bytes| Reader(bytes).u32());
-        let read = || {
-            let footer = Footer {
-                store: number(16)?,
-                id,
-                from: number(48)?,
-                to: number(56)?,
-                meta_offset: number(64)?,
-                meta_bytes: short(72)?,
-                meta_raw_bytes: short(76)?,
-                meta_crc: short(80)?,
-                groups: short(36)?,
-                index_offset: number(88)?,
-                entries: number(96)?,
-            };
-            Some((footer, short(8)?, short(12)?))
-        };
+        let read = || Some((Self::of(bytes, id)?, short(8)?, short(12)?));
         let (footer, version, crc) = read().ok_or_else(damaged)?;
         if bytes.len() != FOOTER_BYTES || bytes[0..8] != FOOTER_MAGIC || crc32fast::hash(&bytes[16..]) != crc
         {
@@ -167,6 +151,25 @@ impl Footer {
             return Err("it is another layer's file".to_owned());
         }
         if footer.fits(length).is_some() && footer.from <= footer.to { Ok(footer) } else { Err(damaged()) }
+    }
+
+    /// What the bytes say, unchecked.
+    pub(super) fn of(bytes: &[u8], id: LayerId) -> Option<Self> {
+        let number = |at: usize| bytes.get(at..at + 8).and_then(|bytes| Reader(bytes).u64());
+        let short = |at: usize| bytes.get(at..at + 4).and_then(|bytes| Reader(bytes).u32());
+        Some(Footer {
+            store: number(16)?,
+            id,
+            from: number(48)?,
+            to: number(56)?,
+            meta_offset: number(64)?,
+            meta_bytes: short(72)?,
+            meta_raw_bytes: short(76)?,
+            meta_crc: short(80)?,
+            groups: short(36)?,
+            index_offset: number(88)?,
+            entries: number(96)?,
+        })
     }
 
     fn fits(&self, length: u64) -> Option<()> {
@@ -342,7 +345,13 @@ impl Layer {
 
     fn entries_of(&self, nth: usize) -> Result<impl Iterator<Item = Entry>> {
         let (count, entries) = self.block(nth)?;
-        Ok(entries.chunks_exact(ENTRY_BYTES).take(count).filter_map(decode_entry))
+        let entries = entries.chunks_exact(ENTRY_BYTES).take(count).filter_map(decode_entry);
+        let lost = |entry: Entry| entry.page.is_some_and(|page| page.group >= self.footer.groups);
+        if entries.clone().any(lost) {
+            let offset = self.footer.index_offset + (nth * BLOCK_BYTES) as u64;
+            return Err(self.damaged(offset, "the index names a group that is not there"));
+        }
+        Ok(entries)
     }
 
     /// All entries, by inode, block and position.
@@ -397,7 +406,8 @@ impl Layer {
             return Err(outside());
         };
         let length = stored as usize;
-        if length > GROUP_PAGES * PAGE_BYTES || offset + u64::from(stored) > self.footer.meta_offset {
+        let end = offset.checked_add(u64::from(stored));
+        if length > GROUP_PAGES * PAGE_BYTES || end.is_none_or(|end| end > self.footer.meta_offset) {
             return Err(outside());
         }
         Ok((offset, length, raw == 0))
@@ -406,10 +416,14 @@ impl Layer {
     /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with the pages of each.
     pub fn read_groups(&self, groups: Range<u32>, mut take: impl FnMut(u32, Result<&[u8]>)) -> Result<()> {
         let places = groups.clone().map(|group| self.group(group)).collect::<Result<Vec<_>>>()?;
-        let (Some((start, ..)), Some((last, length, _))) = (places.first(), places.last()) else {
-            return Ok(());
-        };
-        let total = usize::try_from(last + *length as u64 - start).unwrap_or(0);
+        let Some((start, ..)) = places.first() else { return Ok(()) };
+        let mut total = 0;
+        for (offset, length, _) in &places {
+            if *offset != start + total as u64 {
+                return Err(self.damaged(*offset, "a group of pages is not where the one before ends"));
+            }
+            total += length;
+        }
         let mut stored = vec![0; total];
         let failed = |e| Error::io(format!("read {} at {start}", self.footer.id.path()), &e);
         self.file.read_exact_at(&mut stored, *start).map_err(failed)?;

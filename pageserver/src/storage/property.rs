@@ -1,8 +1,14 @@
 //! What must hold for any bytes that a disk gives back, for fuzzing and random tests.
 //!
-//! Invariants checked: nothing panics; a decoded record header keeps within its limits; a record that checks decodes;
+//! Invariants of [`record`]: nothing panics; a decoded record header keeps within its limits; a record that checks decodes;
 //! changes that decode encode to a record that checks and decodes to the same; one flipped bit of it, or one missing
-//! byte, does not check.
+//! byte, does not check. Those of [`layer`] and [`catalog`] are in the files of the same names.
+
+mod catalog;
+mod layer;
+
+pub use catalog::catalog;
+pub use layer::layer;
 
 use crate::storage::format::{
     self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKind, MAX_CHANGES_BYTES, MAX_PAGES, RECORD_ALIGNMENT,

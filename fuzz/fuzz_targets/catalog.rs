@@ -1,0 +1,4 @@
+//! Values of the catalog, one on each line: see [`pageserver::storage::property`] for what must hold.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pageserver::storage::property::catalog(bytes));

@@ -1,0 +1,4 @@
+//! The file of a sealed layer: see [`pageserver::storage::property`] for what must hold.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pageserver::storage::property::layer(bytes));

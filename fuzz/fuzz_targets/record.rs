@@ -1,0 +1,4 @@
+//! A lane file's header and a record: see [`pageserver::storage::property`] for what must hold.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pageserver::storage::property::record(bytes));
