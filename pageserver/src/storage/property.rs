@@ -1,7 +1,8 @@
 //! What must hold for any bytes that a disk gives back, for fuzzing and random tests.
 //!
-//! Invariants of [`record`]: nothing panics; a decoded record header keeps within its limits; changes that decode encode to a record that checks and decodes to the same; one flipped bit of it, or one missing
-//! byte, does not check. Those of [`layer`] and [`catalog`] are in the files of the same names.
+//! Invariants of [`record`]: nothing panics; a decoded record header keeps within its limits; changes that decode encode
+//! to a record that checks and decodes to the same; one flipped bit of it, or one missing byte, does not check. Those of
+//! [`layer`] and [`catalog`] are in the files of the same names.
 
 mod catalog;
 mod layer;
@@ -34,7 +35,7 @@ pub fn record(bytes: &[u8]) {
     let changes = &bytes[RECORD_HEADER_BYTES..header.pages_offset().min(bytes.len())];
     match format::decode_changes(&header, changes) {
         // Also where the checksum is right: whoever writes to the disk can compute one.
-        Err(reason) => assert!(!reason.to_string().is_empty(), "no reason"),
+        Err(reason) => assert!(!reason.is_empty(), "no reason"),
         Ok(changes) => round_trip(&header, &changes, bytes),
     }
 }

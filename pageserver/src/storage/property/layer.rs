@@ -12,12 +12,14 @@ use crate::storage::layer::{self, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROU
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sim_disk::SimDisk;
 
+/// Most pages that are read of a layer, so that no input takes long.
+const PAGES_MAX: usize = 16;
 const ID: LayerId = LayerId { timeline: TimelineId(3), lane: LaneKind::Data, number: 5 };
 
 /// What a layer says, each part as far as it can be read.
 struct Contents {
     entries: Vec<Result<Entry>>,
-    /// Of each entry.
+    /// Of entries all over the layer.
     pages: Vec<Option<Vec<u8>>>,
     metadata: Option<Vec<(Position, Change)>>,
 }
@@ -61,7 +63,8 @@ fn look(bytes: &[u8]) -> Option<Contents> {
     assert!(layer.from() <= layer.to(), "{} to {}", layer.from(), layer.to());
     let entries: Vec<Result<Entry>> = layer.scan().collect();
     assert!(entries.len() <= bytes.len() / layer::ENTRY_BYTES, "{} entries", entries.len());
-    let pages = entries.iter().map(|entry| page(&layer, entry.as_ref().ok()?)).collect();
+    let step = entries.len().div_ceil(PAGES_MAX).max(1);
+    let pages = entries.iter().step_by(step).map(|entry| page(&layer, entry.as_ref().ok()?)).collect();
     find(&layer, &entries);
     let metadata = layer.metadata().ok();
     if let Some(changes) = &metadata {
