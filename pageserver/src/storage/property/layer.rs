@@ -189,6 +189,9 @@ mod tests {
                     let at = table + usize::try_from(random.below(length)).unwrap();
                     bytes[at] = [0, 1, 0x7f, 0xff][usize::try_from(random.below(4)).unwrap()];
                 }
+                // Where the pages are.
+                let at = usize::try_from(random.below(256)).unwrap();
+                bytes[layer::HEADER_BYTES + at] ^= 1 << random.below(8);
                 layer(&bytes);
             }
             layer(&whole[..whole.len() - 1]);
