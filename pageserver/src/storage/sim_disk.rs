@@ -219,9 +219,13 @@ impl Contents {
         self.dirty.clear();
     }
 
-    /// Some of it is on the medium; the rest the system takes for written from now on.
+    /// All, none or some of it is on the medium; the rest the system takes for written from now on.
     fn fail(&mut self, seed: u64) {
-        self.synced = mix(self, &mut Random(seed));
+        match seed % 4 {
+            0 => self.sync(),
+            1 => {}
+            _ => self.synced = mix(self, &mut Random(seed)),
+        }
         self.dirty.clear();
         self.failed = true;
     }
