@@ -153,7 +153,7 @@ async fn a_failed_start_shows_postgres_own_lines() {
     let error = lab.supervisor().wake(ONE).await.unwrap_err();
     assert_eq!(error.code, "postgres_version");
     let missing = lab.supervisor().wake(TWO).await.unwrap_err();
-    assert!(missing.detail.contains("00000002/PG_VERSION"), "{missing}");
+    assert!(missing.detail.contains("data/00000002: No such file"), "{missing}");
     assert_eq!(lab.directories.opened.load(Ordering::SeqCst), lab.directories.closed.load(Ordering::SeqCst));
 }
 

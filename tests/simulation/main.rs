@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Operations of a run.
 const OPERATIONS: usize = 250;
 /// Seeds that are always tried.
-const FIXED: u64 = 60;
+const FIXED: u64 = 30;
 /// How long a failing run is shortened.
 const SHORTEN: Duration = Duration::from_secs(30);
 
