@@ -409,6 +409,10 @@ impl World {
     /// Stops in order, and starts again from what is durable.
     pub(crate) fn restart(&mut self) -> Outcome<SimDisk> {
         self.branches.iter_mut().for_each(Branch::close);
+        // One that no name leads to any more may have failed unseen.
+        for timeline in self.store.open_timelines().iter().filter(|timeline| timeline.latched().is_some()) {
+            self.store.reopen_if_latched(timeline.id()).map_err(|error| format!("open anew: {error}"))?;
+        }
         self.store.close().map_err(|error| format!("stop: {error}"))?;
         for nth in 0..self.branches.len() {
             LaneKind::ALL.into_iter().for_each(|lane| self.synced(nth, lane as usize));
