@@ -43,7 +43,7 @@ stage 'rustdoc' document
 # Tests start the programs of target/debug.
 stage 'build' cargo build --workspace
 stage 'tests' cargo test --workspace
-stage 'simulation' cargo test --quiet --test simulation -- --seconds "${SIMULATION_SECONDS:-120}"
+stage 'simulation' cargo test --quiet --test simulation -- --seconds "${SIMULATION_SECONDS:-30}"
 stage 'sabotage' sabotage
 stage 'fuzz' tests/scripts/fuzz.sh "${FUZZ_SECONDS:-5}"
 echo '==> all checks passed'

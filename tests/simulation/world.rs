@@ -377,7 +377,8 @@ impl World {
         let Some(id) = branch.timeline else { return Ok(()) };
         let known: Vec<Position> = tree.timeline().marks().iter().map(|mark| mark.position).collect();
         self.moments.retain(|(timeline, position), moment| {
-            *timeline != id || known.contains(position) || (moment.kept && moment.durable[0])
+            // One that was let go of comes back if a power loss takes the record of that.
+            *timeline != id || known.contains(position) || !moment.kept || moment.durable[0]
         });
         for ((timeline, position), moment) in &mut self.moments {
             // What Postgres was never told to be durable may be lost to the moment, too.
