@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use coppice::Directory;
 use coppice::mirror::{Mirror, allocate};
 use coppice::volume::Volume;
+use coppice::{Directory, mapped};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -221,22 +221,15 @@ fn space_is_allocated_and_holes_are_punched() {
 
 #[test]
 fn a_shared_mapping_reaches_the_store() {
-    use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
-    const LENGTH: std::num::NonZeroUsize = std::num::NonZeroUsize::new(40_000).unwrap();
+    const LENGTH: usize = 40_000;
     let volume = Volume::new();
     let file = open(&volume.root().join("file"));
-    file.write_all_at(&[1; LENGTH.get()], 0).unwrap();
-    #[expect(unsafe_code, reason = "a mapping has no safe interface")]
-    // SAFETY: the mapping is as long as the file, which nobody shortens, and only this thread uses it.
-    unsafe {
-        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
-        let mapping = mmap(None, LENGTH, access, flags, &file, 0).unwrap();
-        let bytes = std::slice::from_raw_parts_mut(mapping.cast::<u8>().as_ptr(), LENGTH.get());
-        assert!(bytes.iter().all(|byte| *byte == 1));
-        bytes[20_000..30_000].fill(9);
-        msync(mapping, LENGTH.get(), MsFlags::MS_SYNC).unwrap();
-        munmap(mapping, LENGTH.get()).unwrap();
-    }
+    file.write_all_at(&[1; LENGTH], 0).unwrap();
+    let mut mapping = mapped::map(&file, 0, LENGTH).unwrap();
+    assert!(mapping.iter().all(|byte| *byte == 1));
+    mapping[20_000..30_000].fill(9);
+    mapping.flush().unwrap();
+    drop(mapping);
     drop(file);
     let volume = volume.reopen();
     let found = fs::read(volume.root().join("file")).unwrap();

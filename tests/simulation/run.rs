@@ -3,7 +3,9 @@
 use crate::files::length;
 use crate::operation::Operation;
 use crate::world::{Branch, Outcome, SECOND_NS, WINDOW_S, World, record};
+use pageserver::error::Error;
 use pageserver::storage::catalog::Update;
+use pageserver::storage::compaction::Pace;
 use pageserver::storage::format::LaneKind;
 use pageserver::storage::page::{Position, TimelineId};
 use pageserver::storage::sim_disk::{SimDisk, Unsynced};
@@ -303,11 +305,7 @@ impl Run<'_> {
             Merge { branch, lane, first, meanwhile } => self.merge((branch, lane), first, meanwhile),
             Detach => self.detach(),
             CloseUnused => {
-                self.world
-                    .branches
-                    .iter_mut()
-                    .filter(|branch| branch.held.is_empty())
-                    .for_each(|branch| branch.tree = None);
+                self.let_go_of_trees();
                 self.world.store.close_unused();
                 Ok(())
             }
@@ -387,21 +385,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn seal(&mut self, branch: u64, lane: u64, mut left: u64) -> Outcome {
+    fn seal(&mut self, branch: u64, lane: u64, meanwhile: u64) -> Outcome {
         let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
-        let (store, mut within) = (Arc::clone(&self.world.store), Ok(()));
-        let outcome = store.seal(id, lane, &mut |_| {
-            if left > 0 && within.is_ok() {
-                left -= 1;
-                within = self.meanwhile();
-            }
-            Ok(())
-        });
-        within?;
-        self.kept_in_shape("seal", id, outcome)
+        let store = Arc::clone(&self.world.store);
+        self.keep_in_shape("seal", id, meanwhile, |pace| store.seal(id, lane, pace))
     }
 
-    fn merge(&mut self, (branch, lane): (u64, u64), first: u64, mut left: u64) -> Outcome {
+    fn merge(&mut self, (branch, lane): (u64, u64), first: u64, meanwhile: u64) -> Outcome {
         let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
         let store = Arc::clone(&self.world.store);
         let layers =
@@ -411,16 +401,8 @@ impl Run<'_> {
         if layers < 2 || self.world.tree(nth).is_err() {
             return Ok(());
         }
-        let mut within = Ok(());
-        let outcome = store.merge(id, lane, length(first) % (layers - 1)..layers, &mut |_| {
-            if left > 0 && within.is_ok() {
-                left -= 1;
-                within = self.meanwhile();
-            }
-            Ok(())
-        });
-        within?;
-        self.kept_in_shape("merge", id, outcome)
+        let range = length(first) % (layers - 1)..layers;
+        self.keep_in_shape("merge", id, meanwhile, |pace| store.merge(id, lane, range, pace))
     }
 
     fn lane(&self, branch: u64, lane: u64) -> Option<(TimelineId, LaneKind)> {
@@ -428,13 +410,24 @@ impl Run<'_> {
         Some((branch.timeline.filter(|_| !branch.uncertain)?, LaneKind::ALL[length(lane) % 2]))
     }
 
-    /// Sealing and merging may fail with the disk, or because the branch is gone meanwhile.
-    fn kept_in_shape(
+    /// Seals or merges, with up to `left` of the operations that follow done between its steps. It may fail with the disk, or
+    /// because the branch is gone meanwhile.
+    fn keep_in_shape(
         &mut self,
         what: &str,
         id: TimelineId,
-        outcome: pageserver::error::Result<bool>,
+        mut left: u64,
+        work: impl FnOnce(&mut Pace<'_>) -> Result<bool, Error>,
     ) -> Outcome {
+        let mut within = Ok(());
+        let outcome = work(&mut |_| {
+            if left > 0 && within.is_ok() {
+                left -= 1;
+                within = self.meanwhile();
+            }
+            Ok(())
+        });
+        within?;
         let Err(error) = outcome else { return Ok(()) };
         let branch = self.world.branches.iter().position(|branch| branch.timeline == Some(id));
         match branch {
@@ -443,13 +436,15 @@ impl Run<'_> {
         }
     }
 
+    /// Nobody has a branch open any more, but where a file without a name is.
+    fn let_go_of_trees(&mut self) {
+        for branch in self.world.branches.iter_mut().filter(|branch| branch.held.is_empty()) {
+            branch.tree = None;
+        }
+    }
+
     fn detach(&mut self) -> Outcome {
-        let closed = |branch: &mut Branch| {
-            if branch.held.is_empty() {
-                branch.tree = None;
-            }
-        };
-        self.world.branches.iter_mut().for_each(closed);
+        self.let_go_of_trees();
         (0..MAX_BRANCHES).for_each(|_| self.world.store.close_unused());
         match self.world.store.detach_deep(&mut |_| Ok(())) {
             Ok(_) => Ok(()),

@@ -3,7 +3,7 @@
 //! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
 
 pub mod commits;
-mod mapped;
+pub mod mapped;
 pub mod mirror;
 pub mod mixed;
 pub mod processes;

@@ -3,7 +3,7 @@
 //! Read it in this order. [`installation`] and [`user`] say which Postgres runs and as whom; [`settings`] what no
 //! branch may inherit; `data_directory` and `processes` look at a directory and at the processes that use it;
 //! `child`, `lines` and `tool` run programs; `postgres` is one server process; `slot` the states of one
-//! compute and [`supervisor`] all of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes what a
+//! compute, `room` how many there may be, and [`supervisor`] all of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes what a
 //! killed server left.
 //!
 //! Nobody gets into a compute without a password, this server included: readiness is read from `postmaster.pid` and
