@@ -67,7 +67,7 @@ fn errno_of<T>(outcome: Result<T, TreeError>) -> Result<T, Result<Errno, Error>>
     })
 }
 
-fn sync(tree: &Tree, inode: u64) -> Result<(), Error> {
+pub(crate) fn sync(tree: &Tree, inode: u64) -> Result<(), Error> {
     let (sender, receiver) = sync_channel(1);
     tree.sync(inode, true, Box::new(move |outcome| drop(sender.send(outcome))));
     receiver.recv().map_err(|_| Error::corrupt("a sync was never answered"))?
@@ -87,6 +87,7 @@ impl World {
         | Unlink { branch, .. }
         | Reap { branch }
         | Sync { branch, .. }
+        | SlowSync { branch, .. }
         | SyncBoth { branch }) = operation
         else {
             return Ok(false);
@@ -107,13 +108,25 @@ impl World {
             Link { place, to, .. } => self.link(branch, &tree, (self::place(place), self::place(to))),
             Unlink { place, held, .. } => self.unlink(branch, &tree, self::place(place), held),
             Reap { .. } => self.reap(branch, &tree),
+            SyncBoth { .. } if self.is_slow(branch) => {
+                self.ask(branch, &[0, 1], |done| tree.timeline().sync_both(done))
+            }
             SyncBoth { .. } => self.sync_lanes(branch, &[0, 1], tree.timeline().sync_and_wait()),
-            Sync { place, .. } => {
+            Sync { place, .. } | SlowSync { place, .. } => {
                 let (directory, _) = self::place(place);
                 let Some(inode) = Self::directory(&tree, directory) else {
                     return Err("no directory".into());
                 };
-                self.sync_lanes(branch, &[directory.lane()], sync(&tree, inode))
+                let lane = directory.lane();
+                match operation {
+                    _ if self.is_slow(branch) => {
+                        self.ask(branch, &[lane], |done| tree.sync(inode, true, done))
+                    }
+                    SlowSync { meanwhile, .. } if !self.busy => {
+                        self.begin_slow_sync(branch, &tree, (inode, lane), meanwhile)
+                    }
+                    _ => self.sync_lanes(branch, &[lane], sync(&tree, inode)),
+                }
             }
             other => self.change(branch, &tree, other),
         }?;

@@ -8,9 +8,11 @@
 //! that the simulation finds it.
 
 mod files;
+mod lie;
 mod model;
 mod operation;
 mod run;
+mod slow;
 mod world;
 
 use crate::operation::{Operation, draw};
@@ -26,7 +28,7 @@ const OPERATIONS: usize = 250;
 /// Seeds that are always tried.
 const FIXED: u64 = 30;
 /// How long a failing run is shortened.
-const SHORTEN: Duration = Duration::from_secs(30);
+const SHORTEN: Duration = Duration::from_secs(100);
 
 /// A run that went wrong.
 struct Failure {

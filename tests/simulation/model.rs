@@ -97,36 +97,53 @@ impl Image {
     }
 }
 
-/// What a lane may show: the versions since it was last made durable, the oldest of which is. The newest is what it shows
-/// while the store runs.
+/// What a lane may show: any version from the one that is durable on. The newest is what it shows while the store runs. Those
+/// before are what a disk that lies may leave.
 #[derive(Clone, Debug)]
-pub(crate) struct Versions(Vec<Arc<Image>>);
+pub(crate) struct Versions {
+    all: Vec<Arc<Image>>,
+    durable: usize,
+}
 
 impl Versions {
     pub(crate) fn of(image: Arc<Image>) -> Self {
-        Self(vec![image])
+        Self { all: vec![image], durable: 0 }
     }
 
     pub(crate) fn newest(&self) -> &Arc<Image> {
-        &self.0[self.0.len() - 1]
+        &self.all[self.all.len() - 1]
     }
 
     pub(crate) fn push(&mut self, image: Image) {
-        self.0.push(Arc::new(image));
+        self.all.push(Arc::new(image));
     }
 
-    /// All so far is durable.
-    pub(crate) fn sync(&mut self) {
-        self.0.drain(..self.0.len() - 1);
+    /// What a sync that begins now makes durable when it ends.
+    pub(crate) fn mark(&self) -> Arc<Image> {
+        Arc::clone(self.newest())
+    }
+
+    /// All up to a mark is durable, if that is still among what it may show.
+    pub(crate) fn sync(&mut self, mark: &Arc<Image>) {
+        let found = self.all.iter().rposition(|version| Arc::ptr_eq(version, mark));
+        self.durable = self.durable.max(found.unwrap_or(0));
     }
 
     /// A power loss or a reopening left `image`. It is the newest from now on, and no more durable than before. False if
     /// it may not be.
     pub(crate) fn settle(&mut self, image: &Image) -> bool {
-        let Some(found) = self.0.iter().rposition(|version| version.may_be(image)) else { return false };
-        self.0.truncate(found);
-        self.0.push(Arc::new(image.clone()));
+        let Some(found) = self.all.iter().rposition(|version| version.may_be(image)) else { return false };
+        if found < self.durable {
+            return false;
+        }
+        self.all.truncate(found.max(self.durable + 1));
+        self.all.push(Arc::new(image.clone()));
         true
+    }
+
+    /// Whether it has ever been `image`.
+    pub(crate) fn ever_was(&self, image: &Image) -> bool {
+        self.all.iter().any(|version| version.may_be(image))
     }
 }
 

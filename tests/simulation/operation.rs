@@ -61,6 +61,12 @@ pub(crate) enum Operation {
     SyncBoth {
         branch: u64,
     },
+    /// A sync that takes until so many of the operations that follow are done, or one of them has to wait for it.
+    SlowSync {
+        branch: u64,
+        place: u64,
+        meanwhile: u64,
+    },
     Fork {
         parent: u64,
         newest: bool,
@@ -121,8 +127,18 @@ pub(crate) enum Operation {
     FailOnce {
         count: u64,
     },
+    /// The same, among those of the catalog's file.
+    FailCatalog {
+        count: u64,
+    },
     FailReadOnce {
         count: u64,
+    },
+    /// One of the next syncs is none; after so many more operations the power goes, and the run ends.
+    Lie {
+        count: u64,
+        meanwhile: u64,
+        unsynced: u64,
     },
     Full {
         room: u64,
@@ -132,16 +148,45 @@ pub(crate) enum Operation {
         file: u64,
         bit: u64,
     },
-    /// The same, with the store stopped and started in between.
+    /// A bit is flipped, or a sector lost, with the store stopped and started in between.
     FlipAtRest {
         file: u64,
         bit: u64,
+        sector: bool,
+    },
+    /// The same in the catalog, after a stop or as a killed server leaves it.
+    FlipCatalog {
+        bit: u64,
+        sector: bool,
+        killed: bool,
     },
     /// A write goes elsewhere, everything is read, and the run ends.
     Misdirect {
         count: u64,
     },
     Restart,
+}
+
+impl Operation {
+    /// Whether it is something that the disk or the machine does, or ends a run of the store.
+    pub(crate) fn is_fault(self) -> bool {
+        use Operation::*;
+        matches!(
+            self,
+            PowerLoss { .. }
+                | StopAfter { .. }
+                | FailOnce { .. }
+                | FailCatalog { .. }
+                | FailReadOnce { .. }
+                | Lie { .. }
+                | Full { .. }
+                | Flip { .. }
+                | FlipAtRest { .. }
+                | FlipCatalog { .. }
+                | Misdirect { .. }
+                | Restart
+        )
+    }
 }
 
 impl fmt::Display for Operation {
@@ -175,7 +220,8 @@ fn one(random: &mut Random, calm: bool) -> Operation {
         40..42 => Link { branch, place, to: r() },
         42..46 => Unlink { branch, place, held: r() % 2 == 0 },
         46 => Reap { branch },
-        47..53 => Sync { branch, place },
+        47..52 => Sync { branch, place },
+        52 => SlowSync { branch, place, meanwhile: r() % 8 },
         53..55 => SyncBoth { branch },
         55..60 => Fork { parent: branch, newest: r() % 2 == 0 },
         60..62 => ForkAt { branch, mark: r() },
@@ -201,20 +247,26 @@ fn one(random: &mut Random, calm: bool) -> Operation {
         90 => PowerLoss { unsynced: r() },
         91 => Restart,
         92..95 => StopAfter { count: r() % 24, unsynced: r() },
-        95..97 => FailOnce { count: r() % 16 },
-        97 => FailReadOnce { count: r() % 16 },
-        98 => {
-            if r() % 8 == 0 {
-                Misdirect { count: r() % 8 }
+        95 => FailOnce { count: r() % 16 },
+        96 => {
+            if r() % 2 == 0 {
+                FailOnce { count: r() % 16 }
             } else {
-                Flip { file: r(), bit: r() * (1 << 20) + r() }
+                FailCatalog { count: r() % 16 }
             }
         }
+        97 => FailReadOnce { count: r() % 16 },
+        98 => match r() % 16 {
+            0 => Misdirect { count: r() % 8 },
+            1 | 2 => Lie { count: r() % 8, meanwhile: r() % 24, unsynced: r() },
+            _ => Flip { file: r(), bit: r() * (1 << 20) + r() },
+        },
         _ => {
-            if r() % 2 == 0 {
-                Full { room: r() % (64 << 10) }
-            } else {
-                FlipAtRest { file: r(), bit: r() * (1 << 20) + r() }
+            let bit = r() * (1 << 20) + r();
+            match r() % 4 {
+                0 | 1 => Full { room: r() % (64 << 10) },
+                2 => FlipAtRest { file: r(), bit, sector: r() % 4 == 0 },
+                _ => FlipCatalog { bit, sector: r() % 4 == 0, killed: r() % 2 == 0 },
             }
         }
     }

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Branches at the same time.
 const MAX_BRANCHES: usize = 10;
+/// What a disk loses as a whole.
+const SECTOR_BYTES: usize = 512;
 /// Operations for which an armed fault may wait.
 const PATIENCE: usize = 12;
 
@@ -69,6 +71,7 @@ impl Run<'_> {
     }
 
     fn step(&mut self, operation: Operation) -> Outcome {
+        self.go_on_with_slow_sync(operation)?;
         if !self.world.file_operation(operation)? && !self.branch_operation(operation)? {
             self.disk_operation(operation)?;
         }
@@ -78,6 +81,26 @@ impl Run<'_> {
         }
         self.patience = self.patience.saturating_sub(1);
         if self.world.armed && self.patience == 0 { self.calm() } else { Ok(()) }
+    }
+
+    /// Ends a sync that stands still in time, and before what cannot go on beside it.
+    fn go_on_with_slow_sync(&mut self, operation: Operation) -> Outcome {
+        use Operation::*;
+        let Some(slow) = &mut self.world.slow else { return Ok(()) };
+        slow.left = slow.left.saturating_sub(1);
+        let alone = matches!(
+            operation,
+            Seal { .. }
+                | Merge { .. }
+                | Detach
+                | CloseUnused
+                | Flip { .. }
+                | FlipAtRest { .. }
+                | FlipCatalog { .. }
+                | Misdirect { .. }
+                | Lie { .. }
+        );
+        if slow.left == 0 || alone { self.world.end_slow_sync() } else { Ok(()) }
     }
 
     /// Takes armed faults back.
@@ -173,6 +196,9 @@ impl Run<'_> {
     /// name if that is wanted.
     fn fork(&mut self, parent: usize, at: Option<Position>, replaces: Option<(usize, bool)>) -> Outcome {
         let world = &mut self.world;
+        if world.is_slow(parent) {
+            world.end_slow_sync()?;
+        }
         if world.branches[parent].uncertain
             || (replaces.is_none_or(|(_, keep)| keep) && world.branches.len() >= MAX_BRANCHES)
         {
@@ -342,6 +368,10 @@ impl Run<'_> {
                 disk.fail_once_after(count);
                 self.arm();
             }
+            FailCatalog { count } => {
+                disk.fail_once_in("catalog", count);
+                self.arm();
+            }
             FailReadOnce { count } => {
                 disk.fail_read_after(Some(count));
                 self.arm();
@@ -360,14 +390,19 @@ impl Run<'_> {
                     self.world.branches.iter_mut().for_each(|branch| branch.uncertain = false);
                 }
             }
-            FlipAtRest { file, bit } => {
+            FlipAtRest { file, bit, sector } => {
                 let stopped = self.world.restart()?;
                 if let Some((name, bit)) = some_bit(&stopped, file, bit) {
-                    flip(&stopped, &name, bit);
-                    let outcome = self.world.open_damaged(&stopped);
-                    outcome.map_err(|error| format!("{error} (bit {bit} of {name})"))?;
+                    self.open_damaged(&stopped, &name, bit, sector)?;
                 }
             }
+            FlipCatalog { bit, sector, killed } => {
+                let found =
+                    if killed { disk.after_power_loss(Unsynced::Kept) } else { self.world.restart()? };
+                let bit = used_bit(&found, "catalog", bit);
+                self.open_damaged(&found, "catalog", bit, sector)?;
+            }
+            Lie { count, meanwhile, unsynced } => self.lie(count, meanwhile, unsynced)?,
             Misdirect { count } => {
                 disk.misdirect_after(count);
                 self.arm();
@@ -383,6 +418,42 @@ impl Run<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Opens a disk with a damage.
+    fn open_damaged(&self, disk: &SimDisk, name: &str, bit: usize, sector: bool) -> Outcome {
+        if sector {
+            disk.alter(name, |bytes| {
+                let start = bit / 8 / SECTOR_BYTES * SECTOR_BYTES;
+                let end = bytes.len().min(start + SECTOR_BYTES);
+                bytes[start..end].fill(0);
+            });
+        } else {
+            flip(disk, name, bit);
+        }
+        let what = if sector { "the sector of bit" } else { "bit" };
+        // The last sector of a lane is as if it had never been written.
+        let end_lost = sector && name.starts_with("lanes/");
+        self.world.open_damaged(disk, end_lost).map_err(|error| format!("{error} ({what} {bit} of {name})"))
+    }
+
+    /// Goes on while one sync is none, and loses the power.
+    fn lie(&mut self, count: u64, meanwhile: u64, unsynced: u64) -> Outcome {
+        let disk = self.world.disk.clone();
+        disk.lie_after(count);
+        (self.ended, self.world.busy) = (true, true);
+        self.world.begin_doubt();
+        let mut left = meanwhile;
+        while disk.will_lie() || left > 0 {
+            left = left.saturating_sub(u64::from(!disk.will_lie()));
+            let Some(operation) = self.take() else { return Ok(()) };
+            if operation.is_fault() {
+                continue;
+            }
+            self.step(operation)?;
+            self.world.remember();
+        }
+        self.world.open_after_lie(&disk.after_power_loss(self::unsynced(unsynced)))
     }
 
     fn seal(&mut self, branch: u64, lane: u64, meanwhile: u64) -> Outcome {
@@ -420,6 +491,7 @@ impl Run<'_> {
         work: impl FnOnce(&mut Pace<'_>) -> Result<bool, Error>,
     ) -> Outcome {
         let mut within = Ok(());
+        let busy = std::mem::replace(&mut self.world.busy, true);
         let outcome = work(&mut |_| {
             if left > 0 && within.is_ok() {
                 left -= 1;
@@ -427,6 +499,7 @@ impl Run<'_> {
             }
             Ok(())
         });
+        self.world.busy = busy;
         within?;
         let Err(error) = outcome else { return Ok(()) };
         let branch = self.world.branches.iter().position(|branch| branch.timeline == Some(id));
@@ -462,6 +535,9 @@ impl Run<'_> {
             let Some(timeline) = open.iter().find(|timeline| Some(timeline.id()) == id) else { continue };
             let newest = self.world.branches[nth].newest();
             self.world.note_moments(nth, &newest);
+            if self.world.is_slow(nth) {
+                continue;
+            }
             if timeline.latched().is_some() {
                 self.world.failed(Some(nth), "tick", &"the timeline is latched")?;
                 continue;
@@ -479,6 +555,18 @@ fn some_bit(disk: &SimDisk, file: u64, bit: u64) -> Option<(String, usize)> {
         disk.files().into_iter().filter(|(name, bytes)| *bytes > 0 && name.contains('/')).collect();
     let (name, bytes) = files.get(length(file) % files.len().max(1))?;
     Some((name.clone(), length(bit) % (bytes * 8)))
+}
+
+/// A bit of a page of a file that is not all zeros.
+fn used_bit(disk: &SimDisk, name: &str, bit: u64) -> usize {
+    const PAGE_BYTES: usize = 4096;
+    let mut used = Vec::new();
+    disk.after_power_loss(Unsynced::Kept).alter(name, |bytes| {
+        let pages = bytes.chunks(PAGE_BYTES).enumerate();
+        used = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).map(|(nth, _)| nth).collect();
+    });
+    let nth = length(bit) % (used.len() * PAGE_BYTES * 8).max(1);
+    used.get(nth / (PAGE_BYTES * 8)).copied().unwrap_or(0) * PAGE_BYTES * 8 + nth % (PAGE_BYTES * 8)
 }
 
 fn flip(disk: &SimDisk, name: &str, bit: usize) {

@@ -1,6 +1,8 @@
 //! The store under test on its simulated disk, beside the model of what it must show.
 
+use crate::lie::Doubt;
 use crate::model::{Directory, Image, Node, Versions};
+use crate::slow::Slow;
 use pageserver::fs::tree::{NewInode, Tree};
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::check;
@@ -68,11 +70,19 @@ pub(crate) struct World {
     pub(crate) moments: BTreeMap<(TimelineId, Position), Moment>,
     /// The branches as they are if a publication of unknown outcome took place.
     pub(crate) alternative: Option<Vec<Branch>>,
+    /// A sync that has begun and not ended.
+    pub(crate) slow: Option<Slow>,
+    /// Whether something goes on that waits for syncs, so that none may be slow.
+    pub(crate) busy: bool,
+    /// What there was since the disk may have lied.
+    pub(crate) doubt: Option<Doubt>,
     pub(crate) now_s: i64,
     /// How many names were given.
     pub(crate) named: u64,
     /// Whether a failure of the disk may come.
     pub(crate) armed: bool,
+    /// Whether one has come, so that a moment may be marked though it was said that it is not.
+    pub(crate) struck: bool,
     /// Power losses and restarts so far.
     pub(crate) openings: u64,
 }
@@ -93,7 +103,7 @@ pub(crate) fn new_inode(kind: FileKind, mode: u16, target: &[u8]) -> NewInode<'_
     NewInode { kind, mode, owner: (1, 1), target }
 }
 
-fn open(disk: &SimDisk, now_s: i64) -> Result<Arc<Store>, pageserver::error::Error> {
+pub(crate) fn open(disk: &SimDisk, now_s: i64) -> Result<Arc<Store>, pageserver::error::Error> {
     let store = Store::open(Arc::new(disk.clone()), 5)?;
     store.clock().set(now_s * SECOND_NS);
     store.keep_history(Duration::from_secs(WINDOW_S.unsigned_abs()))?;
@@ -116,8 +126,21 @@ impl World {
         }
         tree.timeline().sync_and_wait().expect("sync");
         let branches = vec![Branch::new("main", Some(id), Default::default())];
-        let (moments, alternative) = (BTreeMap::new(), None);
-        Self { disk, store, branches, moments, alternative, now_s, named: 0, armed: false, openings: 0 }
+        Self {
+            disk,
+            store,
+            branches,
+            moments: BTreeMap::new(),
+            alternative: None,
+            slow: None,
+            busy: false,
+            doubt: None,
+            now_s,
+            named: 0,
+            armed: false,
+            struck: false,
+            openings: 0,
+        }
     }
 
     pub(crate) fn index(&self, number: u64) -> usize {
@@ -313,13 +336,8 @@ impl World {
 
     /// A lane of a branch is durable now, and so are the moments marked so far.
     pub(crate) fn synced(&mut self, branch: usize, lane: usize) {
-        let branch = &mut self.branches[branch];
-        branch.lanes[lane].sync();
-        for ((timeline, _), moment) in &mut self.moments {
-            if Some(*timeline) == branch.timeline {
-                moment.durable[lane] = true;
-            }
-        }
+        let asked = self.asked(branch, &[lane]);
+        self.answered_well(branch, &asked);
     }
 
     /// Remembers what was there at the moments of a branch that are new.
@@ -337,7 +355,10 @@ impl World {
 
     /// The power goes; what is found afterwards must be one of the things that may be.
     pub(crate) fn lose_power(&mut self, unsynced: Unsynced) -> Outcome {
+        self.struck |= self.disk.failed();
         let disk = self.disk.after_power_loss(unsynced);
+        // Nobody was told that a sync that has not ended is done.
+        self.slow = None;
         self.start_again(disk)
     }
 
@@ -376,6 +397,15 @@ impl World {
         }
         let Some(id) = branch.timeline else { return Ok(()) };
         let known: Vec<Position> = tree.timeline().marks().iter().map(|mark| mark.position).collect();
+        let unknown = known.iter().filter(|position| !self.moments.contains_key(&(id, **position)));
+        for position in unknown.filter(|_| self.struck).copied().collect::<Vec<_>>() {
+            let images = Self::observe(&Tree::new(tree.timeline().view([position; 2])))?;
+            if ![0, 1].iter().all(|lane| branch.lanes[*lane].ever_was(&images[*lane])) {
+                return Err(format!("{name} at {position}, whose marking failed, shows what never was"));
+            }
+            let moment = Moment { images: images.map(Arc::new), durable: [false; 2], kept: true };
+            self.moments.insert((id, position), moment);
+        }
         self.moments.retain(|(timeline, position), moment| {
             // One that was let go of comes back if a power loss takes the record of that.
             *timeline != id || known.contains(position) || !moment.kept || moment.durable[0]
@@ -392,6 +422,8 @@ impl World {
 
     /// Opens anew whatever a failure left in doubt. The disk is sound again.
     pub(crate) fn mend(&mut self) -> Outcome {
+        self.end_slow_sync()?;
+        self.struck |= self.disk.failed();
         self.disk.fail_after(None);
         self.disk.fail_read_after(None);
         self.disk.set_capacity_bytes(None);
@@ -409,6 +441,7 @@ impl World {
 
     /// Stops in order, and starts again from what is durable.
     pub(crate) fn restart(&mut self) -> Outcome<SimDisk> {
+        self.end_slow_sync()?;
         self.branches.iter_mut().for_each(Branch::close);
         // One that no name leads to any more may have failed unseen.
         for timeline in self.store.open_timelines().iter().filter(|timeline| timeline.latched().is_some()) {
@@ -424,8 +457,9 @@ impl World {
         Ok(stopped)
     }
 
-    /// Opens what was stopped in order after a bit of it was flipped: whatever it shows is right.
-    pub(crate) fn open_damaged(&self, disk: &SimDisk) -> Outcome {
+    /// Opens what was stopped in order after some of it was damaged: whatever it shows is right, but for the end of lanes if
+    /// that may be lost.
+    pub(crate) fn open_damaged(&self, disk: &SimDisk, end_lost: bool) -> Outcome {
         let Ok(store) = open(disk, self.now_s) else { return Ok(()) };
         for branch in &self.branches {
             let Some(record) = store.catalog().branch(&branch.name) else {
@@ -433,6 +467,10 @@ impl World {
             };
             let Ok(timeline) = store.timeline(TimelineId(record.timeline)) else { continue };
             if let Ok(images) = Self::observe(&Tree::new(timeline)) {
+                let ever_was = |lane: usize| branch.lanes[lane].ever_was(&images[lane]);
+                if end_lost && ever_was(0) && ever_was(1) {
+                    continue;
+                }
                 Self::compare(&format!("{}, damaged", branch.name), &images, &branch.newest())?;
             }
         }

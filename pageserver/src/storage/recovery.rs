@@ -290,6 +290,20 @@ pub fn inspect(
     replay(lane_files, lane, ids, from, visit).map(|_| ())
 }
 
+/// Takes away the head of a record that a crash tore. It could be made whole by what is written over it: if that is torn as
+/// well, and the two end alike, what was lost would be there again.
+fn wipe(file: &dyn DiskFile, offset: u64) -> Result<()> {
+    let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
+    let left = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let mut head = vec![0; left.min(format::RECORD_HEADER_BYTES)];
+    file.read_exact_at(&mut head, offset).map_err(|e| Error::io("read a lane file", &e))?;
+    if head.iter().any(|byte| *byte != 0) {
+        head.fill(0);
+        file.write_all_at(&[&head], offset).map_err(|e| Error::io("end a recovered lane file", &e))?;
+    }
+    Ok(())
+}
+
 /// Replays the files `ids` of a lane, sorted, into `visit`, drops the lost tail of a crash, and returns the log,
 /// all of it durable, ready to append. The log begins at `start`. Refuses if it ends before `required`, a position known to have been synced.
 pub fn recover(
@@ -315,6 +329,9 @@ pub fn recover(
         }
     }
     log.last = end.last;
+    if let Some(file) = log.files.get(&end.sequence) {
+        wipe(&**file, end.offset)?;
+    }
     // What was read may so far be only in the cache, in any of the files; whoever reads it from now on may rely on it.
     for file in log.files.values() {
         file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;

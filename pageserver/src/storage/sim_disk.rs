@@ -3,13 +3,14 @@
 //!
 //! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults it injects:
 //! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors and changes of directories, failure of
-//! the n-th write, sync or read, a write that goes elsewhere, a full disk, and bytes changed at rest. After a failed sync the
-//! cache shows what never reached the medium, as Linux does, until it is dropped.
+//! the n-th write, sync or read, a write that goes elsewhere, a sync that takes its time or only says that it was done, a full
+//! disk, and bytes changed at rest. A write that fails leaves some of its bytes, from the front. After a failed sync the cache
+//! shows what never reached the medium, as Linux does, until it is dropped.
 
 use crate::storage::disk::{Disk, DiskFile, Mapping};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Unit that a power loss keeps or drops as a whole.
 const SECTOR_BYTES: usize = 512;
@@ -36,14 +37,31 @@ struct State {
     failure_after: Option<u64>,
     /// Whether only one fails.
     heals: bool,
+    /// The file of which one fails, if not any.
+    failure_of: Option<&'static str>,
     struck: bool,
     /// Reads left before one fails.
     read_failure_after: Option<u64>,
     /// Writes of lanes and layers left before one goes elsewhere.
     misdirection_after: Option<u64>,
+    /// Syncs left before one says that it was done, and was not.
+    lie_after: Option<u64>,
+    stall: Stall,
     capacity_bytes: Option<u64>,
     /// What was done, one line each, for golden tests of the order of durability.
     trace: Vec<String>,
+}
+
+/// A sync that takes its time.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Stall {
+    /// None does.
+    #[default]
+    Not,
+    /// The next one of a lane's file will.
+    Next,
+    /// One has begun.
+    Begun,
 }
 
 /// What a power loss does to sectors written but not synced.
@@ -59,7 +77,14 @@ pub enum Unsynced {
 
 /// The simulated disk; clones share it.
 #[derive(Clone, Default)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub struct SimDisk(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Told when a sync that takes its time may end.
+    ended: Condvar,
+}
 
 struct SimFile {
     disk: SimDisk,
@@ -69,7 +94,7 @@ struct SimFile {
 
 impl SimDisk {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk as it is found after a power loss.
@@ -93,19 +118,51 @@ impl SimDisk {
             survivor.names.insert(name.clone(), *number);
         }
         survivor.synced_names = survivor.names.clone();
-        SimDisk(Arc::new(Mutex::new(survivor)))
+        SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
     /// Lets `count` more writes and syncs succeed, then fails one; `None` for no more failures.
     pub fn fail_after(&self, count: Option<u64>) {
         let mut state = self.state();
-        (state.failure_after, state.heals) = (count, false);
+        (state.failure_after, state.heals, state.failure_of) = (count, false, None);
     }
 
     /// Lets `count` more writes and syncs succeed, fails one, and lets all others succeed.
     pub fn fail_once_after(&self, count: u64) {
         let mut state = self.state();
-        (state.failure_after, state.heals) = (Some(count), true);
+        (state.failure_after, state.heals, state.failure_of) = (Some(count), true, None);
+    }
+
+    /// The same, counting only what is done to one file.
+    pub fn fail_once_in(&self, name: &'static str, count: u64) {
+        self.fail_once_after(count);
+        self.state().failure_of = Some(name);
+    }
+
+    /// Lets `count` more syncs be done, and one only say so. The next one of the same file or directory does it for both.
+    pub fn lie_after(&self, count: u64) {
+        self.state().lie_after = Some(count);
+    }
+
+    /// Whether a sync still waits to be none.
+    pub fn will_lie(&self) -> bool {
+        self.state().lie_after.is_some()
+    }
+
+    /// Lets the next sync of a lane's file take until [`SimDisk::end_stall`] is called. What is written meanwhile it does not reach.
+    pub fn stall_next(&self) {
+        self.state().stall = Stall::Next;
+    }
+
+    /// Whether a sync takes its time now.
+    pub fn is_stalled(&self) -> bool {
+        self.state().stall == Stall::Begun
+    }
+
+    /// Lets a sync that takes its time end, and the next one take none.
+    pub fn end_stall(&self) {
+        self.state().stall = Stall::Not;
+        self.0.ended.notify_all();
     }
 
     /// Lets `count` more reads succeed, and fails one; `None` for no failure.
@@ -211,6 +268,30 @@ impl Contents {
         image[start..end].copy_from_slice(&self.written[start..end]);
     }
 
+    /// The bytes of a sector as they were written.
+    fn sector(&self, nth: usize) -> &[u8] {
+        let end = ((nth + 1) * SECTOR_BYTES).min(self.written.len());
+        &self.written[(nth * SECTOR_BYTES).min(end)..end]
+    }
+
+    /// What a sync that begins now has to reach.
+    fn begin_sync(&self) -> Vec<(usize, Vec<u8>)> {
+        self.dirty.iter().map(|nth| (*nth, self.sector(*nth).to_vec())).collect()
+    }
+
+    /// Ends a sync. What was written since it began is no more on the medium than before.
+    fn end_sync(&mut self, begun: &[(usize, Vec<u8>)], length: usize) {
+        let grown = self.synced.len().max(length);
+        self.synced.resize(grown, 0);
+        for (nth, bytes) in begun {
+            let start = nth * SECTOR_BYTES;
+            self.synced[start..start + bytes.len()].copy_from_slice(bytes);
+            if self.sector(*nth) == bytes {
+                self.dirty.remove(nth);
+            }
+        }
+    }
+
     fn sync(&mut self) {
         let mut image = std::mem::take(&mut self.synced);
         image.resize(self.written.len(), 0);
@@ -253,8 +334,18 @@ impl State {
         now
     }
 
-    fn step(&mut self, what: String) -> io::Result<()> {
-        self.trace.push(what);
+    fn lies(&mut self) -> bool {
+        let now = self.lie_after == Some(0);
+        self.lie_after = self.lie_after.and_then(|left| left.checked_sub(1));
+        now
+    }
+
+    /// Notes what is done to a file or directory, and says whether it fails.
+    fn step(&mut self, verb: &str, name: &str, how: &str) -> io::Result<()> {
+        self.trace.push(format!("{verb} {name}{}{how}", if how.is_empty() { "" } else { " " }));
+        if self.failure_of.is_some_and(|only| only != name) {
+            return Ok(());
+        }
         match &mut self.failure_after {
             Some(0) => {
                 self.struck = true;
@@ -292,42 +383,63 @@ impl DiskFile for SimFile {
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        state.step(format!("write {} {offset}+{length}", self.name))?;
+        let mut outcome = state.step("write", &self.name, &format!("{offset}+{length}"));
         let mut start = usize::try_from(offset).map_err(io::Error::other)?;
+        let mut room = length;
+        if outcome.is_err() {
+            room = usize::try_from(Random(state.trace.len() as u64).below(length as u64 + 1)).unwrap_or(0);
+        }
         let used: usize = state.contents.values().map(|c| c.written.len()).sum();
         let capacity = state.capacity_bytes;
         let misdirected = self.name.contains('/') && state.misdirects();
         let contents = state.contents.entry(self.number).or_default();
         let grown = (start + length).saturating_sub(contents.written.len());
-        if capacity.is_some_and(|capacity| (used + grown) as u64 > capacity) {
-            return Err(io::ErrorKind::StorageFull.into());
+        let free = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(used as u64));
+        if grown as u64 > free {
+            outcome = Err(io::ErrorKind::StorageFull.into());
+            room = room.min(length - grown + usize::try_from(free).unwrap_or(usize::MAX));
         }
         if misdirected {
             start = if start >= MISDIRECTED_BY { start - MISDIRECTED_BY } else { start + MISDIRECTED_BY };
         }
         for part in parts {
-            contents.write(start, part);
-            start += part.len();
+            let count = part.len().min(room);
+            if count > 0 {
+                contents.write(start, &part[..count]);
+            }
+            start += count;
+            room -= count;
         }
-        Ok(())
+        outcome
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        let outcome = state.step(format!("sync {}", self.name));
+        let outcome = state.step("sync", &self.name, "");
         let seed = state.trace.len() as u64;
+        let lies = state.lies();
+        let stalls =
+            outcome.is_ok() && !lies && state.stall == Stall::Next && self.name.starts_with("lanes/");
         let contents = state.contents.entry(self.number).or_default();
-        if outcome.is_ok() {
-            contents.sync();
-        } else {
-            contents.fail(seed);
+        match &outcome {
+            Err(_) => contents.fail(seed),
+            Ok(()) if lies => {}
+            Ok(()) if stalls => {
+                let (begun, length) = (contents.begin_sync(), contents.written.len());
+                state.stall = Stall::Begun;
+                while state.stall == Stall::Begun {
+                    state = self.disk.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.contents.entry(self.number).or_default().end_sync(&begun, length);
+            }
+            Ok(()) => contents.sync(),
         }
         outcome
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.step(format!("set-length {} {length}", self.name))?;
+        state.step("set-length", &self.name, &length.to_string())?;
         let length = usize::try_from(length).map_err(io::Error::other)?;
         let used: usize = state.contents.values().map(|c| c.written.len()).sum();
         let capacity = state.capacity_bytes;
@@ -376,7 +488,7 @@ impl Disk for SimDisk {
         if state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        state.step(format!("create {name}"))?;
+        state.step("create", name, "")?;
         let number = state.next_file;
         state.next_file += 1;
         state.contents.insert(number, Contents::default());
@@ -386,7 +498,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state();
-        state.step(format!("rename {from} {to}"))?;
+        state.step("rename", from, to)?;
         let number = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.to_owned(), number);
         Ok(())
@@ -394,7 +506,7 @@ impl Disk for SimDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
-        state.step(format!("remove {name}"))?;
+        state.step("remove", name, "")?;
         state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(())
     }
@@ -410,7 +522,10 @@ impl Disk for SimDisk {
 
     fn sync_directory(&self, directory: &str) -> io::Result<()> {
         let mut state = self.state();
-        state.step(format!("sync-directory {directory}"))?;
+        state.step("sync-directory", directory, "")?;
+        if state.lies() {
+            return Ok(());
+        }
         let inside = |name: &str| name.rsplit_once('/').map_or("", |(parent, _)| parent) == directory;
         let current: Vec<_> =
             state.names.iter().filter(|(name, _)| inside(name)).map(|(n, f)| (n.clone(), *f)).collect();

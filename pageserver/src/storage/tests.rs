@@ -186,6 +186,30 @@ fn the_order_of_durability_is_data_then_names() {
 }
 
 #[test]
+fn a_lost_record_is_not_made_whole_by_the_next_one() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    tree(&store, id).timeline().sync_and_wait().unwrap();
+    make(&tree(&store, id), b"f");
+    let name = "lanes/00000001.d.00000000";
+    // A crash tears the end of the record off.
+    let torn = disk.after_power_loss(Unsynced::Kept);
+    torn.alter(name, |bytes| bytes.truncate(bytes.len() - 8));
+    let store = open(&torn).unwrap();
+    assert!(tree(&store, id).lookup(ROOT_INODE, b"f").is_err());
+    make(&tree(&store, id), b"g");
+    // The next crash tears the beginning off of what was written over it, and leaves the end.
+    let again = torn.after_power_loss(Unsynced::Lost);
+    let mut written = Vec::new();
+    torn.after_power_loss(Unsynced::Kept).alter(name, |bytes| written.clone_from(bytes));
+    again.alter(name, |bytes| bytes.extend_from_slice(&written[bytes.len()..]));
+    let store = open(&again).unwrap();
+    for lost in [b"f", b"g"] {
+        assert!(tree(&store, id).lookup(ROOT_INODE, lost).is_err(), "{lost:?} is back");
+    }
+}
+
+#[test]
 fn a_log_cut_at_every_byte_gives_a_prefix() {
     let disk = SimDisk::default();
     let (store, id) = new_store(&disk);
