@@ -28,7 +28,7 @@ const OPERATIONS: usize = 250;
 /// Seeds that are always tried.
 const FIXED: u64 = 30;
 /// How long a failing run is shortened.
-const SHORTEN: Duration = Duration::from_secs(100);
+const SHORTEN: Duration = Duration::from_secs(30);
 
 /// A run that went wrong.
 struct Failure {
