@@ -50,7 +50,7 @@ churn: setup
 	cargo bench --bench churn
 
 simulate: setup
-	cargo test --quiet --test simulation -- $(if $(SEED),--seed $(SEED),--seconds $(shell echo $$(($(or $(MINUTES),10) * 60))))
+	cargo test --release --quiet --test simulation -- $(if $(SEED),--seed $(SEED),--seconds $(shell echo $$(($(or $(MINUTES),10) * 60))))
 
 rounds: setup
 	cargo build --release --workspace

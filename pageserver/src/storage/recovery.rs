@@ -13,6 +13,7 @@ use crate::storage::format::{
 use crate::storage::lane_files::{LaneFiles, WAL_FILE_BYTES};
 use crate::storage::log::{Log, Tail};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::sabotage::{self, Defect};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -219,7 +220,7 @@ impl Replay<'_, '_> {
                 if id.sequence == self.end.sequence { self.end.offset } else { FILE_HEADER_BYTES as u64 };
             synced = synced.max(scanner.claim_beyond(from, self.end.last)?);
         }
-        if synced <= self.end.last {
+        if synced <= self.end.last || sabotage::active(Defect::LaneLoss) {
             return Ok(());
         }
         let id = LaneFileId { timeline, lane, sequence: self.end.sequence };

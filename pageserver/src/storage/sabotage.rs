@@ -16,6 +16,10 @@ pub enum Defect {
     PageChecksum,
     /// A fork does not sync the parent's lanes.
     ForkSync,
+    /// A sync counts for what was appended while it ran.
+    SyncTarget,
+    /// A lane that ends before what was synced is taken for one that a crash cut.
+    LaneLoss,
     /// The catalog is not synced.
     CatalogSync,
     /// A catalog that has gone back is taken for what it was.
@@ -24,12 +28,14 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that `COPPICE_SABOTAGE` knows.
-    pub const ALL: [(&str, Self); 7] = [
+    pub const ALL: [(&str, Self); 9] = [
         ("lane-sync", Self::LaneSync),
         ("directory-sync", Self::DirectorySync),
         ("layer-sync", Self::LayerSync),
         ("page-checksum", Self::PageChecksum),
         ("fork-sync", Self::ForkSync),
+        ("sync-target", Self::SyncTarget),
+        ("lane-loss", Self::LaneLoss),
         ("catalog-sync", Self::CatalogSync),
         ("catalog-witness", Self::CatalogWitness),
     ];
