@@ -6,6 +6,7 @@
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use tokio::process::Command;
@@ -45,6 +46,13 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
 
 /// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.
 const NICENESS: i32 = 10;
+/// The limit of niceness, as getrlimit(2) counts it, that allows being as nice as that.
+const COMING_BACK: u64 = 10;
+
+thread_local! {
+    /// Whether the work of this thread may wait until a core is idle.
+    static PATIENT: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Lets the calling thread stand back behind others.
 #[expect(unsafe_code, reason = "there is no safe setpriority")]
@@ -52,4 +60,35 @@ pub fn lower_priority() -> io::Result<()> {
     // SAFETY: setpriority(2) takes three numbers. On Linux, 0 is the calling thread.
     let outcome = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICENESS) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether [`when_idle`] waits on this thread. It has no effect without the right to come back from there, which root has.
+pub fn be_patient(patient: bool) {
+    PATIENT.set(patient && may_come_back());
+}
+
+/// Does work that computes only, and holds no lock that others want, on whatever core is idle; at once unless the thread is
+/// patient.
+pub fn when_idle<T>(work: impl FnOnce() -> T) -> T {
+    if !PATIENT.get() {
+        return work();
+    }
+    schedule(nix::libc::SCHED_IDLE);
+    let value = work();
+    schedule(nix::libc::SCHED_OTHER);
+    value
+}
+
+#[expect(unsafe_code, reason = "there is no safe sched_setscheduler")]
+fn schedule(policy: i32) {
+    let priority = nix::libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_setscheduler(2) reads the parameter; 0 is the calling thread. It may fail: then all stays as it is.
+    unsafe { nix::libc::sched_setscheduler(0, policy, &raw const priority) };
+}
+
+/// A thread with the idle policy may leave it as if it had become less nice.
+fn may_come_back() -> bool {
+    use nix::sys::resource::{Resource, getrlimit};
+    let allowed = getrlimit(Resource::RLIMIT_NICE).is_ok_and(|(soft, _)| soft >= COMING_BACK);
+    allowed || nix::unistd::geteuid().is_root()
 }

@@ -58,6 +58,7 @@ impl Default for Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         unmount(&self.0.join("data/mount"));
+        unmount(&self.0.join("data/mount-wal"));
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
