@@ -3,8 +3,9 @@
 use crate::systems::{Base, System, load};
 use api::client::Client;
 use api::types::CreateBranch;
+use coppice::processes::wait_until_at_rest;
 use coppice::sides::{DATABASE, Side, set_up_branch};
-use coppice::{Directory, Server, eventually};
+use coppice::{Directory, LIMIT, Server, eventually};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +14,6 @@ use std::time::{Duration, Instant};
 /// The branch under load.
 const WORK: &str = "work";
 const NAME: &str = "coppice";
-/// A server that uses less of a core than this is at rest: it looks around once a second.
-const REST_TICKS: u64 = 1;
-/// For so long at a time.
-const LOOK: Duration = Duration::from_millis(250);
-/// The longest wait for it.
-const LIMIT: Duration = Duration::from_secs(180);
-
 /// A branch of a Coppice server.
 pub(crate) struct Coppice {
     server: Server,
@@ -76,17 +70,7 @@ impl System for Coppice {
     }
 
     fn settle(&mut self) {
-        let began = Instant::now();
-        let mut last = cpu_ticks(self.server.pid());
-        loop {
-            std::thread::sleep(LOOK);
-            let now = cpu_ticks(self.server.pid());
-            if now - last <= REST_TICKS {
-                return;
-            }
-            assert!(began.elapsed() < LIMIT, "the server is at work without end:\n{}", self.server.log());
-            last = now;
-        }
+        wait_until_at_rest(&self.server);
     }
 
     fn create(&mut self, branch: &str) -> f64 {
@@ -151,13 +135,6 @@ fn file_bytes(directory: &Path) -> u64 {
     let files = files.filter(|file| !file.file_name().to_string_lossy().starts_with("spare"));
     let lengths = files.filter_map(|file| file.metadata().ok()).filter(std::fs::Metadata::is_file);
     lengths.map(|metadata| metadata.blocks() * 512).sum()
-}
-
-/// What a process has used of the processors, in hundredths of a second.
-fn cpu_ticks(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("look at the server");
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-    fields.filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// How long the server took to answer the request that created a branch, by its log.
