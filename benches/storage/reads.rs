@@ -3,6 +3,8 @@
 use crate::world::{PAGE, SEED, World, is, name};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::fs::tree::Tree;
+use pageserver::storage::layer::{Entry, Layer};
+use pageserver::storage::page::HEAD;
 use pageserver::storage::sim_disk::Random;
 use std::hint::black_box;
 
@@ -43,13 +45,19 @@ fn read_run(world: &World, tree: &Tree, random: &mut Random, newer: &[u64]) {
     black_box(bytes);
 }
 
-/// Looks for a run of blocks that no layer has, which is all work of the index.
-fn resolve_run(world: &World, tree: &Tree, random: &mut Random) {
-    let first = PAGES + random.below(PAGES - RUN);
-    let length = u32::try_from(RUN * PAGE).expect("a length");
-    let (bytes, range) = tree.read(world.inode, first * PAGE, length).expect("read");
-    assert!(range.len() == bytes.len() && bytes[8192 - 8..8192] == [0; 8], "zeros");
-    black_box(bytes);
+/// Finds where a run of blocks is, layer by layer from the newest on, without reading any.
+fn resolve_run(world: &World, layers: &[Layer], random: &mut Random) {
+    let first = u32::try_from(random.below(PAGES - RUN)).expect("a block");
+    let run = first..first + u32::try_from(RUN).expect("a length");
+    let mut found = vec![None; run.len()];
+    for layer in layers {
+        let take = |entry: Entry| {
+            found[(entry.block - first) as usize].get_or_insert(entry.position);
+        };
+        layer.find(world.inode, run.clone(), HEAD, take).expect("find");
+    }
+    assert!(found.iter().all(Option::is_some), "a block of {run:?} is nowhere");
+    black_box(found);
 }
 
 fn layers(c: &mut Criterion) {
@@ -59,14 +67,15 @@ fn layers(c: &mut Criterion) {
         let newer: Vec<u64> = (1..count).collect();
         newer.iter().for_each(|version| world.layer(world.root, PAGES, (*version, STRIDE)));
         let (tree, mut random) = (world.tree(world.root), Random(SEED));
-        tree.extend(world.inode, 2 * PAGES * PAGE).expect("make the file longer");
+        let sealed = world.layers(world.root);
+        assert_eq!(sealed.len() as u64, count);
         let through = |what| BenchmarkId::new(what, count);
         let mut group = c.benchmark_group("through layers");
         group.bench_function(through("read a page"), |b| {
             b.iter(|| read(&world, &tree, &mut random, &newer));
         });
         group.bench_function(through("resolve 128 blocks"), |b| {
-            b.iter(|| resolve_run(&world, &tree, &mut random));
+            b.iter(|| resolve_run(&world, &sealed, &mut random));
         });
         group.throughput(Throughput::Bytes(RUN * PAGE));
         group.bench_function(through("read 128 blocks"), |b| {

@@ -6,6 +6,7 @@ use pageserver::fs::tree::{NewInode, Tree};
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::LocalDisk;
 use pageserver::storage::format::{FileKind, LaneKind};
+use pageserver::storage::layer::{Layer, LayerId};
 use pageserver::storage::page::{PAGE_BYTES, ROOT_INODE, TimelineId};
 use pageserver::storage::sim_disk::Random;
 use pageserver::storage::store::{STORE_DIRECTORIES, Store};
@@ -24,6 +25,7 @@ pub(crate) struct World {
     /// A file whose lane is the write-ahead log's.
     pub(crate) log_inode: u64,
     pub(crate) root: TimelineId,
+    disk: LocalDisk,
     _directory: Directory,
 }
 
@@ -31,8 +33,8 @@ impl World {
     /// An empty one.
     pub(crate) fn new() -> Self {
         let directory = Directory::new();
-        let disk = LocalDisk::open(directory.path(), &STORE_DIRECTORIES).expect("open the disk");
-        let store = Store::open(Arc::new(disk), SEED).expect("open the store");
+        let open = || LocalDisk::open(directory.path(), &STORE_DIRECTORIES).expect("open the disk");
+        let store = Store::open(Arc::new(open()), SEED).expect("open the store");
         let root = store.create_root().expect("make a timeline");
         store.publish(name("main", root)).expect("name it");
         let tree = Tree::new(store.timeline(root).expect("open it"));
@@ -44,7 +46,8 @@ impl World {
         let inode = make(ROOT_INODE, b"table", FileKind::File);
         let log = make(ROOT_INODE, b"pg_wal", FileKind::Directory);
         let log_inode = make(log, b"segment", FileKind::File);
-        Self { store, inode, log_inode, root, _directory: directory }
+        let disk = open();
+        Self { store, inode, log_inode, root, disk, _directory: directory }
     }
 
     /// The files of a timeline.
@@ -64,6 +67,15 @@ impl World {
             self.write(&tree, block, version);
         }
         self.seal(timeline);
+    }
+
+    /// The layers of the data lane, newest first, opened apart from the store.
+    pub(crate) fn layers(&self, timeline: TimelineId) -> Vec<Layer> {
+        let (catalog, lane) = (self.store.catalog(), LaneKind::Data);
+        let record = catalog.timeline(timeline).expect("the timeline is in the catalog");
+        let layers = record.lanes[lane as usize].layers.iter();
+        let open = |number| Layer::open(&self.disk, catalog.store(), LayerId { timeline, lane, number });
+        layers.map(|layer| open(layer.number).expect("open a layer")).collect()
     }
 
     /// Makes a layer of what was written.
