@@ -69,8 +69,8 @@ impl Local {
         volume: Option<LoopVolume>,
         base: Base,
     ) -> Self {
-        // As the manual of Postgres recommends for copy-on-write, and as a branch of ours has it. What overwrites in place is
-        // faster with the defaults.
+        // As the manual of Postgres recommends for copy-on-write, and as a branch of ours has it. The defaults are made for what
+        // overwrites in place.
         let settings: &[_] = if method == Method::Snapshot {
             &[("wal_recycle", "off"), ("wal_init_zero", "off")]
         } else {

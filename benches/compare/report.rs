@@ -53,7 +53,8 @@ impl Measure {
             }
         };
         let cells: Vec<String> = self.values.iter().map(cell).collect();
-        format!("{:<20} {:<24} {}", self.key, cells[0], cells[1..].join("   "))
+        let row = format!("{:<20} {:<24} {}", self.key, cells[0], cells[1..].join("   "));
+        row.trim_end().to_owned()
     }
 
     fn to_json(&self) -> Value {

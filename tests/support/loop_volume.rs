@@ -32,16 +32,23 @@ impl FileSystem {
         }
     }
 
+    /// Fails if this machine does not have the program that makes one.
+    fn require(self) -> Result<(), String> {
+        run(Command::new(self.program()).arg("-V")).map(drop)
+    }
+
+    fn program(self) -> String {
+        format!("mkfs.{}", self.name())
+    }
+
     /// Makes one. The blocks of a device that is told to discard them would have to be found again at the first write.
     fn make(self, device: &str) -> Result<(), String> {
-        let (program, options): (_, &[&str]) = match self {
-            Self::Btrfs => ("mkfs.btrfs", &["-q", "-f", "--nodiscard"]),
-            Self::Xfs => ("mkfs.xfs", &["-q", "-f", "-K", "-m", "reflink=1"]),
-            Self::Ext4 => {
-                ("mkfs.ext4", &["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"])
-            }
+        let options: &[&str] = match self {
+            Self::Btrfs => &["-q", "-f", "--nodiscard"],
+            Self::Xfs => &["-q", "-f", "-K", "-m", "reflink=1"],
+            Self::Ext4 => &["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"],
         };
-        run(Command::new(program).args(options).arg(device)).map(drop)
+        run(Command::new(self.program()).args(options).arg(device)).map(drop)
     }
 }
 
@@ -64,6 +71,7 @@ impl LoopVolume {
         if !nix::unistd::geteuid().is_root() {
             return Err("only root can mount it".to_owned());
         }
+        kind.require()?;
         let image = directory.join(format!("{}.img", kind.name()));
         let mountpoint = directory.join(kind.name());
         let options = ["noatime,nodiscard", options].join(",");
@@ -104,11 +112,6 @@ impl LoopVolume {
     /// Where it is mounted.
     pub fn root(&self) -> &Path {
         &self.mountpoint
-    }
-
-    /// The kind of it.
-    pub fn kind(&self) -> FileSystem {
-        self.kind
     }
 
     /// Bytes in use. Nothing may have a file of it open: it is mounted anew, so that nothing is put off or held in advance.

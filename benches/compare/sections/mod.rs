@@ -131,13 +131,13 @@ pub(crate) fn watch_signals() {
         (watch(SignalKind::interrupt()), watch(SignalKind::terminate()))
     };
     std::thread::spawn(move || {
-        runtime.block_on(async {
+        let name = runtime.block_on(async {
             tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
             }
         });
         INTERRUPTED.store(true, Ordering::SeqCst);
-        eprintln!("\ninterrupted: cleaning up");
+        eprintln!("\n{name}: cleaning up at the next turn");
     });
 }
