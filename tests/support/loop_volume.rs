@@ -54,7 +54,6 @@ impl FileSystem {
 
 /// A mounted file system. Dropped, it is unmounted, and its device and file go.
 pub struct LoopVolume {
-    kind: FileSystem,
     image: PathBuf,
     device: Option<String>,
     mountpoint: PathBuf,
@@ -76,7 +75,7 @@ impl LoopVolume {
         let mountpoint = directory.join(kind.name());
         let options = ["noatime,nodiscard", options].join(",");
         let options = options.trim_end_matches(',').to_owned();
-        let mut volume = Self { kind, image, device: None, mountpoint, options };
+        let mut volume = Self { image, device: None, mountpoint, options };
         write_out(&volume.image, bytes)?;
         fs::create_dir(&volume.mountpoint).map_err(|e| format!("make its mountpoint: {e}"))?;
         let mut attach = Command::new("losetup");
