@@ -7,7 +7,7 @@ const WIDTH: f64 = 880.0;
 /// From the left edge to the axis, and from the end of the axis to the right edge.
 const LEFT: f64 = 250.0;
 const RIGHT: f64 = 70.0;
-const TOP: f64 = 92.0;
+const TOP: f64 = 110.0;
 const BOTTOM: f64 = 58.0;
 const BAR: f64 = 15.0;
 const BETWEEN_BARS: f64 = 3.0;
