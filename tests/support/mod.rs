@@ -2,7 +2,9 @@
 //!
 //! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
 
+pub mod cluster;
 pub mod commits;
+pub mod loop_volume;
 pub mod mapped;
 pub mod mirror;
 pub mod mixed;
