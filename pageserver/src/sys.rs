@@ -9,6 +9,7 @@ use nix::unistd::{getpid, getppid};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
+use std::sync::OnceLock;
 use tokio::process::Command;
 
 /// Makes the child receive `signal` when the thread that spawns it ends, and so at the latest when this process does.
@@ -46,8 +47,6 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
 
 /// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.
 const NICENESS: i32 = 10;
-/// The limit of niceness, as getrlimit(2) counts it, that allows being as nice as that.
-const COMING_BACK: u64 = 10;
 
 thread_local! {
     /// Whether the work of this thread may wait until a core is idle.
@@ -62,7 +61,7 @@ pub fn lower_priority() -> io::Result<()> {
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether [`when_idle`] waits on this thread. It has no effect without the right to come back from there, which root has.
+/// Whether [`when_idle`] waits on this thread. It has no effect without the right to come back from there.
 pub fn be_patient(patient: bool) {
     PATIENT.set(patient && may_come_back());
 }
@@ -73,22 +72,26 @@ pub fn when_idle<T>(work: impl FnOnce() -> T) -> T {
     if !PATIENT.get() {
         return work();
     }
-    schedule(nix::libc::SCHED_IDLE);
+    let waits = schedule(nix::libc::SCHED_IDLE);
     let value = work();
-    schedule(nix::libc::SCHED_OTHER);
+    if waits && !schedule(nix::libc::SCHED_OTHER) {
+        PATIENT.set(false);
+    }
     value
 }
 
 #[expect(unsafe_code, reason = "there is no safe sched_setscheduler")]
-fn schedule(policy: i32) {
+fn schedule(policy: i32) -> bool {
     let priority = nix::libc::sched_param { sched_priority: 0 };
-    // SAFETY: sched_setscheduler(2) reads the parameter; 0 is the calling thread. It may fail: then all stays as it is.
-    unsafe { nix::libc::sched_setscheduler(0, policy, &raw const priority) };
+    // SAFETY: sched_setscheduler(2) reads the parameter; 0 is the calling thread.
+    unsafe { nix::libc::sched_setscheduler(0, policy, &raw const priority) == 0 }
 }
 
-/// A thread with the idle policy may leave it as if it had become less nice.
+/// Whether a thread gets out of the idle policy again, tried once by one that ends then: it takes a capability, or a limit of
+/// niceness, and root in a container may have neither.
 fn may_come_back() -> bool {
-    use nix::sys::resource::{Resource, getrlimit};
-    let allowed = getrlimit(Resource::RLIMIT_NICE).is_ok_and(|(soft, _)| soft >= COMING_BACK);
-    allowed || nix::unistd::geteuid().is_root()
+    static MAY: OnceLock<bool> = OnceLock::new();
+    let there_and_back =
+        || lower_priority().is_ok() && schedule(nix::libc::SCHED_IDLE) && schedule(nix::libc::SCHED_OTHER);
+    *MAY.get_or_init(|| std::thread::spawn(there_and_back).join().unwrap_or(false))
 }

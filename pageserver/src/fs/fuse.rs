@@ -1,8 +1,9 @@
 //! The adapter between FUSE and the trees: decode, call, reply.
 //!
 //! There are two mounts. One shows the data directories. The other shows the write-ahead logs of those that Postgres runs
-//! on, to which `pg_wal` in the data directory then is a link. What is done there is durable when it is answered, so that
-//! the kernel is told to ask for no syncs of files: a commit is one request, the write of its pages, and not two.
+//! on, to which `pg_wal` in the data directory then is a link. What is done there is durable when it is answered, but for
+//! removals, which a sync of the directory makes durable, and for times, which last from a clean stop on. So the kernel is
+//! told not to ask for syncs of files, and a commit is one request, the write of its pages, where it was two.
 //!
 //! Only this process changes the files, so the kernel may cache everything for ever: contents, attributes, names
 //! and the absence of names. Open, create and flush are answered "not implemented" once, and the kernel then no
@@ -178,10 +179,9 @@ impl Adapter {
             return Err(leads_out());
         }
         let depth = links::depth(&node.tree, node.inode).ok_or(Errno::ENOENT)?;
-        let (root, depth) = match self.side {
-            Side::Data { .. } => (self.root_name(&node.tree).map(|name| self.mountpoint.join(name)), depth),
-            // Here the tree begins at the write-ahead log's directory.
-            Side::Wal => (None, depth.saturating_sub(1)),
+        let root = match self.side {
+            Side::Data { .. } => self.root_name(&node.tree).map(|name| self.mountpoint.join(name)),
+            Side::Wal => None,
         };
         let stored = links::stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
         Ok(stored.into_os_string().into_vec())
@@ -329,7 +329,7 @@ impl Filesystem for Adapter {
                 &NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target },
             )
         });
-        reply_entry(reply, outcome);
+        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
     fn link(&self, _request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -488,9 +488,10 @@ impl Filesystem for Adapter {
         if number.0 == MOUNT_ROOT {
             return reply.ok();
         }
-        match self.node(number) {
-            Ok(node) => node.tree.timeline().sync_both(reply_sync(reply)),
-            Err(error) => reply.error(report(error)),
+        match (self.node(number), &self.side) {
+            (Ok(node), Side::Data { .. }) => node.tree.timeline().sync_both(reply_sync(reply)),
+            (Ok(node), Side::Wal) => node.tree.timeline().sync(LaneKind::Wal, reply_sync(reply)),
+            (Err(error), _) => reply.error(report(error)),
         }
     }
 

@@ -181,9 +181,10 @@ impl Mount {
 
     fn hide(&self, name: &str) {
         set_root(&self.roots, name, None);
-        for served in &*lock(&self.served) {
+        let notifiers: Vec<_> = lock(&self.served).iter().map(|served| served.session.notifier()).collect();
+        for notifier in notifiers {
             // The kernel answers ENOENT when it never looked the name up.
-            let _ = served.session.notifier().inval_entry(INodeNo::ROOT, OsStr::new(name));
+            let _ = notifier.inval_entry(INodeNo::ROOT, OsStr::new(name));
         }
     }
 

@@ -24,6 +24,8 @@ pub trait DiskFile: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Nothing more is written. What writing takes is let go of when all that was written has been synced.
     fn finish(&self) {}
+    /// What was written and not synced need not be kept. When it returns, nothing of it is on its way to the medium.
+    fn give_up(&self) {}
     /// Cuts the file or extends it with zeros.
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Length in bytes.

@@ -249,6 +249,10 @@ impl LaneFiles {
         } else {
             self.quiet.store(0, Ordering::Relaxed);
         }
+        if self.is_short_of_space()? {
+            self.keep_at_most(SPARES)?;
+            return Ok(false);
+        }
         let ready = self.spares.lock().unwrap_or_else(PoisonError::into_inner).len();
         if synced < begun * COMMITS_PER_FILE || ready >= self.wanted.load(Ordering::Relaxed) {
             return Ok(false);
@@ -272,14 +276,26 @@ impl LaneFiles {
         self.quiet.store(0, Ordering::Relaxed);
         let wanted = (self.wanted.load(Ordering::Relaxed) / 2).max(SPARES);
         self.wanted.store(wanted, Ordering::Relaxed);
+        self.keep_at_most(wanted)
+    }
+
+    fn keep_at_most(&self, count: usize) -> Result<()> {
         let surplus = {
             let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept = spares.len().min(wanted);
+            let kept = spares.len().min(count);
             spares.split_off(kept)
         };
         surplus.into_iter().try_for_each(|name| {
             self.disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))
         })
+    }
+
+    /// Whether the space that spare files would take should be left to data.
+    fn is_short_of_space(&self) -> Result<bool> {
+        let failed = |e| Error::io("ask for the free space", &e);
+        let (free, total) =
+            (self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?);
+        Ok(free < total / 50 + MAX_SPARES as u64 * WAL_FILE_BYTES)
     }
 
     fn write_spare(&self, path: &str) -> std::io::Result<()> {

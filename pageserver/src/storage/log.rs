@@ -129,7 +129,7 @@ impl Log {
     }
 
     /// Appends a record of `changes` and the `pages` they name, each a whole page or a run of them. Returns the
-    /// file and the offset of the record. After an error nothing was appended.
+    /// file and the offset of the record. After an error nothing more may be appended.
     pub fn append(
         &mut self,
         position: Position,
