@@ -64,12 +64,12 @@ simulate: setup
 	cargo test --quiet --test simulation -- $(if $(SEED),--seed $(SEED),--seconds $(shell echo $$(($(or $(MINUTES),10) * 60))))
 
 rounds: setup
-	cargo build --workspace
-	COPPICE_TEST_ROUNDS=$(or $(ROUNDS),200) cargo test --test rounds -- --nocapture
+	cargo build --release --workspace
+	COPPICE_TEST_ROUNDS=$(or $(ROUNDS),200) cargo test --release --test rounds -- --nocapture
 
 filesystem: setup
 	COPPICE_TEST_SEED=$(shell date +%s) COPPICE_TEST_OPERATIONS=$(or $(OPERATIONS),1000000) \
-		cargo test --test filesystem random_operations -- --nocapture
+		cargo test --release --test filesystem random_operations -- --nocapture
 
 soak: setup
 	cargo build --release --workspace

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::panic::{catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 fn open(path: &Path) -> File {
@@ -251,16 +253,35 @@ fn walk(mirrors: &mut [&mut Mirror], steps: usize) {
 /// Operations of one piece: 3,000 on the first directory, and then on its children and grandchildren too.
 const PIECE: u64 = 3000 + 2 * 1000 + 3 * 500 + 500;
 
-/// After `make filesystem`, a million; each piece has a seed of its own, which replays it.
+/// Seeds of a piece: one for each mirror.
+const PIECE_SEEDS: u64 = 4;
+
+/// After `make filesystem`, a million, on a volume for each core; each piece has a seed of its own, which replays it.
 #[test]
 fn random_operations_do_what_they_do_on_a_local_file_system() {
     let number =
         |name: &str, default| std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap());
     let (seed, operations) = (number("COPPICE_TEST_SEED", 20), number("COPPICE_TEST_OPERATIONS", PIECE));
-    for piece in 0..operations.div_ceil(PIECE) {
-        println!("COPPICE_TEST_SEED={}: {} operations so far", seed + piece, piece * PIECE);
-        random_piece(seed + piece);
-    }
+    let (next, pieces) = (AtomicU64::new(0), operations.div_ceil(PIECE));
+    let work = || {
+        loop {
+            let piece = next.fetch_add(1, Ordering::SeqCst);
+            if piece >= pieces {
+                return;
+            }
+            let seed = seed + piece * PIECE_SEEDS;
+            if let Err(panic) = catch_unwind(|| random_piece(seed)) {
+                eprintln!("replay: COPPICE_TEST_SEED={seed} COPPICE_TEST_OPERATIONS={PIECE}");
+                next.store(pieces, Ordering::SeqCst);
+                resume_unwind(panic);
+            }
+            println!("COPPICE_TEST_SEED={seed}: piece {} of {pieces}", piece + 1);
+        }
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..cores).for_each(|_| drop(scope.spawn(work)));
+    });
 }
 
 fn random_piece(seed: u64) {

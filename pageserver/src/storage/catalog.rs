@@ -7,29 +7,20 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
-use crate::storage::catalog_file::{Backend, CatalogFile};
+use crate::storage::catalog_database::{Change, Opened};
 use crate::storage::catalog_state::State;
+use crate::storage::catalog_witness::Witness;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::LaneKind;
 use crate::storage::page::{Position, TimelineId};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
 
 pub(super) const CATALOG_FILE: &str = "catalog";
-/// Version of the values, kept under `format`.
-const CATALOG_FORMAT: u64 = 1;
-/// The pages are few and the operating system caches them.
-const CACHE_BYTES: usize = 4 << 20;
-
 /// Number of the first branch, the default one whatever it is called later.
 pub const DEFAULT_BRANCH: u64 = 1;
-
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
-const TIMELINES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("timelines");
-const BRANCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("branches");
 
 /// Where a timeline comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,30 +117,15 @@ pub struct Update {
     pub release: Vec<TimelineId>,
 }
 
-/// The database with the file below it.
-struct Opened {
-    database: Database,
-    file: Arc<CatalogFile>,
-}
-
 /// The open catalog.
 pub struct Catalog {
     file: Arc<dyn DiskFile>,
     /// Held while something is published. None after a failure that a new opening could not settle.
     database: Mutex<Option<Opened>>,
     state: RwLock<State>,
+    witness: Witness,
     store: u64,
     run: u64,
-}
-
-fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
-    match error.into() {
-        redb::Error::Io(error) => Error::io(format!("{doing} the catalog"), &error),
-        redb::Error::Corrupted(what) => {
-            Error::corrupt(format!("the catalog is damaged: {what}; restore it from a backup"))
-        }
-        other => Error::new(Kind::Io, "catalog", format!("cannot {doing} the catalog: {other}")),
-    }
 }
 
 pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -172,10 +148,14 @@ impl Catalog {
             }
             opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
         };
-        let opened = open_database(&file)?;
-        let (store, run) = begin_run(&opened.database, new_store)?;
-        let state = load(&opened.database)?;
-        Ok(Self { file, database: Mutex::new(Some(opened)), state: RwLock::new(state), store, run })
+        let witness = Witness::open(disk)?;
+        let mut opened = Opened::open(&file)?;
+        witness.check(opened.store()?, opened.changes)?;
+        let (store, run) = opened.begin_run(new_store)?;
+        let state = opened.load()?;
+        witness.note(store, opened.changes);
+        witness.sync();
+        Ok(Self { file, database: Mutex::new(Some(opened)), state: RwLock::new(state), witness, store, run })
     }
 
     /// The store's own random number.
@@ -267,7 +247,7 @@ impl Catalog {
             let state = read(&self.state);
             (state.freed_by(&update), state.next.clone(), state.timelines_after(&update)?)
         };
-        let opened = match slot.take() {
+        let mut opened = match slot.take() {
             Some(opened) => opened,
             None => self.reopen()?,
         };
@@ -277,18 +257,23 @@ impl Catalog {
             *slot = Some(opened);
             return Err(Error::io("reserve room for the catalog", &error));
         }
-        let outcome = commit(&opened.database, &update, &timelines, &freed, &next);
-        match outcome {
-            Ok(()) => *slot = Some(opened),
+        let change = Change { update: &update, put_timelines: &timelines, freed: &freed, next: &next };
+        match opened.commit(&change) {
+            Ok(()) => {
+                self.witness.note(self.store, opened.changes);
+                *slot = Some(opened);
+            }
             Err(error) => {
                 drop(opened);
                 let (opened, found) = self.open_anew().map_err(|_| error.clone())?;
+                let changes = opened.changes;
                 *slot = Some(opened);
                 let mut wanted = read(&self.state).clone();
                 wanted.apply(update.clone(), &freed);
                 if !found.says_the_same(&wanted) {
                     return Err(error);
                 }
+                self.witness.note(self.store, changes);
                 tracing::warn!(%error, "a change of the catalog was reported as failed, but happened");
             }
         }
@@ -299,26 +284,17 @@ impl Catalog {
     /// Remembers how long moments are kept from now on. Returns the time before which none is to be had, because the window
     /// was shorter.
     pub fn note_window(&self, window_ns: i64, now_ns: i64) -> Result<i64> {
-        let slot = lock(&self.database);
+        let mut slot = lock(&self.database);
         let closed = || Error::unavailable("catalog", "the catalog is closed; restart the server");
-        let opened = slot.as_ref().ok_or_else(closed)?;
-        let transaction = opened.database.begin_write().map_err(|e| failed("begin a change of", e))?;
-        let from_ns = {
-            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
-            let number = |key: &str| -> Result<Option<i64>> {
-                let found = numbers.get(key).map_err(|e| failed("read", e))?;
-                Ok(found.map(|value| value.value().cast_signed()))
-            };
-            let (before, from_ns) = (number("window")?, number("history_from")?.unwrap_or(0));
-            let grew = before.filter(|before| *before < window_ns);
-            let from_ns = from_ns.max(grew.map_or(0, |before| now_ns.saturating_sub(before)));
-            for (key, value) in [("window", window_ns), ("history_from", from_ns)] {
-                numbers.insert(key, value.cast_unsigned()).map_err(|e| failed("change", e))?;
-            }
-            from_ns
-        };
-        transaction.commit().map_err(|e| failed("commit a change of", e))?;
+        let opened = slot.as_mut().ok_or_else(closed)?;
+        let from_ns = opened.note_window(window_ns, now_ns)?;
+        self.witness.note(self.store, opened.changes);
         Ok(from_ns)
+    }
+
+    /// Makes it survive a power loss how new the catalog is.
+    pub fn sync_witness(&self) {
+        self.witness.sync();
     }
 
     /// Whether the database can be asked.
@@ -338,8 +314,8 @@ impl Catalog {
     fn open_anew(&self) -> Result<(Opened, State)> {
         // After a failed sync the cache may hold what never reached the disk.
         self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
-        let opened = open_database(&self.file)?;
-        let found = load(&opened.database)?;
+        let opened = Opened::open(&self.file)?;
+        let found = opened.load()?;
         Ok((opened, found))
     }
 
@@ -359,101 +335,6 @@ impl Catalog {
         let release = self.timelines();
         self.publish(Update { release, ..Update::default() })
     }
-}
-
-fn open_database(file: &Arc<dyn DiskFile>) -> Result<Opened> {
-    let file = CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
-    let file = Arc::new(file);
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES);
-    let database = builder.create_with_backend(Backend(Arc::clone(&file)));
-    Ok(Opened { database: database.map_err(|e| failed("open", e))?, file })
-}
-
-fn commit(
-    database: &Database,
-    update: &Update,
-    put_timelines: &[(TimelineId, TimelineRecord)],
-    freed: &[TimelineId],
-    next: &BTreeMap<&'static str, u64>,
-) -> Result<()> {
-    let transaction = database.begin_write().map_err(|e| failed("begin a change of", e))?;
-    {
-        let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
-        for (key, value) in next {
-            numbers.insert(*key, value).map_err(|e| failed("change", e))?;
-        }
-        let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
-        for (id, record) in put_timelines {
-            timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
-        }
-        for id in freed {
-            timelines.remove(id.0).map_err(|e| failed("change", e))?;
-        }
-        let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
-        for name in &update.remove_branches {
-            branches.remove(&**name).map_err(|e| failed("change", e))?;
-        }
-        for (name, record) in &update.put_branches {
-            branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
-        }
-    }
-    transaction.commit().map_err(|e| failed("commit a change of", e))
-}
-
-/// Numbers the store if it is new, checks the format, and counts the run.
-fn begin_run(database: &Database, new_store: u64) -> Result<(u64, u64)> {
-    let transaction = database.begin_write().map_err(|e| failed("open", e))?;
-    let (store, run) = {
-        let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("open", e))?;
-        transaction.open_table(TIMELINES).map_err(|e| failed("open", e))?;
-        transaction.open_table(BRANCHES).map_err(|e| failed("open", e))?;
-        let mut number = |key: &str, initial: u64| -> Result<u64> {
-            let found = numbers.get(key).map_err(|e| failed("read", e))?.map(|value| value.value());
-            if found.is_none() {
-                numbers.insert(key, initial).map_err(|e| failed("change", e))?;
-            }
-            Ok(found.unwrap_or(initial))
-        };
-        let format = number("format", CATALOG_FORMAT)?;
-        if format != CATALOG_FORMAT {
-            return Err(Error::corrupt(format!(
-                "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
-            )));
-        }
-        let (store, run) = (number("store", new_store)?, number("run", 0)? + 1);
-        numbers.insert("run", run).map_err(|e| failed("change", e))?;
-        (store, run)
-    };
-    transaction.commit().map_err(|e| failed("open", e))?;
-    Ok((store, run))
-}
-
-fn load(database: &Database) -> Result<State> {
-    let transaction = database.begin_read().map_err(|e| failed("read", e))?;
-    let mut state = State::default();
-    let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
-    for (key, first) in [("timeline", 1), ("branch", DEFAULT_BRANCH + 1)] {
-        let value = numbers.get(key).map_err(|e| failed("read", e))?;
-        state.next.insert(key, value.map_or(first, |value| value.value()));
-    }
-    let mut update = Update::default();
-    let timelines = transaction.open_table(TIMELINES).map_err(|e| failed("read", e))?;
-    for entry in timelines.iter().map_err(|e| failed("read", e))? {
-        let (key, value) = entry.map_err(|e| failed("read", e))?;
-        let id = TimelineId(key.value());
-        update.add_timelines.push((id, decode(&format!("timeline {id}"), value.value())?));
-    }
-    let branches = transaction.open_table(BRANCHES).map_err(|e| failed("read", e))?;
-    for entry in branches.iter().map_err(|e| failed("read", e))? {
-        let (key, value) = entry.map_err(|e| failed("read", e))?;
-        let name = key.value().to_owned();
-        let record = decode(&format!("branch \"{name}\""), value.value())?;
-        update.put_branches.push((name, record));
-    }
-    state.apply(update, &[]);
-    state.check()?;
-    Ok(state)
 }
 
 #[cfg(test)]
@@ -603,6 +484,7 @@ mod tests {
             assert_eq!(outcome.is_ok(), catalog.branch("b").is_none(), "{count}");
             let shown = catalog.branches();
             drop(catalog);
+            disk.fail_after(None);
             let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
             assert_eq!(reopened.branches(), shown, "{count}");
             if !struck {

@@ -8,7 +8,9 @@
 
 use crate::locks::lock;
 use crate::storage::disk::DiskFile;
+use crate::storage::sabotage::{self, Defect};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ZEROS_BYTES: usize = 1 << 20;
@@ -20,6 +22,8 @@ const ZEROS_BYTES: usize = 1 << 20;
 pub(super) struct CatalogFile {
     file: Arc<dyn DiskFile>,
     lengths: Mutex<Lengths>,
+    /// Whether it stays as it is from now on.
+    refuses: AtomicBool,
 }
 
 struct Lengths {
@@ -33,7 +37,20 @@ impl CatalogFile {
     pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         let written = file.len_bytes()?;
         let lengths = Mutex::new(Lengths { believed: written, written, wanted: written });
-        Ok(Self { file, lengths })
+        Ok(Self { file, lengths, refuses: AtomicBool::new(false) })
+    }
+
+    /// Lets nothing be changed any more.
+    pub(super) fn refuse_writes(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
+    }
+
+    fn require_open(&self) -> io::Result<()> {
+        if self.refuses.load(Ordering::SeqCst) {
+            Err(io::Error::other("the catalog is closed"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes sure that there is room in reserve.
@@ -86,6 +103,7 @@ impl redb::StorageBackend for Backend {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.require_open()?;
         let mut lengths = lock(&self.0.lengths);
         if length > lengths.written {
             self.0.write_out(&mut lengths, length)?;
@@ -98,10 +116,12 @@ impl redb::StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.file.sync()
+        self.0.require_open()?;
+        if sabotage::active(Defect::CatalogSync) { Ok(()) } else { self.0.file.sync() }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.require_open()?;
         self.0.file.write_all_at(&[data], offset)
     }
 }

@@ -6,8 +6,10 @@
 //! [`maintenance`], [`check`]; [`property`] is for fuzzing, [`sabotage`] for seeing that tests can fail.
 
 pub mod catalog;
+mod catalog_database;
 mod catalog_file;
 mod catalog_state;
+mod catalog_witness;
 pub mod check;
 mod children;
 pub mod clock;

@@ -16,16 +16,22 @@ pub enum Defect {
     PageChecksum,
     /// A fork does not sync the parent's lanes.
     ForkSync,
+    /// The catalog is not synced.
+    CatalogSync,
+    /// A catalog that has gone back is taken for what it was.
+    CatalogWitness,
 }
 
 impl Defect {
     /// All of them, with the names that `COPPICE_SABOTAGE` knows.
-    pub const ALL: [(&str, Self); 5] = [
+    pub const ALL: [(&str, Self); 7] = [
         ("lane-sync", Self::LaneSync),
         ("directory-sync", Self::DirectorySync),
         ("layer-sync", Self::LayerSync),
         ("page-checksum", Self::PageChecksum),
         ("fork-sync", Self::ForkSync),
+        ("catalog-sync", Self::CatalogSync),
+        ("catalog-witness", Self::CatalogWitness),
     ];
 }
 

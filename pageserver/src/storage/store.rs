@@ -491,6 +491,7 @@ impl Store {
                 timeline.sync(kind, Box::new(|_| ()));
             }
         }
+        self.catalog.sync_witness();
         self.shared.lane_files.retire_unread();
         // One at a time: under a bulk load, writing out spare files would take the disk from the load itself.
         if let Err(error) = self.shared.lane_files.refill() {
@@ -504,6 +505,7 @@ impl Store {
         for timeline in self.open_timelines() {
             outcome = outcome.and(timeline.close());
         }
+        self.catalog.sync_witness();
         outcome
     }
 }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
+mod catalog;
 mod history;
 mod layers;
 
@@ -171,10 +172,10 @@ fn the_order_of_durability_is_data_then_names() {
     assert_eq!(trace[1], "sync lanes/00000001.d.00000000");
     let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
     let fork = disk.take_trace();
-    assert!(
-        fork.iter().all(|line| line.ends_with("catalog") || line.contains("catalog ")),
-        "a fork made files: {fork:?}"
-    );
+    let [change @ .., synced, noted] = &fork[..] else { panic!("{fork:?}") };
+    assert!(change.iter().all(|line| line.starts_with("write catalog ")), "a fork made files: {fork:?}");
+    assert_eq!(synced, "sync catalog");
+    assert!(noted.starts_with("write witness "), "what is noted is durable: {fork:?}");
     let child = Tree::new(store.timeline(child).unwrap());
     let inode = child.lookup(ROOT_INODE, b"f").unwrap().0;
     child.write(inode, 0, &[8; PAGE_BYTES]).unwrap();

@@ -1,0 +1,212 @@
+//! The database below the catalog: how it is opened, changed and read.
+//!
+//! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a crash left. After a stop
+//! in order it would trust what it finds; damage would then be shown, or end the server in the middle of `redb`. So a file is never
+//! closed in order: what `redb` wants to write as it is closed is kept from it, and each opening checks everything.
+
+use crate::error::{Error, Kind, Result};
+use crate::storage::catalog::{CATALOG_FILE, DEFAULT_BRANCH, TimelineRecord, Update, decode, encode};
+use crate::storage::catalog_file::{Backend, CatalogFile};
+use crate::storage::catalog_state::State;
+use crate::storage::disk::DiskFile;
+use crate::storage::page::TimelineId;
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Version of the values, kept under `format`.
+const CATALOG_FORMAT: u64 = 1;
+/// What `redb` may keep in memory. What it reads twice it would not check twice, so it is more than most catalogs have.
+const CACHE_BYTES: usize = 64 << 20;
+
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const TIMELINES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("timelines");
+const BRANCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("branches");
+/// Key of the number of changes so far.
+const CHANGES: &str = "changes";
+
+/// The database with the file below it.
+pub(super) struct Opened {
+    database: Database,
+    pub(super) file: Arc<CatalogFile>,
+    /// How often it was changed.
+    pub(super) changes: u64,
+}
+
+/// What a change is made of, beside the update.
+pub(super) struct Change<'a> {
+    pub(super) update: &'a Update,
+    pub(super) put_timelines: &'a [(TimelineId, TimelineRecord)],
+    pub(super) freed: &'a [TimelineId],
+    pub(super) next: &'a BTreeMap<&'static str, u64>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.file.refuse_writes();
+    }
+}
+
+fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
+    match error.into() {
+        redb::Error::Io(error) => Error::io(format!("{doing} the catalog"), &error),
+        redb::Error::Corrupted(what) => Error::corrupt(format!(
+            "the file {CATALOG_FILE} is damaged: {what}; restore the store from a backup"
+        )),
+        other => Error::new(Kind::Io, "catalog", format!("cannot {doing} the catalog: {other}")),
+    }
+}
+
+impl Opened {
+    /// Opens or makes the database in `file`; all of it is checked.
+    pub(super) fn open(file: &Arc<dyn DiskFile>) -> Result<Self> {
+        let file = CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
+        let file = Arc::new(file);
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder.create_with_backend(Backend(Arc::clone(&file)));
+        let mut opened = Self { database: database.map_err(|e| failed("open", e))?, file, changes: 0 };
+        opened.changes = opened.number(CHANGES)?.unwrap_or(0);
+        Ok(opened)
+    }
+
+    /// The store's number; none if the database is new.
+    pub(super) fn store(&self) -> Result<Option<u64>> {
+        let store = self.number("store")?;
+        if store.is_none() && self.tables()? > 0 {
+            return Err(Error::corrupt(format!(
+                "the file {CATALOG_FILE} is damaged: it does not say which store it is of; restore the store from a backup"
+            )));
+        }
+        Ok(store)
+    }
+
+    fn tables(&self) -> Result<usize> {
+        let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
+        Ok(transaction.list_tables().map_err(|e| failed("read", e))?.count())
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>> {
+        let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
+        let numbers = match transaction.open_table(NUMBERS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            opened => opened.map_err(|e| failed("read", e))?,
+        };
+        Ok(numbers.get(key).map_err(|e| failed("read", e))?.map(|value| value.value()))
+    }
+
+    /// Makes `change` durable, or fails and leaves it open whether it happened.
+    pub(super) fn commit(&mut self, change: &Change<'_>) -> Result<()> {
+        let Change { update, put_timelines, freed, next } = change;
+        self.write("commit a change of", |transaction, numbers| {
+            for (key, value) in *next {
+                numbers.insert(*key, value).map_err(|e| failed("change", e))?;
+            }
+            let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
+            for (id, record) in *put_timelines {
+                timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
+            }
+            for id in *freed {
+                timelines.remove(id.0).map_err(|e| failed("change", e))?;
+            }
+            let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
+            for name in &update.remove_branches {
+                branches.remove(&**name).map_err(|e| failed("change", e))?;
+            }
+            for (name, record) in &update.put_branches {
+                branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Numbers the store if it is new, checks the format, and counts the run. The numbers of the store and of the run.
+    pub(super) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
+        let is_new = self.store()?.is_none();
+        self.write("open", |transaction, numbers| {
+            if is_new {
+                transaction.open_table(TIMELINES).map_err(|e| failed("open", e))?;
+                transaction.open_table(BRANCHES).map_err(|e| failed("open", e))?;
+                for (key, value) in [("format", CATALOG_FORMAT), ("store", new_store), ("run", 0)] {
+                    numbers.insert(key, value).map_err(|e| failed("change", e))?;
+                }
+            }
+            let number = |key: &str| -> Result<u64> {
+                let found = numbers.get(key).map_err(|e| failed("read", e))?;
+                let missing = || Error::corrupt(format!("the file {CATALOG_FILE} is damaged: it has no number \"{key}\""));
+                Ok(found.ok_or_else(missing)?.value())
+            };
+            let (format, store, run) = (number("format")?, number("store")?, number("run")? + 1);
+            if format != CATALOG_FORMAT {
+                return Err(Error::corrupt(format!(
+                    "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
+                )));
+            }
+            numbers.insert("run", run).map_err(|e| failed("change", e))?;
+            Ok((store, run))
+        })
+    }
+
+    /// Remembers how long moments are kept; the time before which none is to be had.
+    pub(super) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
+        self.write("commit a change of", |_, numbers| {
+            let number = |key: &str| -> Result<Option<i64>> {
+                let found = numbers.get(key).map_err(|e| failed("read", e))?;
+                Ok(found.map(|value| value.value().cast_signed()))
+            };
+            let (before, from_ns) = (number("window")?, number("history_from")?.unwrap_or(0));
+            let grew = before.filter(|before| *before < window_ns);
+            let from_ns = from_ns.max(grew.map_or(0, |before| now_ns.saturating_sub(before)));
+            for (key, value) in [("window", window_ns), ("history_from", from_ns)] {
+                numbers.insert(key, value.cast_unsigned()).map_err(|e| failed("change", e))?;
+            }
+            Ok(from_ns)
+        })
+    }
+
+    /// Runs one transaction, which counts itself.
+    fn write<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&WriteTransaction, &mut Table<'_, &'static str, u64>) -> Result<T>,
+    ) -> Result<T> {
+        let transaction = self.database.begin_write().map_err(|e| failed("begin a change of", e))?;
+        let changes = self.changes + 1;
+        let value = {
+            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
+            numbers.insert(CHANGES, changes).map_err(|e| failed("change", e))?;
+            work(&transaction, &mut numbers)?
+        };
+        transaction.commit().map_err(|e| failed(doing, e))?;
+        self.changes = changes;
+        Ok(value)
+    }
+
+    /// All that it says.
+    pub(super) fn load(&self) -> Result<State> {
+        let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
+        let mut state = State::default();
+        let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
+        for (key, first) in [("timeline", 1), ("branch", DEFAULT_BRANCH + 1)] {
+            let value = numbers.get(key).map_err(|e| failed("read", e))?;
+            state.next.insert(key, value.map_or(first, |value| value.value()));
+        }
+        let mut update = Update::default();
+        let timelines = transaction.open_table(TIMELINES).map_err(|e| failed("read", e))?;
+        for entry in timelines.iter().map_err(|e| failed("read", e))? {
+            let (key, value) = entry.map_err(|e| failed("read", e))?;
+            let id = TimelineId(key.value());
+            update.add_timelines.push((id, decode(&format!("timeline {id}"), value.value())?));
+        }
+        let branches = transaction.open_table(BRANCHES).map_err(|e| failed("read", e))?;
+        for entry in branches.iter().map_err(|e| failed("read", e))? {
+            let (key, value) = entry.map_err(|e| failed("read", e))?;
+            let name = key.value().to_owned();
+            let record = decode(&format!("branch \"{name}\""), value.value())?;
+            update.put_branches.push((name, record));
+        }
+        state.apply(update, &[]);
+        state.check()?;
+        Ok(state)
+    }
+}

@@ -1,0 +1,146 @@
+//! Damage to the files of the catalog: it is noticed when the store is opened, and never shown.
+
+use crate::storage::catalog::{AncestorRecord, BranchRecord, Catalog, TimelineRecord, Update};
+use crate::storage::disk::Disk;
+use crate::storage::page::TimelineId;
+use crate::storage::sim_disk::{SimDisk, Unsynced};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const PAGE_BYTES: usize = 4096;
+const SECTOR_BYTES: usize = 512;
+
+fn open(disk: &SimDisk) -> crate::error::Result<Catalog> {
+    Catalog::open(&(Arc::new(disk.clone()) as Arc<dyn Disk>), 77)
+}
+
+/// All that a catalog says, the number of the next timeline included.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    branches: BTreeMap<String, BranchRecord>,
+    timelines: BTreeMap<TimelineId, TimelineRecord>,
+    store: u64,
+    next: TimelineId,
+}
+
+impl Said {
+    fn by(catalog: &Catalog) -> Self {
+        let record = |id: TimelineId| Some((id, catalog.timeline(id)?));
+        let timelines = catalog.timelines().into_iter().filter_map(record).collect();
+        let (store, next) = (catalog.store(), catalog.new_timeline());
+        Self { branches: catalog.branches(), timelines, store, next }
+    }
+}
+
+/// A catalog of some pages, as a stop leaves it or a crash without one, and what it says.
+fn some(crashed: bool) -> (SimDisk, Said) {
+    let disk = SimDisk::default();
+    let catalog = open(&disk).unwrap();
+    for nth in 0..40 {
+        let fresh = catalog.new_timeline();
+        let ancestor = AncestorRecord {
+            timeline: 1,
+            at: [9, 9],
+            synced: [8, 8],
+            time_ns: 7,
+            begins_ns: 8,
+            logical_bytes: [5, 6],
+        };
+        let ancestor = (nth > 0).then_some(ancestor);
+        let record = BranchRecord {
+            id: nth + 1,
+            timeline: fresh.0,
+            parent: None,
+            created_ns: 1,
+            forked_ns: 1,
+            protected: false,
+            password: None,
+        };
+        let update = Update {
+            add_timelines: vec![(fresh, TimelineRecord { ancestor, ..TimelineRecord::default() })],
+            put_branches: vec![(format!("branch-{nth}"), record)],
+            ..Update::default()
+        };
+        assert_eq!(catalog.publish(update).unwrap(), []);
+    }
+    let left = crashed.then(|| disk.after_power_loss(Unsynced::Kept));
+    let said = Said::by(&catalog);
+    catalog.sync_witness();
+    drop(catalog);
+    (left.unwrap_or(disk), said)
+}
+
+/// Opens a copy with a damage: it says what it should, or that its file is damaged. True if it noticed.
+fn notices(disk: &SimDisk, said: &Said, file: &str, what: &str, damage: impl FnOnce(&mut Vec<u8>)) -> bool {
+    let copy = disk.after_power_loss(Unsynced::Kept);
+    copy.alter(file, damage);
+    match open(&copy) {
+        Ok(catalog) => {
+            assert!(Said::by(&catalog) == *said, "{what} of {file} shows what was not");
+            false
+        }
+        Err(error) => {
+            assert!(error.detail.contains(file), "{what} of {file} is not said to be there: {error}");
+            true
+        }
+    }
+}
+
+/// Offsets of the pages that are not all zeros.
+fn used_pages(disk: &SimDisk) -> Vec<usize> {
+    let mut used = Vec::new();
+    disk.after_power_loss(Unsynced::Kept).alter("catalog", |bytes| {
+        let pages = bytes.chunks(PAGE_BYTES).enumerate();
+        used = pages.filter(|(_, page)| page.iter().any(|b| *b != 0)).map(|(n, _)| n * PAGE_BYTES).collect();
+    });
+    used
+}
+
+#[test]
+fn a_flipped_bit_in_the_catalog_is_noticed_or_harmless() {
+    for crashed in [false, true] {
+        let (disk, said) = some(crashed);
+        let mut noticed = 0;
+        for page in used_pages(&disk) {
+            // The header has a meaning in each byte.
+            let step = if page == 0 { 3 } else { 61 };
+            for at in (page..page + if page == 0 { SECTOR_BYTES } else { PAGE_BYTES }).step_by(step) {
+                let bit = 1 << (at * 5 / 3 % 8);
+                let what = format!("bit {bit} of byte {at}");
+                noticed += usize::from(notices(&disk, &said, "catalog", &what, |bytes| bytes[at] ^= bit));
+            }
+        }
+        assert!(noticed > 100, "{noticed}");
+    }
+}
+
+#[test]
+fn a_lost_sector_of_the_catalog_is_noticed_or_harmless() {
+    for crashed in [false, true] {
+        let (disk, said) = some(crashed);
+        let mut noticed = 0;
+        for sector in
+            used_pages(&disk).iter().flat_map(|page| (*page..page + PAGE_BYTES).step_by(SECTOR_BYTES))
+        {
+            let what = format!("the loss of the sector at {sector}");
+            let zero = |bytes: &mut Vec<u8>| bytes[sector..sector + SECTOR_BYTES].fill(0);
+            noticed += usize::from(notices(&disk, &said, "catalog", &what, zero));
+        }
+        assert!(noticed > 20, "{noticed}");
+        notices(&disk, &said, "catalog", "the loss of everything", Vec::clear);
+        notices(&disk, &said, "catalog", "zeros instead of everything", |bytes| bytes.fill(0));
+    }
+}
+
+#[test]
+fn an_older_catalog_is_refused() {
+    let (disk, _) = some(false);
+    let mut older = Vec::new();
+    disk.after_power_loss(Unsynced::Kept).alter("catalog", |bytes| older.clone_from(bytes));
+    let catalog = open(&disk).unwrap();
+    let remove = Update { remove_branches: vec!["branch-3".into()], ..Update::default() };
+    catalog.publish(remove).unwrap();
+    let said = Said::by(&catalog);
+    drop(catalog);
+    assert!(notices(&disk, &said, "catalog", "an older state", |bytes| *bytes = older));
+}
