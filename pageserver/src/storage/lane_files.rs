@@ -295,7 +295,8 @@ impl LaneFiles {
         let failed = |e| Error::io("ask for the free space", &e);
         let (free, total) =
             (self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?);
-        Ok(free < total / 50 + MAX_SPARES as u64 * WAL_FILE_BYTES)
+        let wanted = self.wanted.load(Ordering::Relaxed) as u64;
+        Ok(free < total / 50 + wanted * WAL_FILE_BYTES)
     }
 
     fn write_spare(&self, path: &str) -> std::io::Result<()> {
