@@ -62,7 +62,9 @@ impl Disk {
 
     fn unmount(&self) {
         let data = self.data();
-        let _ = Command::new("umount").arg("-l").arg(data.join("mount")).output();
+        for mount in ["mount", "mount-wal"] {
+            let _ = Command::new("umount").arg("-l").arg(data.join(mount)).output();
+        }
         // The computes of a killed server may take a moment to end.
         for _ in 0..100 {
             let outcome = Command::new("umount").arg(&data).output();
@@ -71,6 +73,7 @@ impl Disk {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+        assert!(std::thread::panicking(), "{} cannot be unmounted", data.display());
     }
 
     /// What is on the disk at this moment, without what the system has not written to it yet, takes its place.
