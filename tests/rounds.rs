@@ -128,9 +128,16 @@ impl Crash {
                 all.retain(|process| !postmaster.contains(process));
                 if let Some(backend) = all.last() {
                     backend.kill();
+                    // Until the postmaster has noticed, it takes connections that end with it.
+                    coppice::eventually("Postgres ends with its backend", || {
+                        let now = processes::postmasters(server, processes::of_branch(server, "main"));
+                        !now.iter().any(|process| postmaster.contains(process))
+                    });
                 }
             }
         }
+        // Who comes before the server has noticed is told to connect again.
+        coppice::eventually("main can be reached again", || server.sql("main", "select 1").is_ok());
     }
 }
 
