@@ -8,11 +8,14 @@
 # make fuzz           fuzzes each target for MINUTES (10), guided by coverage
 # make filesystem     a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
 # make soak           5,000 branches created, woken, queried and deleted, and 500 woken with a few places
-# make bench          latency, throughput and cold reads against native Postgres, reads of the store, ten thousand branches
+# make bench          Postgres on a branch against the same on ext4, btrfs and XFS, the proxy against PgBouncer; 20 minutes, as root
+# make bench-docs     the table and the plots of docs/benchmarks.md from what `make bench` measured last
+# make bench-parts    latency of branch operations, ten thousand branches, stalls, and the page store and the proxy in parts
 # make churn          half an hour of load with branches coming and going and moments of the past visited
 # make setup          install what is missing (Debian, Ubuntu); the other targets do it by themselves
 
-.PHONY: demo stop test test-versions simulate rounds fuzz filesystem soak bench churn setup
+.PHONY: demo stop test test-versions simulate rounds fuzz filesystem soak bench bench-docs bench-parts \
+	churn setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -37,13 +40,21 @@ test-versions: setup
 fuzz: setup
 	@tests/scripts/fuzz.sh $$(($(or $(MINUTES),10) * 60))
 
-bench: setup
+bench:
+	@tests/scripts/setup.sh --bench
+	cargo build --release --workspace
+	cargo bench --bench compare
+
+bench-docs:
+	cargo bench --quiet --bench compare -- --docs
+
+bench-parts: setup
 	cargo build --release --workspace
 	cargo bench --bench latency
-	cargo bench --bench pgbench
 	cargo bench --bench scale
+	cargo bench --bench stalls
 	cargo bench --bench storage
-	cargo bench --bench cold
+	cargo bench --bench proxy
 
 churn: setup
 	cargo build --release --workspace

@@ -31,7 +31,9 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let data = self.0.path().join("data");
-        let _ = Command::new("umount").arg("-l").arg(data.join("mount")).output();
+        for mount in ["mount", "mount-wal"] {
+            let _ = Command::new("umount").arg("-l").arg(data.join(mount)).output();
+        }
         let _ = Command::new("umount").arg(data).output();
     }
 }

@@ -62,7 +62,9 @@ impl Disk {
 
     fn unmount(&self) {
         let data = self.data();
-        let _ = Command::new("umount").arg("-l").arg(data.join("mount")).output();
+        for mount in ["mount", "mount-wal"] {
+            let _ = Command::new("umount").arg("-l").arg(data.join(mount)).output();
+        }
         // The computes of a killed server may take a moment to end.
         for _ in 0..100 {
             let outcome = Command::new("umount").arg(&data).output();
@@ -71,6 +73,7 @@ impl Disk {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+        assert!(std::thread::panicking(), "{} cannot be unmounted", data.display());
     }
 
     /// What is on the disk at this moment, without what the system has not written to it yet, takes its place.
@@ -125,9 +128,16 @@ impl Crash {
                 all.retain(|process| !postmaster.contains(process));
                 if let Some(backend) = all.last() {
                     backend.kill();
+                    // Until the postmaster has noticed, it takes connections that end with it.
+                    coppice::eventually("Postgres ends with its backend", || {
+                        let now = processes::postmasters(server, processes::of_branch(server, "main"));
+                        !now.iter().any(|process| postmaster.contains(process))
+                    });
                 }
             }
         }
+        // Who comes before the server has noticed is told to connect again.
+        coppice::eventually("main can be reached again", || server.sql("main", "select 1").is_ok());
     }
 }
 

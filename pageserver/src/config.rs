@@ -104,8 +104,10 @@ pub struct Layout {
     pub store: PathBuf,
     /// Sockets and managed settings of the computes.
     pub run: PathBuf,
-    /// Default mountpoint.
+    /// Default mountpoint of the data directories.
     pub mount: PathBuf,
+    /// Mountpoint of their write-ahead logs.
+    pub wal_mount: PathBuf,
     /// Self-signed certificate.
     pub tls: PathBuf,
 }
@@ -119,6 +121,7 @@ impl Layout {
             store: data.join("store"),
             run: data.join("run"),
             mount: data.join("mount"),
+            wal_mount: data.join("mount-wal"),
             tls: data.join("tls"),
         }
     }

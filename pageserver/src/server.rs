@@ -126,6 +126,7 @@ impl Running {
         let mount = Arc::new(Mount::new(
             Arc::clone(&store),
             mountpoint,
+            &layout.wal_mount,
             (user.uid, user.gid),
             OsUser::ids_from(config.compute_uids),
         )?);

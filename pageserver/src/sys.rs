@@ -6,8 +6,10 @@
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
+use std::sync::OnceLock;
 use tokio::process::Command;
 
 /// Makes the child receive `signal` when the thread that spawns it ends, and so at the latest when this process does.
@@ -46,10 +48,50 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
 /// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.
 const NICENESS: i32 = 10;
 
+thread_local! {
+    /// Whether the work of this thread may wait until a core is idle.
+    static PATIENT: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Lets the calling thread stand back behind others.
 #[expect(unsafe_code, reason = "there is no safe setpriority")]
 pub fn lower_priority() -> io::Result<()> {
     // SAFETY: setpriority(2) takes three numbers. On Linux, 0 is the calling thread.
     let outcome = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICENESS) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether [`when_idle`] waits on this thread. It has no effect without the right to come back from there.
+pub fn be_patient(patient: bool) {
+    PATIENT.set(patient && may_come_back());
+}
+
+/// Does work that computes only, and holds no lock that others want, on whatever core is idle; at once unless the thread is
+/// patient.
+pub fn when_idle<T>(work: impl FnOnce() -> T) -> T {
+    if !PATIENT.get() {
+        return work();
+    }
+    let waits = schedule(nix::libc::SCHED_IDLE);
+    let value = work();
+    if waits && !schedule(nix::libc::SCHED_OTHER) {
+        PATIENT.set(false);
+    }
+    value
+}
+
+#[expect(unsafe_code, reason = "there is no safe sched_setscheduler")]
+fn schedule(policy: i32) -> bool {
+    let priority = nix::libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_setscheduler(2) reads the parameter; 0 is the calling thread.
+    unsafe { nix::libc::sched_setscheduler(0, policy, &raw const priority) == 0 }
+}
+
+/// Whether a thread gets out of the idle policy again, tried once by one that ends then: it takes a capability, or a limit of
+/// niceness, and root in a container may have neither.
+fn may_come_back() -> bool {
+    static MAY: OnceLock<bool> = OnceLock::new();
+    let there_and_back =
+        || lower_priority().is_ok() && schedule(nix::libc::SCHED_IDLE) && schedule(nix::libc::SCHED_OTHER);
+    *MAY.get_or_init(|| std::thread::spawn(there_and_back).join().unwrap_or(false))
 }

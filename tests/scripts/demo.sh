@@ -52,7 +52,10 @@ stop_server() {
 }
 
 remove_files() {
-    if grep -qsF " $dir/data/mount " /proc/mounts; then fusermount3 -uz "$dir/data/mount" || true; fi
+    local mount
+    for mount in "$dir/data/mount" "$dir/data/mount-wal"; do
+        if grep -qsF " $mount " /proc/mounts; then fusermount3 -uz "$mount" || true; fi
+    done
     rm -rf --one-file-system "$dir"
 }
 

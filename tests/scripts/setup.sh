@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, the demo and the tests need, on Debian and Ubuntu. Says nothing when everything is there.
-# With --lints it also adds rustfmt and clippy to a Rust without them, and the C++ compiler that fuzzing needs.
+# With --lints it also adds rustfmt and clippy to a Rust without them, and the C++ compiler that fuzzing needs. With --bench
+# it adds what Coppice is compared with; a system that does not have it skips the comparison.
 #
 # Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts it when Postgres
 # is installed; here it is told not to, since Coppice makes its own.
@@ -17,15 +18,38 @@ fail() {
     exit 1
 }
 
+lints=false
+bench=false
+for option in "$@"; do
+    case $option in
+    --lints) lints=true ;;
+    --bench) bench=true ;;
+    *) fail "unknown option $option" ;;
+    esac
+done
+
 missing=()
 has make || missing+=(make)
 has cc || missing+=(gcc)
 { has cc && has_libc_headers; } || missing+=(libc6-dev)
-if [ "${1:-}" = --lints ]; then has c++ || missing+=(g++); fi
+if $lints; then has c++ || missing+=(g++); fi
 has fusermount3 || missing+=(fuse3)
 # The tests send signals with the program, not with the shell's own command.
 type -P kill >/dev/null || missing+=(procps)
 has psql || missing+=(postgresql-client)
+peers=()
+if $bench; then
+    # Debian puts them where only root looks.
+    PATH="$PATH:/usr/sbin:/sbin"
+    has mkfs.btrfs || peers+=(btrfs-progs)
+    has mkfs.xfs || peers+=(xfsprogs)
+    has pgbouncer || peers+=(pgbouncer)
+    if [ ${#peers[@]} -gt 0 ] && ! has apt-get; then
+        echo "setup: missing: ${peers[*]} (Debian's names); what is compared with them is skipped" >&2
+        peers=()
+    fi
+    missing+=("${peers[@]}")
+fi
 # Last, as it is installed in its own way.
 has_postgres || missing+=(postgresql)
 
@@ -41,14 +65,35 @@ apt_install() {
     }
 }
 
-# Installs Postgres without a cluster of its own; the setting that does it is put back as it was.
+# Puts back what the installations below change for a while.
 settings=/etc/postgresql-common/createcluster.conf
+policy=/usr/sbin/policy-rc.d
+changed_settings=false
+made_policy=false
+clean_up() {
+    if $changed_settings; then "${as_root[@]}" mv "$settings.before" "$settings"; fi
+    if $made_policy; then "${as_root[@]}" rm -f "$policy"; fi
+    rm -f "$log"
+}
+
+# Installs Postgres without a cluster of its own.
 install_postgres() {
     apt_install postgresql-common
     "${as_root[@]}" cp -p "$settings" "$settings.before"
+    changed_settings=true
     echo 'create_main_cluster = false' | "${as_root[@]}" tee -a "$settings" >/dev/null
-    trap '"${as_root[@]}" mv "$settings.before" "$settings"; rm -f "$log"' EXIT
     apt_install postgresql
+}
+
+# Installs PgBouncer without starting its service, now or with the machine.
+install_pgbouncer() {
+    if [ ! -e "$policy" ]; then
+        made_policy=true
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod 755 "$policy"
+    fi
+    apt_install pgbouncer
+    if has systemctl; then "${as_root[@]}" systemctl --quiet disable pgbouncer >>"$log" 2>&1 || true; fi
 }
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -57,18 +102,19 @@ if [ ${#missing[@]} -gt 0 ]; then
         fail "missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
     fi
     log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
+    trap clean_up EXIT
     "${as_root[@]}" apt-get update -q >"$log" 2>&1 || {
         cat "$log" >&2
         fail "apt-get update failed"
     }
-    mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep -vx postgresql || true)
+    mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep -vxE 'postgresql|pgbouncer' || true)
     if [ ${#plain[@]} -gt 0 ]; then apt_install "${plain[@]}"; fi
     has_postgres || install_postgres
+    if $bench && ! has pgbouncer; then install_pgbouncer; fi
 fi
 
 has cargo || fail "cargo is not installed: get Rust from https://rustup.rs"
-[ "${1:-}" = --lints ] || exit 0
+$lints || exit 0
 for component in fmt:rustfmt clippy:clippy; do
     cargo "${component%:*}" --version >/dev/null 2>&1 && continue
     has rustup || fail "cargo ${component%:*} is not installed: add it to this Rust"

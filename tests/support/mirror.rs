@@ -103,7 +103,7 @@ impl Mirror {
     /// Brings everything that the kernel holds back to the store.
     pub fn sync(&self) {
         for path in walk(&self.mounted) {
-            if !path.is_symlink() {
+            if !metadata(&path).is_symlink() {
                 File::open(&path).and_then(|file| file.sync_all()).expect("sync a file");
             }
         }
@@ -277,15 +277,22 @@ fn walk(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).expect("list a directory");
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     paths.sort_unstable();
-    let below = paths.iter().filter(|path| !path.is_symlink() && path.is_dir()).flat_map(|path| walk(path));
+    let below = paths.iter().filter(|path| metadata(path).is_dir()).flat_map(|path| walk(path));
     let below: Vec<PathBuf> = below.collect();
     paths.extend(below);
     paths
 }
 
+/// What a path is. The link to a write-ahead log that the mount shows apart counts as what it leads to.
+fn metadata(path: &Path) -> fs::Metadata {
+    let apart = path.file_name().is_some_and(|name| name == "pg_wal");
+    let metadata = if apart { path.metadata() } else { path.symlink_metadata() };
+    metadata.expect("look at a file")
+}
+
 fn looks(root: &Path) -> Vec<Look> {
     let look = |path: PathBuf| {
-        let metadata = path.symlink_metadata().expect("look at a file");
+        let metadata = metadata(&path);
         let contents = match metadata.file_type() {
             kind if kind.is_symlink() => {
                 fs::read_link(&path).expect("read a link").into_os_string().into_encoded_bytes()

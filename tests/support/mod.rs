@@ -2,7 +2,9 @@
 //!
 //! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
 
+pub mod cluster;
 pub mod commits;
+pub mod loop_volume;
 pub mod mapped;
 pub mod mirror;
 pub mod mixed;
@@ -58,6 +60,7 @@ impl Default for Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         unmount(&self.0.join("data/mount"));
+        unmount(&self.0.join("data/mount-wal"));
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

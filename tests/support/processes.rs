@@ -1,9 +1,15 @@
-//! The Postgres processes of a server, as `/proc` shows them.
+//! A server and its Postgres processes, as `/proc` shows them.
 
-use super::Server;
+use super::{LIMIT, Server};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A server that uses no more of a core than this, in hundredths of a second, for so long is at rest: it looks around once a
+/// second.
+const REST_TICKS: u64 = 1;
+const REST: Duration = Duration::from_millis(250);
 
 /// A Postgres process. Its number and its start together name it for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,4 +71,26 @@ pub fn of_branch(server: &Server, branch: &str) -> Vec<Process> {
 pub fn postmasters(server: &Server, mut processes: Vec<Process>) -> Vec<Process> {
     processes.retain(|process| process.parent == server.pid());
     processes
+}
+
+/// Waits until a server does nothing in the background any more.
+pub fn wait_until_at_rest(server: &Server) {
+    let began = Instant::now();
+    let mut last = cpu_ticks(server.pid());
+    loop {
+        std::thread::sleep(REST);
+        let now = cpu_ticks(server.pid());
+        if now - last <= REST_TICKS {
+            return;
+        }
+        assert!(began.elapsed() < LIMIT, "the server is at work without end:\n{}", server.log());
+        last = now;
+    }
+}
+
+/// What a process has used of the processors, in hundredths of a second.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("look at the server");
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    fields.filter_map(|field| field.parse::<u64>().ok()).sum()
 }

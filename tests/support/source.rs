@@ -103,7 +103,8 @@ fn launch(data: &Path, user: &OsUser, port: u16) -> Child {
     postgres.spawn().expect("start the source")
 }
 
-fn as_user(program: &Path, user: &OsUser) -> Command {
+/// A command that runs as `user`, if we are root.
+pub(super) fn as_user(program: &Path, user: &OsUser) -> Command {
     let mut command = Command::new(program);
     if nix::unistd::geteuid().is_root() {
         command.uid(user.uid).gid(user.gid);
@@ -112,7 +113,8 @@ fn as_user(program: &Path, user: &OsUser) -> Command {
     command
 }
 
-fn own(directory: &Path, user: &OsUser) {
+/// Makes a directory that belongs to `user` alone.
+pub(super) fn own(directory: &Path, user: &OsUser) {
     fs::create_dir(directory).expect("make a directory for the source");
     fs::set_permissions(directory, PermissionsExt::from_mode(0o700)).expect("close the directory");
     lchown(directory, Some(user.uid), Some(user.gid)).expect("give the directory to the user of Postgres");

@@ -39,7 +39,8 @@ impl Volume {
         let store = Arc::new(Store::open(disk, number).expect("open the store"));
         let made = std::fs::metadata(&data).expect("look at the data directory");
         let me = (made.uid(), made.gid());
-        let mount = Mount::new(Arc::clone(&store), &data.join("mount"), me, None).expect("mount the store");
+        let mount = Mount::new(Arc::clone(&store), &data.join("mount"), &data.join("mount-wal"), me, None)
+            .expect("mount the store");
         let known = store.catalog().timelines().into_iter().min_by_key(|id| id.0);
         let (timeline, root) = known.map_or_else(
             || {

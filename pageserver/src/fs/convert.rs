@@ -1,5 +1,6 @@
 //! Between what the store keeps of a file and what the kernel is told.
 
+use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::Owners;
 use crate::storage::format::{Attributes, FileKind};
 use crate::storage::page::PAGE_BYTES;
@@ -52,4 +53,20 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
 
 pub(super) fn permissions(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or(0)
+}
+
+/// The mount's own directory.
+pub(super) fn mount_root_attr(owner: (u32, u32)) -> FileAttr {
+    let attributes = Attributes {
+        kind: FileKind::Directory,
+        mode: 0o711,
+        uid: owner.0,
+        gid: owner.1,
+        links: 1,
+        size: 0,
+        modified_ns: 0,
+        changed_ns: 0,
+        target: Vec::new(),
+    };
+    file_attr(MOUNT_ROOT, &attributes, &Owners::default())
 }

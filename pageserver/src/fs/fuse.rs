@@ -1,18 +1,22 @@
 //! The adapter between FUSE and the trees: decode, call, reply.
 //!
+//! There are two mounts. One shows the data directories. The other shows the write-ahead logs of those that Postgres runs
+//! on, to which `pg_wal` in the data directory then is a link. What is done there is durable when it is answered, but for
+//! removals, which a sync of the directory makes durable, and for times, which last from a clean stop on. So the kernel is
+//! told not to ask for syncs of files, and a commit is one request, the write of its pages, where it was two.
+//!
 //! Only this process changes the files, so the kernel may cache everything for ever: contents, attributes, names
 //! and the absence of names. Open, create and flush are answered "not implemented" once, and the kernel then no
 //! longer asks. At most [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE)
 //! callbacks wait for a disk sync at once; the syncer's threads send the other replies.
 
-use crate::error::Error;
-use crate::fs::convert::{file_attr, file_type, now_ns, permissions, to_ns};
+use crate::fs::convert::{file_attr, file_type, mount_root_attr, now_ns, permissions, to_ns};
 use crate::fs::links;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
-use crate::fs::owners::Owners;
+use crate::fs::reply::{FOREVER, reply_attr, reply_empty, reply_entry, reply_sync, report};
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
-use crate::storage::format::{Attributes, FileKind};
+use crate::storage::format::{Attributes, FileKind, LaneKind};
 use crate::storage::page::ROOT_INODE;
 use crate::storage::store::Store;
 use crate::storage::watch::Watch;
@@ -30,8 +34,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may keep what it was told: as good as for ever.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Largest write and readahead that the kernel is asked to send at once.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 /// Requests that the kernel may have in flight in the background.
@@ -45,8 +47,20 @@ const LOCK_FILE: &[u8] = b"postmaster.pid";
 /// Trees by the name of their directory in the mount.
 pub type Roots = Arc<RwLock<BTreeMap<String, Arc<Tree>>>>;
 
+/// Which of the two mounts it is.
+pub enum Side {
+    /// Data directories; where their write-ahead logs are shown apart.
+    Data {
+        /// The other mount's directory.
+        wal: PathBuf,
+    },
+    /// Write-ahead logs.
+    Wal,
+}
+
 /// The file system that the kernel talks to.
 pub struct Adapter {
+    side: Side,
     store: Arc<Store>,
     roots: Roots,
     nodes: Nodes,
@@ -55,9 +69,9 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A file system showing `roots` at `mountpoint`, whose own directory belongs to `owner`.
-    pub fn new(store: Arc<Store>, roots: Roots, mountpoint: PathBuf, owner: (u32, u32)) -> Self {
-        Self { store, roots, nodes: Nodes::default(), mountpoint, owner }
+    /// A file system showing this side of `roots` at `mountpoint`, whose own directory belongs to `owner`.
+    pub fn new(side: Side, store: Arc<Store>, roots: Roots, mountpoint: PathBuf, owner: (u32, u32)) -> Self {
+        Self { side, store, roots, nodes: Nodes::default(), mountpoint, owner }
     }
 
     fn node(&self, number: INodeNo) -> Result<Node> {
@@ -70,17 +84,72 @@ impl Adapter {
 
     fn entry(&self, tree: &Arc<Tree>, inode: u64, attributes: &Attributes) -> FileAttr {
         let number = self.nodes.look_up(Node { tree: Arc::clone(tree), inode });
-        file_attr(number, attributes, tree.owners())
+        self.attr(number, tree, inode, attributes)
+    }
+
+    fn attr(&self, number: u64, tree: &Tree, inode: u64, attributes: &Attributes) -> FileAttr {
+        match self.link_to_wal(tree, inode) {
+            Some(target) => {
+                let size = target.as_os_str().len() as u64;
+                let link = Attributes { kind: FileKind::Symlink, mode: 0o777, size, ..attributes.clone() };
+                file_attr(number, &link, tree.owners())
+            }
+            None => file_attr(number, attributes, tree.owners()),
+        }
+    }
+
+    /// Where an inode is shown that this mount shows a link to.
+    fn link_to_wal(&self, tree: &Tree, inode: u64) -> Option<PathBuf> {
+        match &self.side {
+            Side::Data { wal } if tree.wal_apart() == Some(inode) => Some(wal.join(self.root_name(tree)?)),
+            _ => None,
+        }
+    }
+
+    fn root_name(&self, tree: &Tree) -> Option<String> {
+        let roots = read(&self.roots);
+        roots.iter().find(|(_, root)| std::ptr::eq(&***root, tree)).map(|(name, _)| name.clone())
+    }
+
+    /// The inode of a tree that this mount shows as a directory of its own.
+    fn root_inode(&self, tree: &Tree) -> Option<u64> {
+        match self.side {
+            Side::Data { .. } => Some(ROOT_INODE),
+            Side::Wal => tree.wal_apart(),
+        }
     }
 
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr> {
         if parent.0 == MOUNT_ROOT {
             let tree = read(&self.roots).get(&*name.to_string_lossy()).cloned().ok_or(Errno::ENOENT)?;
-            return Ok(self.entry(&tree, ROOT_INODE, &tree.attributes(ROOT_INODE)?));
+            let root = self.root_inode(&tree).ok_or(Errno::ENOENT)?;
+            return Ok(self.entry(&tree, root, &tree.attributes(root)?));
         }
         let node = self.node(parent)?;
         let (inode, attributes) = node.tree.lookup(node.inode, name.as_bytes())?;
         Ok(self.entry(&node.tree, inode, &attributes))
+    }
+
+    /// Answers with the outcome of what was done to `number`: where write-ahead logs are shown, once it is durable.
+    fn settle<T: Send + 'static>(
+        &self,
+        number: INodeNo,
+        outcome: Result<T>,
+        answer: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        let settled = match (&self.side, outcome) {
+            (Side::Wal, Ok(value)) => self.node(number).map(|node| (node, value)),
+            (_, outcome) => return answer(outcome),
+        };
+        match settled {
+            Ok((node, value)) => {
+                let done = |synced: crate::error::Result<()>| {
+                    answer(synced.map(|()| value).map_err(TreeError::Store))
+                };
+                node.tree.timeline().sync(LaneKind::Wal, Box::new(done));
+            }
+            Err(error) => answer(Err(error)),
+        }
     }
 
     fn make(&self, parent: INodeNo, name: &OsStr, new: &NewInode<'_>) -> Result<FileAttr> {
@@ -109,69 +178,14 @@ impl Adapter {
         if target.is_absolute() && node.tree.lookup(ROOT_INODE, LOCK_FILE).is_ok() {
             return Err(leads_out());
         }
-        let name = {
-            let roots = read(&self.roots);
-            roots.iter().find(|(_, tree)| Arc::ptr_eq(tree, &node.tree)).map(|(name, _)| name.clone())
-        };
-        let root = name.map(|name| self.mountpoint.join(name));
         let depth = links::depth(&node.tree, node.inode).ok_or(Errno::ENOENT)?;
+        let root = match self.side {
+            Side::Data { .. } => self.root_name(&node.tree).map(|name| self.mountpoint.join(name)),
+            Side::Wal => None,
+        };
         let stored = links::stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
         Ok(stored.into_os_string().into_vec())
     }
-}
-
-/// The error for the kernel. What went wrong below is logged here, where it ends.
-fn report(error: TreeError) -> fuser::Errno {
-    let errno = error.errno();
-    if let TreeError::Store(error) = error {
-        report_store(&error);
-    }
-    fuser::Errno::from_i32(errno as i32)
-}
-
-fn report_store(error: &Error) {
-    match error.code {
-        // Written back by the kernel after the branch was deleted, or refused since a failure that was logged.
-        "dropped" | "latched" => tracing::debug!(%error, "refused"),
-        // A full disk latches too, and the kernel then tries each of thousands of pages.
-        "disk_full" => tracing::debug!(%error, "refused"),
-        _ => tracing::error!(%error, "a file system operation failed"),
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, outcome: Result<FileAttr>) {
-    match outcome {
-        Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
-        Err(error) => reply.error(report(error)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(report(error)),
-    }
-}
-
-fn reply_attr(
-    reply: ReplyAttr,
-    number: INodeNo,
-    node: Result<Node>,
-    look: impl FnOnce(&Node) -> Result<Attributes>,
-) {
-    let outcome = node.and_then(|node| Ok(file_attr(number.0, &look(&node)?, node.tree.owners())));
-    match outcome {
-        Ok(attributes) => reply.attr(&FOREVER, &attributes),
-        Err(error) => reply.error(report(error)),
-    }
-}
-
-fn reply_sync(reply: ReplyEmpty) -> crate::storage::syncer::Done {
-    let watch = Watch::new("sync of a file");
-    Box::new(move |outcome| {
-        reply_empty(reply, outcome.map_err(TreeError::Store));
-        drop(watch);
-    })
 }
 
 impl Filesystem for Adapter {
@@ -184,7 +198,8 @@ impl Filesystem for Adapter {
         // Times in whole seconds, so that the kernel has a new one to report with a commit's sync once a second and
         // not at every commit.
         let _ = config.set_time_granularity(Duration::from_secs(1));
-        // Less than asked for is fine.
+        // Less than asked for is fine. Links are cached, or that to the write-ahead log would be asked for with each file.
+        let _ = config.add_capabilities(InitFlags::FUSE_CACHE_SYMLINKS);
         let _ = config.set_max_write(MAX_TRANSFER_BYTES);
         let _ = config.set_max_readahead(MAX_TRANSFER_BYTES);
         let _ = config.set_max_background(MAX_BACKGROUND);
@@ -216,7 +231,11 @@ impl Filesystem for Adapter {
         if number.0 == MOUNT_ROOT {
             return reply.attr(&FOREVER, &mount_root_attr(self.owner));
         }
-        reply_attr(reply, number, self.node(number), |node| node.tree.attributes(node.inode));
+        let shown = |node: Node| {
+            let attributes = node.tree.attributes(node.inode)?;
+            Ok(self.attr(number.0, &node.tree, node.inode, &attributes))
+        };
+        reply_attr(reply, self.node(number).and_then(shown));
     }
 
     fn setattr(
@@ -244,18 +263,28 @@ impl Filesystem for Adapter {
         });
         let changed_ns = Some(changed.map_or(now, to_ns));
         let modified_ns = modified_ns.or(size.map(|_| now));
-        reply_attr(reply, number, self.node(number), |node| {
+        let outcome = self.node(number).and_then(|node| {
+            if self.link_to_wal(&node.tree, node.inode).is_some() {
+                return Err(Errno::EPERM.into());
+            }
             let owners = node.tree.owners();
             let (uid, gid) =
                 (uid.map(|uid| owners.store((uid, 0)).0), gid.map(|gid| owners.store((0, gid)).1));
             let mode = mode.map(permissions);
-            node.tree.set_attributes(node.inode, &Wanted { mode, uid, gid, size, modified_ns, changed_ns })
+            let wanted = Wanted { mode, uid, gid, size, modified_ns, changed_ns };
+            let attributes = node.tree.set_attributes(node.inode, &wanted)?;
+            Ok(file_attr(number.0, &attributes, owners))
         });
+        self.settle(number, outcome, |outcome| reply_attr(reply, outcome));
     }
 
     fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
-        match self.node(number).and_then(|node| node.tree.attributes(node.inode)) {
-            Ok(attributes) => reply.data(&attributes.target),
+        let target = self.node(number).and_then(|node| match self.link_to_wal(&node.tree, node.inode) {
+            Some(target) => Ok(target.into_os_string().into_vec()),
+            None => Ok(node.tree.attributes(node.inode)?.target),
+        });
+        match target {
+            Ok(target) => reply.data(&target),
             Err(error) => reply.error(report(error)),
         }
     }
@@ -274,7 +303,7 @@ impl Filesystem for Adapter {
         let owner = (request.uid(), request.gid());
         let new = NewInode { kind: FileKind::File, mode: permissions(mode), owner, target: &[] };
         let outcome = if regular { self.make(parent, name, &new) } else { Err(Errno::EPERM.into()) };
-        reply_entry(reply, outcome);
+        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
     fn mkdir(
@@ -288,7 +317,7 @@ impl Filesystem for Adapter {
     ) {
         let owner = (request.uid(), request.gid());
         let new = NewInode { kind: FileKind::Directory, mode: permissions(mode), owner, target: &[] };
-        reply_entry(reply, self.make(parent, name, &new));
+        self.settle(parent, self.make(parent, name, &new), |outcome| reply_entry(reply, outcome));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -300,7 +329,7 @@ impl Filesystem for Adapter {
                 &NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target },
             )
         });
-        reply_entry(reply, outcome);
+        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
     fn link(&self, _request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -312,7 +341,7 @@ impl Filesystem for Adapter {
             let attributes = node.tree.link(node.inode, directory.inode, name.as_bytes(), now_ns())?;
             Ok(self.entry(&node.tree, node.inode, &attributes))
         });
-        reply_entry(reply, outcome);
+        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -347,7 +376,7 @@ impl Filesystem for Adapter {
             let keep = flags.contains(RenameFlags::RENAME_NOREPLACE);
             from.tree.rename((from.inode, name.as_bytes()), (to.inode, new_name.as_bytes()), keep, now_ns())
         });
-        reply_empty(reply, outcome);
+        self.settle(parent, outcome, |outcome| reply_empty(reply, outcome));
     }
 
     fn open(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -420,19 +449,15 @@ impl Filesystem for Adapter {
         let watch = Watch::new("write to a file");
         let written = self.node(number).and_then(|node| {
             node.tree.write(node.inode, offset, data)?;
-            Ok(node)
+            Ok(u32::try_from(data.len()).unwrap_or(0))
         });
-        match written {
-            Ok(node) => {
-                let length = u32::try_from(data.len()).unwrap_or(0);
-                reply.written(length);
-                drop(watch);
-                if length < MAX_TRANSFER_BYTES {
-                    node.tree.written_back(node.inode);
-                }
+        self.settle(number, written, move |written| {
+            match written {
+                Ok(length) => reply.written(length),
+                Err(error) => reply.error(report(error)),
             }
-            Err(error) => reply.error(report(error)),
-        }
+            drop(watch);
+        });
     }
 
     fn fsync(
@@ -443,6 +468,9 @@ impl Filesystem for Adapter {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
+        if matches!(self.side, Side::Wal) {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         match self.node(number) {
             Ok(node) => node.tree.sync(node.inode, data_only, reply_sync(reply)),
             Err(error) => reply.error(report(error)),
@@ -460,9 +488,10 @@ impl Filesystem for Adapter {
         if number.0 == MOUNT_ROOT {
             return reply.ok();
         }
-        match self.node(number) {
-            Ok(node) => node.tree.timeline().sync_both(reply_sync(reply)),
-            Err(error) => reply.error(report(error)),
+        match (self.node(number), &self.side) {
+            (Ok(node), Side::Data { .. }) => node.tree.timeline().sync_both(reply_sync(reply)),
+            (Ok(node), Side::Wal) => node.tree.timeline().sync(LaneKind::Wal, reply_sync(reply)),
+            (Err(error), _) => reply.error(report(error)),
         }
     }
 
@@ -480,7 +509,8 @@ impl Filesystem for Adapter {
             }
         }
         if number.0 == MOUNT_ROOT {
-            let names: Vec<String> = read(&self.roots).keys().cloned().collect();
+            let shown = |(name, tree): (&String, &Arc<Tree>)| self.root_inode(tree).map(|_| name.clone());
+            let names: Vec<String> = read(&self.roots).iter().filter_map(shown).collect();
             for (name, cookie) in names.iter().zip(DOT_COOKIES[1] + 1..) {
                 if offset < cookie && reply.add(INodeNo(cookie), cookie, FileType::Directory, name) {
                     break;
@@ -492,9 +522,9 @@ impl Filesystem for Adapter {
             Ok(node) => {
                 for (cookie, name, target) in node.tree.list(node.inode) {
                     let name = OsStr::from_bytes(&name);
-                    if offset < cookie
-                        && reply.add(INodeNo(target.inode), cookie, file_type(target.kind), name)
-                    {
+                    let linked = self.link_to_wal(&node.tree, target.inode).is_some();
+                    let kind = if linked { FileKind::Symlink } else { target.kind };
+                    if offset < cookie && reply.add(INodeNo(target.inode), cookie, file_type(kind), name) {
                         break;
                     }
                 }
@@ -549,23 +579,8 @@ impl Filesystem for Adapter {
             }
             _ => Err(Errno::EOPNOTSUPP.into()),
         });
-        reply_empty(reply, outcome);
+        self.settle(number, outcome, |outcome| reply_empty(reply, outcome));
     }
-}
-
-fn mount_root_attr(owner: (u32, u32)) -> FileAttr {
-    let attributes = Attributes {
-        kind: FileKind::Directory,
-        mode: 0o711,
-        uid: owner.0,
-        gid: owner.1,
-        links: 1,
-        size: 0,
-        modified_ns: 0,
-        changed_ns: 0,
-        target: Vec::new(),
-    };
-    file_attr(MOUNT_ROOT, &attributes, &Owners::default())
 }
 
 /// Adds a tree under `name`, or takes it away.

@@ -1,8 +1,9 @@
 //! Where a symbolic link may lead: nowhere out of its branch, since what it leads to would be shared between branches.
 
 use crate::fs::tree::{Result, Tree};
-use crate::storage::format::{Attributes, FileKind};
+use crate::storage::format::{Attributes, FileKind, LaneKind};
 use crate::storage::page::ROOT_INODE;
+use crate::storage::timeline::lane_of;
 use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,9 +12,11 @@ use std::path::{Component, Path, PathBuf};
 /// Deepest directory that may hold a symbolic link.
 const MAX_DEPTH: usize = 64;
 
-/// How many directories lie above a directory in its tree; looks through all of them, so only for rare use.
+/// How many directories lie above a directory in what a mount shows of its tree; looks through all of them, so only for
+/// rare use.
 pub fn depth(tree: &Tree, directory: u64) -> Option<usize> {
-    let mut level = vec![ROOT_INODE];
+    let apart = tree.wal_apart().filter(|_| lane_of(directory) == LaneKind::Wal);
+    let mut level = vec![apart.unwrap_or(ROOT_INODE)];
     for depth in 0..MAX_DEPTH {
         if level.contains(&directory) {
             return Some(depth);

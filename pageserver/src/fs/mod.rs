@@ -9,4 +9,5 @@ pub mod links;
 pub mod mount;
 pub mod nodes;
 pub mod owners;
+mod reply;
 pub mod tree;

@@ -1,11 +1,12 @@
-//! The one mount of a store, and the directories of timelines in it.
+//! The mounts of a store, one for data directories and one for write-ahead logs, and the directories of timelines in them.
 //!
-//! A timeline is reachable as `MOUNT/TIMELINE` while it is attached. A timeline that had to be opened anew after a
+//! A timeline is reachable as `MOUNT/TIMELINE` while it is attached, and its write-ahead log, once it has one, through the link
+//! `pg_wal` there. A timeline that had to be opened anew after a
 //! failed write gets a new directory name, because the kernel may hold pages of the old one that never reached the
 //! disk. Never call these functions from a thread that serves the mount.
 
 use crate::error::{Error, Result};
-use crate::fs::fuse::{Adapter, Roots, set_root};
+use crate::fs::fuse::{Adapter, Roots, Side, set_root};
 use crate::fs::owners::{self, Owner, Owners};
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
@@ -25,7 +26,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Threads that serve the kernel's requests; some of them may be syncing.
+/// Threads that serve the kernel's requests to one mount; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 2;
 /// What is done when a timeline is attached.
 const PREPARE: &str = "prepare a data directory";
@@ -39,7 +40,7 @@ pub struct Mount {
     store: Arc<Store>,
     mountpoint: PathBuf,
     roots: Roots,
-    session: Mutex<Option<BackgroundSession>>,
+    served: Mutex<Vec<Served>>,
     /// A lock for each, as opening one timeline may take long.
     attached: Mutex<HashMap<TimelineId, Arc<Mutex<Attached>>>>,
     /// Owner of all files in the store.
@@ -58,33 +59,24 @@ struct Attached {
 }
 
 impl Mount {
-    /// Mounts the store at `mountpoint`. New data directories will belong to `owner`; if that is somebody else than
-    /// the user of this process, everybody may enter the mount and the kernel checks permissions. With `first_uid`, which
-    /// only root may give, each timeline is shown to belong to a user of its own.
-    pub fn new(store: Arc<Store>, mountpoint: &Path, owner: Owner, first_uid: Option<u32>) -> Result<Self> {
-        clear_stale(mountpoint)?;
-        let failed = |e| Error::io(format!("make the directory of the mount, {}", mountpoint.display()), &e);
-        fs::create_dir_all(mountpoint).map_err(failed)?;
-        let mountpoint = mountpoint.canonicalize().map_err(failed)?;
-        let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    /// Mounts the store at `mountpoint` and its write-ahead logs at `wal`. New data directories will belong to `owner`; if that is
+    /// somebody else than the user of this process, everybody may enter the mounts and the kernel checks permissions. With
+    /// `first_uid`, which only root may give, each timeline is shown to belong to a user of its own.
+    pub fn new(
+        store: Arc<Store>,
+        mountpoint: &Path,
+        wal: &Path,
+        owner: Owner,
+        first_uid: Option<u32>,
+    ) -> Result<Self> {
+        let (mountpoint, wal) = (make_mountpoint(mountpoint)?, make_mountpoint(wal)?);
         let roots = Roots::default();
-        let adapter = Adapter::new(Arc::clone(&store), Arc::clone(&roots), mountpoint.clone(), me);
-        let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName("coppice".into()),
-            MountOption::Subtype("coppice".into()),
-            MountOption::DefaultPermissions,
-            MountOption::NoAtime,
-            MountOption::NoSuid,
-            MountOption::NoDev,
-        ];
-        config.acl = if owner == me { SessionACL::Owner } else { SessionACL::All };
-        config.n_threads = Some(THREADS);
-        config.clone_fd = true;
-        let session = Session::new(adapter, &mountpoint, &config).and_then(Session::spawn);
-        let session = session.map_err(|error| cannot_mount(&mountpoint, &error))?;
-        let (session, attached) = (Mutex::new(Some(session)), Mutex::default());
-        Ok(Self { store, mountpoint, roots, session, attached, owner, first_uid })
+        let sides = [(Side::Wal, &wal), (Side::Data { wal: wal.clone() }, &mountpoint)];
+        // If the second cannot be mounted, the first is unmounted as it goes.
+        let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner));
+        let served = served.into_iter().collect::<Result<Vec<_>>>()?;
+        let (served, attached) = (Mutex::new(served), Mutex::default());
+        Ok(Self { store, mountpoint, roots, served, attached, owner, first_uid })
     }
 
     /// Makes a timeline reachable; returns its directory. One that was latched is opened anew.
@@ -109,7 +101,10 @@ impl Mount {
     }
 
     fn show(&self, id: TimelineId, entry: &mut Attached, owners: Owners) -> Result<PathBuf> {
-        let tree = Tree::owned(self.store.timeline(id)?, owners);
+        self.show_tree(id, entry, Tree::to_run(self.store.timeline(id)?, owners))
+    }
+
+    fn show_tree(&self, id: TimelineId, entry: &mut Attached, tree: Tree) -> Result<PathBuf> {
         tree.remove_nameless().map_err(|error| error.into_error(PREPARE))?;
         let name = if entry.renewals == 0 { id.to_string() } else { format!("{id}-{}", entry.renewals) };
         set_root(&self.roots, &name, Some(Arc::new(tree)));
@@ -117,13 +112,13 @@ impl Mount {
         Ok(self.mountpoint.join(name))
     }
 
-    /// Gives a new root timeline its directory, and makes it reachable for the tools that fill it. It belongs to the owner
-    /// of all files until [`Mount::filled`].
+    /// Gives a new root timeline its directory, and makes it reachable for the tools that fill it, with its write-ahead log
+    /// inside. It belongs to the owner of all files until [`Mount::filled`].
     pub fn attach_new(&self, id: TimelineId) -> Result<PathBuf> {
         let tree = Tree::new(self.store.timeline(id)?);
         tree.make_root(self.owner, machine_ns()).map_err(|error| error.into_error(PREPARE))?;
         let entry = Arc::clone(lock(&self.attached).entry(id).or_default());
-        self.show(id, &mut lock(&entry), Owners::default())
+        self.show_tree(id, &mut lock(&entry), tree)
     }
 
     /// The tools are done with a new timeline: what they wrote is handed over, and its directory no longer reachable.
@@ -186,24 +181,67 @@ impl Mount {
 
     fn hide(&self, name: &str) {
         set_root(&self.roots, name, None);
-        let notifier = lock(&self.session).as_ref().map(BackgroundSession::notifier);
-        // The kernel answers ENOENT when it never looked the name up.
-        let _ = notifier.map(|notifier| notifier.inval_entry(INodeNo::ROOT, OsStr::new(name)));
+        let notifiers: Vec<_> = lock(&self.served).iter().map(|served| served.session.notifier()).collect();
+        for notifier in notifiers {
+            // The kernel answers ENOENT when it never looked the name up.
+            let _ = notifier.inval_entry(INodeNo::ROOT, OsStr::new(name));
+        }
     }
 
-    /// Unmounts. No process may use the mount any more.
+    /// Unmounts. No process may use the mounts any more.
     pub fn unmount(&self) -> Result<()> {
-        let Some(session) = lock(&self.session).take() else { return Ok(()) };
-        if !nix::unistd::geteuid().is_root() {
-            unmount_as_user(&self.mountpoint)?;
+        let served = std::mem::take(&mut *lock(&self.served));
+        if served.is_empty() {
+            return Ok(());
         }
-        let failed = |e| Error::io(format!("unmount {}", self.mountpoint.display()), &e);
-        session.umount_and_join().map_err(failed)?;
+        served.into_iter().rev().map(Served::unmount).fold(Ok(()), Result::and)?;
         // A latched timeline takes no more changes, and has said so.
         let trees = read(&self.roots);
         let healthy = trees.values().filter(|tree| tree.timeline().latched().is_none());
         healthy.map(|tree| tree.put_all_times()).fold(Ok(()), Result::and)
     }
+}
+
+/// One mount that is served.
+struct Served {
+    mountpoint: PathBuf,
+    session: BackgroundSession,
+}
+
+impl Served {
+    fn new(side: Side, store: &Arc<Store>, roots: &Roots, at: &Path, owner: Owner) -> Result<Self> {
+        let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let adapter = Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me);
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName("coppice".into()),
+            MountOption::Subtype("coppice".into()),
+            MountOption::DefaultPermissions,
+            MountOption::NoAtime,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+        ];
+        config.acl = if owner == me { SessionACL::Owner } else { SessionACL::All };
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let session = Session::new(adapter, at, &config).and_then(Session::spawn);
+        let session = session.map_err(|error| cannot_mount(at, &error))?;
+        Ok(Self { mountpoint: at.to_owned(), session })
+    }
+
+    fn unmount(self) -> Result<()> {
+        if !nix::unistd::geteuid().is_root() {
+            unmount_as_user(&self.mountpoint)?;
+        }
+        let failed = |e| Error::io(format!("unmount {}", self.mountpoint.display()), &e);
+        self.session.umount_and_join().map_err(failed)
+    }
+}
+
+fn make_mountpoint(path: &Path) -> Result<PathBuf> {
+    clear_stale(path)?;
+    let made = fs::create_dir_all(path).and_then(|()| path.canonicalize());
+    made.map_err(|e| Error::io(format!("make the directory of the mount, {}", path.display()), &e))
 }
 
 /// Unmounts through `fusermount3`, as users have to. The session would do the same, but not look whether it worked, and

@@ -125,17 +125,28 @@ pub struct Tree {
     /// `fdatasync` at each commit does not ask for them.
     times: Mutex<HashMap<u64, (i64, i64)>>,
     owners: Owners,
+    /// The directory of the write-ahead log, if that is shown elsewhere.
+    wal_apart: Option<u64>,
 }
 
 impl Tree {
     /// The tree of `timeline`.
     pub fn new(timeline: Arc<Timeline>) -> Self {
-        Self::owned(timeline, Owners::default())
+        Self { timeline, times: Mutex::default(), owners: Owners::default(), wal_apart: None }
     }
 
-    /// The tree of `timeline`, whose files are shown to belong to others than the store says.
-    pub fn owned(timeline: Arc<Timeline>, owners: Owners) -> Self {
-        Self { timeline, times: Mutex::default(), owners }
+    /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than the store says, and its
+    /// write-ahead log, if it has one, is shown apart.
+    pub fn to_run(timeline: Arc<Timeline>, owners: Owners) -> Self {
+        let wal = timeline.lookup(ROOT_INODE, WAL_DIRECTORY);
+        let wal =
+            wal.filter(|target| target.kind == FileKind::Directory && lane_of(target.inode) == LaneKind::Wal);
+        Self { owners, wal_apart: wal.map(|target| target.inode), ..Self::new(timeline) }
+    }
+
+    /// The directory of the write-ahead log, if that is shown apart.
+    pub fn wal_apart(&self) -> Option<u64> {
+        self.wal_apart
     }
 
     /// How the owners of its files are shown.
@@ -442,14 +453,6 @@ impl Tree {
             return done(Err(error));
         }
         self.timeline.sync(lane, done);
-    }
-
-    /// The kernel has written back all it held of a file. It does so with a WAL file because a commit waits, and asks
-    /// for the sync next: that may begin before the request is here.
-    pub fn written_back(&self, inode: u64) {
-        if lane_of(inode) == LaneKind::Wal {
-            self.timeline.sync(LaneKind::Wal, Box::new(|_| ()));
-        }
     }
 
     fn put_times(&self, inode: u64, (modified_ns, changed_ns): (i64, i64)) -> crate::error::Result<()> {

@@ -12,7 +12,7 @@ use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const WITNESS_FILE: &str = "witness";
 const MAGIC: [u8; 8] = *b"COPPICEW";
@@ -30,6 +30,11 @@ const PLACE_BYTES: u64 = 4096;
 pub(super) struct Witness {
     file: Arc<dyn DiskFile>,
     unsynced: AtomicBool,
+    /// Whose turn it is: a place other than that of the newest sound note.
+    turn: AtomicU64,
+    /// Whether a note could not be written. The other place keeps the last sound one: no more are written until the next
+    /// opening.
+    given_up: AtomicBool,
 }
 
 /// What is found at one of the places.
@@ -88,7 +93,8 @@ impl Witness {
         if missing > 0 {
             file.write_all_at(&[&vec![0; missing]], length).map_err(failed)?;
         }
-        Ok(Self { file, unsynced: AtomicBool::new(true) })
+        let (unsynced, turn, given_up) = (AtomicBool::new(true), AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Self { file, unsynced, turn, given_up })
     }
 
     /// Refuses a catalog of `store` with so many changes if there were more.
@@ -100,10 +106,10 @@ impl Witness {
             read.map_err(|error| Error::io(format!("read the file {WITNESS_FILE}"), &error))?;
             notes.push(decode(&bytes));
         }
-        let sound = |note: &Note| {
-            if let Note::Sound { store, number } = note { Some((*number, *store)) } else { None }
+        let sound = |(place, note): (u64, &Note)| {
+            if let Note::Sound { store, number } = note { Some((*number, *store, place)) } else { None }
         };
-        let Some((newest, of)) = notes.iter().filter_map(sound).max() else {
+        let Some((newest, of, place)) = (0..).zip(&notes).filter_map(sound).max() else {
             if notes.contains(&Note::Damaged) {
                 return Err(Error::corrupt(format!(
                     "the file {WITNESS_FILE}, which says how new the catalog is, is damaged or of another version; \
@@ -112,6 +118,7 @@ impl Witness {
             }
             return Ok(());
         };
+        self.turn.store(place + 1, Ordering::SeqCst);
         if store.is_some_and(|store| store != of) {
             return Err(Error::corrupt(format!(
                 "the files catalog and {WITNESS_FILE} are of different stores"
@@ -131,10 +138,18 @@ impl Witness {
 
     /// Notes that so many changes are durable. Without the note nothing is lost, so a failure is no error.
     pub(super) fn note(&self, store: u64, changes: u64) {
-        let written = self.file.write_all_at(&[&encode(store, changes)], changes % PLACES * PLACE_BYTES);
+        if self.given_up.load(Ordering::SeqCst) {
+            return;
+        }
+        let place = self.turn.fetch_add(1, Ordering::SeqCst) % PLACES;
+        let written = self.file.write_all_at(&[&encode(store, changes)], place * PLACE_BYTES);
         self.unsynced.store(true, Ordering::SeqCst);
         if let Err(error) = written {
-            tracing::warn!(%error, "how new the catalog is could not be noted in the file {WITNESS_FILE}");
+            self.given_up.store(true, Ordering::SeqCst);
+            tracing::warn!(
+                %error,
+                "how new the catalog is could not be noted in the file {WITNESS_FILE}; it is not noted again until the server starts anew"
+            );
         }
     }
 
@@ -166,6 +181,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_fails_leaves_one_note_sound() {
+        let sim = SimDisk::default();
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        // Some numbers are left out: not every change is noted.
+        for known in [1, 3, 4] {
+            let witness = Witness::open(&disk).unwrap();
+            witness.check(None, known).unwrap();
+            witness.note(9, known);
+            sim.fail_after(Some(0));
+            (5..=8).for_each(|number| witness.note(9, number));
+            sim.fail_after(None);
+            assert!(witness.check(Some(9), known).is_ok() && witness.check(Some(9), known - 1).is_err());
+        }
+    }
+
+    #[test]
     fn an_older_catalog_is_refused_also_with_one_note_damaged() {
         let sim = SimDisk::default();
         let disk: Arc<dyn Disk> = Arc::new(sim.clone());
@@ -179,9 +210,9 @@ mod tests {
         );
         assert!(witness.check(Some(8), 5).is_err(), "another store");
         let damage = |place: usize| sim.alter(WITNESS_FILE, |bytes| bytes[place * 4096 + NUMBER_OFFSET] ^= 1);
-        damage(1);
-        assert!(refused(4).is_none() && refused(3).is_some_and(|words| words.contains("4 changes")));
         damage(0);
+        assert!(refused(4).is_none() && refused(3).is_some_and(|words| words.contains("4 changes")));
+        damage(1);
         assert!(refused(9).is_some_and(|words| words.contains(WITNESS_FILE)));
     }
 }

@@ -4,6 +4,7 @@
 //! returns the error once; nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
 //! that forgets unsynced bytes on command.
 
+use crate::storage::direct::DirectFile;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -21,6 +22,10 @@ pub trait DiskFile: Send + Sync {
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
     /// Makes the contents, and the length if it changed, survive a power loss.
     fn sync(&self) -> io::Result<()>;
+    /// Nothing more is written. What writing takes is let go of when all that was written has been synced.
+    fn finish(&self) {}
+    /// What was written and not synced need not be kept. When it returns, nothing of it is on its way to the medium.
+    fn give_up(&self) {}
     /// Cuts the file or extends it with zeros.
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Length in bytes.
@@ -36,6 +41,11 @@ pub trait DiskFile: Send + Sync {
 pub trait Disk: Send + Sync {
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file whose blocks have all been written before, to write to it in order from its beginning. What is
+    /// written may stay in memory until the next sync.
+    fn open_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(name)
+    }
     /// Makes a new, empty file; `AlreadyExists` if there is one.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Gives a file another name, replacing what has it.
@@ -69,7 +79,8 @@ impl LocalDisk {
     }
 }
 
-struct LocalFile(fs::File);
+/// A file through the page cache.
+pub(super) struct LocalFile(pub(super) fs::File);
 
 impl DiskFile for LocalFile {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -121,6 +132,13 @@ impl Disk for LocalDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).open(self.root.join(name))?;
         Ok(Arc::new(LocalFile(file)))
+    }
+
+    fn open_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        match DirectFile::open(&self.root.join(name))? {
+            Some(file) => Ok(Arc::new(file)),
+            None => self.open(name),
+        }
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {

@@ -10,7 +10,7 @@ use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::{LaneFileId, LaneKind};
 use crate::storage::page::TimelineId;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Directory of the lane files in the store.
@@ -19,10 +19,14 @@ pub const LANES_DIRECTORY: &str = "lanes";
 pub const WAL_FILE_BYTES: u64 = 16 << 20;
 /// Length at which the data lane begins its next file.
 pub const DATA_FILE_BYTES: u64 = 64 << 20;
-/// Spare files kept ready: a wake takes one, and a busy branch one every 16 MiB of log.
+/// Spare files kept ready at rest: a wake takes one, and a busy branch one every 16 MiB of log.
 const SPARES: usize = 3;
-/// Spare files above this number are removed rather than kept.
-const MAX_SPARES: usize = 8;
+/// Spare files kept ready at most, when lanes found none.
+const MAX_SPARES: usize = 32;
+/// Syncs for each file of a lane, on an average, that tell commits from a bulk load.
+const COMMITS_PER_FILE: usize = 64;
+/// Refills in a row that found no file begun after which half as many spare files are enough.
+const QUIET_REFILLS: usize = 240;
 
 pub(super) const SPARE_PREFIX: &str = "spare.";
 
@@ -43,8 +47,13 @@ pub struct LaneFiles {
     next_spare: AtomicU64,
     /// Files that are out of their lanes, but may still be read.
     leaving: Mutex<Vec<Leaving>>,
-    /// Whether a write-ahead lane began a file since the last refill.
-    begun: AtomicBool,
+    /// Files that write-ahead lanes began since the last refill, and syncs of lanes meanwhile.
+    begun: AtomicUsize,
+    synced: AtomicUsize,
+    /// Spare files to keep ready.
+    wanted: AtomicUsize,
+    /// Refills since a file was begun.
+    quiet: AtomicUsize,
 }
 
 fn path(name: &str) -> String {
@@ -96,7 +105,10 @@ impl LaneFiles {
             store,
             spares: Mutex::new(spares),
             next_spare: AtomicU64::new(next_spare),
-            begun: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
+            synced: AtomicUsize::new(0),
+            wanted: AtomicUsize::new(SPARES),
+            quiet: AtomicUsize::new(0),
             leaving: Mutex::default(),
         };
         Ok((files, found))
@@ -140,18 +152,35 @@ impl LaneFiles {
         }
         let spare = match id.lane {
             LaneKind::Wal => {
-                self.begun.store(true, Ordering::Relaxed);
-                self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop()
+                self.begun.fetch_add(1, Ordering::Relaxed);
+                self.take_spare()
             }
             LaneKind::Data => None,
         };
         let written_out = spare.is_some();
         let made = match spare {
-            Some(spare) => self.disk.rename(&path(&spare), &name).and_then(|()| self.disk.open(&name)),
+            Some(spare) => {
+                let renamed = self.disk.rename(&path(&spare), &name);
+                renamed.and_then(|()| self.disk.open_to_append(&name))
+            }
             None => self.disk.create(&name),
         };
         let file = made.map_err(|e| Error::io(format!("create {name}"), &e))?;
         Ok((file, written_out))
+    }
+
+    fn take_spare(&self) -> Option<String> {
+        let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if spare.is_none() {
+            let double = |wanted: usize| Some((wanted * 2).min(MAX_SPARES));
+            let _always = self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, double);
+        }
+        spare
+    }
+
+    /// A lane was synced.
+    pub(super) fn count_sync(&self) {
+        self.synced.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The files of one timeline with their lengths, as the disk has them.
@@ -172,7 +201,7 @@ impl LaneFiles {
         let name = Self::describe(id);
         let recycle = || {
             let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-            if spares.len() >= MAX_SPARES {
+            if spares.len() >= self.wanted.load(Ordering::Relaxed) {
                 return self.disk.remove(&name);
             }
             let spare = self.spare_name();
@@ -210,13 +239,22 @@ impl LaneFiles {
         }
     }
 
-    /// Writes out a spare file if too few are ready; true if it made one. Not while lanes go through files quickly: that
-    /// is a bulk load, which syncs rarely, and the writing would take the disk from it.
+    /// Writes out a spare file if too few are ready; true if it made one. How many there should be follows how many were
+    /// missed. Not during a bulk load, which goes through files quickly and syncs rarely: the writing would take the
+    /// disk from it.
     pub fn refill(&self) -> Result<bool> {
-        if self.begun.swap(false, Ordering::Relaxed) {
+        let (begun, synced) = (self.begun.swap(0, Ordering::Relaxed), self.synced.swap(0, Ordering::Relaxed));
+        if begun == 0 {
+            self.keep_fewer()?;
+        } else {
+            self.quiet.store(0, Ordering::Relaxed);
+        }
+        if self.is_short_of_space()? {
+            self.keep_at_most(SPARES)?;
             return Ok(false);
         }
-        if self.spares.lock().unwrap_or_else(PoisonError::into_inner).len() >= SPARES {
+        let ready = self.spares.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if synced < begun * COMMITS_PER_FILE || ready >= self.wanted.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let name = self.spare_name();
@@ -228,6 +266,37 @@ impl LaneFiles {
         }
         self.spares.lock().unwrap_or_else(PoisonError::into_inner).push(name);
         Ok(true)
+    }
+
+    /// Lets go of spare files that were not needed for a while.
+    fn keep_fewer(&self) -> Result<()> {
+        if self.quiet.fetch_add(1, Ordering::Relaxed) < QUIET_REFILLS {
+            return Ok(());
+        }
+        self.quiet.store(0, Ordering::Relaxed);
+        let wanted = (self.wanted.load(Ordering::Relaxed) / 2).max(SPARES);
+        self.wanted.store(wanted, Ordering::Relaxed);
+        self.keep_at_most(wanted)
+    }
+
+    fn keep_at_most(&self, count: usize) -> Result<()> {
+        let surplus = {
+            let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = spares.len().min(count);
+            spares.split_off(kept)
+        };
+        surplus.into_iter().try_for_each(|name| {
+            self.disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))
+        })
+    }
+
+    /// Whether the space that spare files would take should be left to data.
+    fn is_short_of_space(&self) -> Result<bool> {
+        let failed = |e| Error::io("ask for the free space", &e);
+        let (free, total) =
+            (self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?);
+        let wanted = self.wanted.load(Ordering::Relaxed) as u64;
+        Ok(free < total / 50 + wanted * WAL_FILE_BYTES)
     }
 
     fn write_spare(&self, path: &str) -> std::io::Result<()> {

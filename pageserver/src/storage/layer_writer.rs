@@ -12,6 +12,7 @@ use crate::storage::layer::{
 };
 use crate::storage::page::{PAGE_BYTES, Position};
 use crate::storage::sabotage::{self, Defect};
+use crate::sys;
 use std::sync::Arc;
 
 /// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
@@ -112,7 +113,7 @@ impl<'d> LayerWriter<'d> {
             return Ok(());
         }
         let failed = |e| Error::io("compress a group of pages", &e);
-        let compressed = self.compressor.compress(&self.group).map_err(failed)?;
+        let compressed = sys::when_idle(|| self.compressor.compress(&self.group)).map_err(failed)?;
         // Bytes that save little are kept as they are, which a read need not unpack.
         let raw = compressed.len() > self.group.len() / 8 * 7;
         let bytes = if raw { std::mem::take(&mut self.group) } else { compressed };

@@ -34,6 +34,7 @@ pub struct SyncWork {
 impl SyncWork {
     /// Syncs contents first, then the names that lead to them.
     pub fn run(&self, lane_files: &LaneFiles) -> Result<()> {
+        lane_files.count_sync();
         for file in self.files.iter().filter(|_| !sabotage::active(Defect::LaneSync)) {
             file.sync().map_err(|e| Error::io("sync a lane file", &e))?;
         }
@@ -128,7 +129,7 @@ impl Log {
     }
 
     /// Appends a record of `changes` and the `pages` they name, each a whole page or a run of them. Returns the
-    /// file and the offset of the record. After an error nothing was appended.
+    /// file and the offset of the record. After an error nothing more may be appended.
     pub fn append(
         &mut self,
         position: Position,
@@ -172,12 +173,7 @@ impl Log {
     /// Ends the tail, so that what is appended from now on goes to other files. Returns all files so far, and where
     /// the log goes on.
     pub fn freeze(&mut self) -> (BTreeMap<u32, Arc<dyn DiskFile>>, Start) {
-        if let Some(old) = self.tail.take()
-            && self.tail_unsynced
-        {
-            self.unsynced.push(old.file);
-        }
-        self.tail_unsynced = false;
+        self.leave_tail();
         (self.files.clone(), Start { sealed: self.last, sequence: self.next_sequence() })
     }
 
@@ -210,6 +206,15 @@ impl Log {
         self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit && stay(tail))
     }
 
+    /// The tail is not written to any more.
+    fn leave_tail(&mut self) {
+        let Some(old) = self.tail.take() else { return };
+        old.file.finish();
+        if std::mem::take(&mut self.tail_unsynced) {
+            self.unsynced.push(old.file);
+        }
+    }
+
     fn begin_file(&mut self, sequence: u32) -> Result<()> {
         let id = self.id(sequence);
         let (file, written_out) = self.lane_files.create_file(id)?;
@@ -220,11 +225,7 @@ impl Log {
             let _ = self.lane_files.remove(id);
             return Err(Error::io(format!("begin {}", LaneFiles::describe(id)), &error));
         }
-        if let Some(old) = self.tail.take()
-            && self.tail_unsynced
-        {
-            self.unsynced.push(old.file);
-        }
+        self.leave_tail();
         self.directory_unsynced = true;
         self.tail_unsynced = true;
         self.files.insert(sequence, Arc::clone(&file));

@@ -14,6 +14,7 @@ use crate::storage::retention::Retention;
 use crate::storage::seal::Sealed;
 use crate::storage::store::{Slot, Store};
 use crate::storage::timeline::Timeline;
+use crate::sys;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +29,8 @@ const SOON: Duration = Duration::from_secs(1);
 const SLICE_BYTES: u64 = 1 << 20;
 /// While others append, the work rests for so many times as long as it works, so that they hardly notice.
 const REST: u32 = 4;
+/// How long work waits for idle cores, when there is no hurry.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Longest rest, so that a slow disk does not keep the server from stopping.
 const MAX_REST: Duration = Duration::from_secs(1);
 
@@ -153,8 +156,8 @@ impl Maintenance {
         }
         let plan = compaction::choose(&shape, self.limits.max_log_bytes);
         // Whoever writes faster than that is slowed down before the disk is full.
-        (pace.began, pace.worked) = (began, 0);
-        pace.rest = rest;
+        *pace = Slices { began, since: began, worked: 0, rest, ..*pace };
+        sys::be_patient(rest == REST);
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
@@ -187,7 +190,9 @@ const STOPPING: &str = "stopping";
 struct Slices<'a> {
     store: &'a Store,
     stop: &'a AtomicBool,
+    /// When the slice began, and when all of the work did.
     began: Instant,
+    since: Instant,
     worked: u64,
     seen: Position,
     rest: u32,
@@ -196,7 +201,7 @@ struct Slices<'a> {
 impl<'a> Slices<'a> {
     fn new(store: &'a Store, stop: &'a AtomicBool) -> Self {
         let (began, seen) = (Instant::now(), store.newest_position());
-        Self { store, stop, began, worked: 0, seen, rest: REST }
+        Self { store, stop, began, since: began, worked: 0, seen, rest: REST }
     }
 
     fn worked(&mut self, bytes: u64) -> Result<()> {
@@ -206,6 +211,9 @@ impl<'a> Slices<'a> {
         }
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Unavailable, STOPPING, "the server stops"));
+        }
+        if self.since.elapsed() > PATIENCE {
+            sys::be_patient(false);
         }
         let newest = self.store.newest_position();
         if newest != self.seen {

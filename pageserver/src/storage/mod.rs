@@ -16,6 +16,7 @@ pub mod clock;
 pub mod commit;
 pub mod compaction;
 mod detach;
+mod direct;
 pub mod disk;
 pub mod format;
 pub mod history;

@@ -477,7 +477,9 @@ impl Timeline {
         let outcome = self.refuse_if_latched().and_then(|()| {
             let work = write(&lane.state).log.begin_sync();
             let _watch = Watch::new("sync of the disk");
-            work.run(&self.shared.lane_files).map_err(|error| self.latch(error))?;
+            work.run(&self.shared.lane_files).map_err(|error| self.latch_failed_write(error))?;
+            // An append that failed meanwhile may have lost what came before it, too.
+            self.refuse_if_latched()?;
             let late = sabotage::active(Defect::SyncTarget);
             let reached = if late { lane.appended.load(Ordering::SeqCst) } else { work.target };
             lane.durable.fetch_max(reached, Ordering::SeqCst);
@@ -511,6 +513,11 @@ impl Timeline {
     pub fn retire(&self) -> Vec<(LaneFileId, u64)> {
         let error = Error::new(Kind::Latched, "dropped", format!("timeline {} was dropped", self.id));
         self.latch.get_or_init(|| error);
+        for lane in &self.lanes {
+            // The write lock waits for a change that began before the latch. A sync may go on without it, and the files
+            // are another timeline's next.
+            write(&lane.state).log.files.values().for_each(|file| file.give_up());
+        }
         self.files()
     }
 
