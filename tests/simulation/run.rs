@@ -286,9 +286,10 @@ impl Run<'_> {
         if world.branches.len() == 1 {
             return Ok(());
         }
+        // Nobody has it open any more, also if it stays.
+        world.branches[branch].close();
         let mut after = world.branches.clone();
         let gone = after.remove(branch);
-        world.branches[branch].tree = None;
         let outcome = world.store.publish(Update { remove_branches: vec![gone.name], ..Update::default() });
         let maybe = after.clone();
         if let Some(freed) = world.published("delete a branch", outcome, |_| after, maybe)? {

@@ -47,7 +47,7 @@ impl Branch {
         self.lanes.each_ref().map(|lane| Arc::clone(lane.newest()))
     }
 
-    fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.tree = None;
         self.held.clear();
     }
