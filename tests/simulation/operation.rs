@@ -203,13 +203,28 @@ pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
         random.below(2);
     });
     let calm = seed.is_multiple_of(4);
-    (0..count).map(|_| one(&mut random, calm)).collect()
+    // While a sync stands still, its branch is worked on, and often the power goes once it is answered.
+    let mut slow = None;
+    let next = |_| {
+        let operation = match slow {
+            Some((_, 1)) if random.below(3) == 0 => Operation::PowerLoss { unsynced: random.below(1 << 20) },
+            _ => one(&mut random, calm, slow.map(|(branch, _)| branch)),
+        };
+        slow = match (operation, slow) {
+            (Operation::SlowSync { branch, meanwhile, .. }, None) => Some((branch, meanwhile)),
+            (_, Some((branch, left))) if left > 1 => Some((branch, left - 1)),
+            _ => None,
+        };
+        operation
+    };
+    (0..count).map(next).collect()
 }
 
-fn one(random: &mut Random, calm: bool) -> Operation {
+fn one(random: &mut Random, calm: bool, on: Option<u64>) -> Operation {
     use Operation::*;
     let mut r = || random.below(1 << 20);
     let (branch, place) = (r(), r());
+    let branch = on.unwrap_or(branch);
     match r() % if calm { 92 } else { 100 } {
         0..8 => Make { branch, place, kind: r() },
         8..30 => Write { branch, place, at: r(), length: r(), fill: r() },
@@ -220,8 +235,8 @@ fn one(random: &mut Random, calm: bool) -> Operation {
         40..42 => Link { branch, place, to: r() },
         42..46 => Unlink { branch, place, held: r() % 2 == 0 },
         46 => Reap { branch },
-        47..52 => Sync { branch, place },
-        52 => SlowSync { branch, place, meanwhile: r() % 8 },
+        47..51 => Sync { branch, place },
+        51..53 => SlowSync { branch, place, meanwhile: r() % 8 },
         53..55 => SyncBoth { branch },
         55..60 => Fork { parent: branch, newest: r() % 2 == 0 },
         60..62 => ForkAt { branch, mark: r() },

@@ -153,8 +153,7 @@ impl Catalog {
         witness.check(opened.store()?, opened.changes)?;
         let (store, run) = opened.begin_run(new_store)?;
         let state = opened.load()?;
-        witness.note(store, opened.changes);
-        witness.sync();
+        witness.begin(store, opened.changes);
         Ok(Self { file, database: Mutex::new(Some(opened)), state: RwLock::new(state), witness, store, run })
     }
 
