@@ -360,3 +360,23 @@ fn a_starting_branch_is_watched_without_a_file_of_the_mount() {
     assert!(looks > 100, "only {looks} looks");
     assert_eq!(found.first(), None);
 }
+
+#[test]
+fn a_client_of_the_same_machine_wakes_a_branch_through_a_socket() {
+    let server = Server::shared();
+    create(&server, "near", "main");
+    server.client().suspend("near").unwrap();
+    let password = server.url("near").split(['@', ':']).nth(2).unwrap().to_owned();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let row = runtime.block_on(async {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(server.data().join("proxy")).port(server.proxy.port());
+        config.user("postgres").password(&password).dbname("app@near");
+        let (client, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.query_one("select current_database()::text", &[]).await.unwrap().get::<_, String>(0)
+    });
+    assert_eq!(row, "app");
+    assert_eq!(server.client().get("near").unwrap().state, ComputeState::Running);
+    server.client().delete("near").unwrap();
+}

@@ -18,6 +18,7 @@ pub(crate) const PROGRAM: &str = "/usr/sbin/pgbouncer";
 pub(crate) struct Bouncer {
     child: Child,
     address: SocketAddr,
+    home: PathBuf,
     password: String,
 }
 
@@ -46,7 +47,7 @@ impl Bouncer {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|e| format!("start pgbouncer: {e}"))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut bouncer = Self { child, address, password: side.password().to_owned() };
+        let mut bouncer = Self { child, address, home, password: side.password().to_owned() };
         let began = Instant::now();
         while TcpStream::connect(address).is_err() {
             let ended = bouncer.child.try_wait().map_err(|e| format!("look at pgbouncer: {e}"))?;
@@ -56,9 +57,14 @@ impl Bouncer {
         Ok(bouncer)
     }
 
-    /// The way through it.
+    /// The way through it over TCP.
     pub(crate) fn side(&self) -> Side {
         Side::tcp("pgbouncer", self.address, coppice::sides::DATABASE, &self.password)
+    }
+
+    /// The way through its Unix socket.
+    pub(crate) fn local_side(&self) -> Side {
+        self.side().with_host(&self.home.display().to_string())
     }
 }
 
@@ -71,10 +77,10 @@ impl Drop for Bouncer {
 
 fn configuration(side: &Side, port: u16, users: &Path) -> String {
     let (socket, database) = (side.directory().display(), coppice::sides::DATABASE);
-    let users = users.display();
+    let (users, home) = (users.display(), users.parent().expect("a directory").display());
     format!(
         "[databases]\n{database} = host={socket} port=5432 dbname={database}\n\
-         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {home}\n\
          auth_type = scram-sha-256\nauth_file = {users}\npool_mode = session\n\
          max_client_conn = 300\ndefault_pool_size = 100\nlog_connections = 0\nlog_disconnections = 0\n"
     )

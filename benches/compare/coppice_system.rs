@@ -106,8 +106,8 @@ impl System for Coppice {
         self.client.suspend(branch).expect("suspend");
     }
 
-    fn proxied(&self) -> Option<Side> {
-        Some(Side::proxied("proxy", &self.server, WORK))
+    fn proxied(&self) -> Option<[Side; 2]> {
+        Some([Side::proxied_locally("proxy", &self.server, WORK), Side::proxied("proxy", &self.server, WORK)])
     }
 
     /// All but the spare files, which are kept ready for whoever writes next. They correspond to what other file systems have

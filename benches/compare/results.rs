@@ -99,6 +99,8 @@ impl Results {
             row("proxy.tpcb.1", "TPC-B, 1 client"),
             row("proxy.tpcb.4", "TPC-B, 4 clients"),
             row("proxy.connect", "connections, 4 clients"),
+            row("proxy.tcp.select.1", "rows by key, 1 client, over TCP"),
+            row("proxy.tcp.select.4", "rows by key, 4 clients, over TCP"),
         ];
         let heading = "Disk taken when 1% of the pages of each branch are changed";
         [

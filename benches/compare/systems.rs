@@ -55,8 +55,8 @@ pub(crate) trait System {
     /// Starts a branch, does something with it, and stops it.
     fn visit(&mut self, branch: &str, work: &mut dyn FnMut(&Side));
 
-    /// The branch under load through a proxy of its own, if it has one.
-    fn proxied(&self) -> Option<Side> {
+    /// The branch under load through a proxy of its own, if it has one: over a Unix socket and over TCP.
+    fn proxied(&self) -> Option<[Side; 2]> {
         None
     }
 

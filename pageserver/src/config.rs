@@ -108,6 +108,8 @@ pub struct Layout {
     pub mount: PathBuf,
     /// Mountpoint of their write-ahead logs.
     pub wal_mount: PathBuf,
+    /// The proxy's Unix socket.
+    pub proxy: PathBuf,
     /// Self-signed certificate.
     pub tls: PathBuf,
 }
@@ -122,6 +124,7 @@ impl Layout {
             run: data.join("run"),
             mount: data.join("mount"),
             wal_mount: data.join("mount-wal"),
+            proxy: data.join("proxy"),
             tls: data.join("tls"),
         }
     }

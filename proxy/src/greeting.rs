@@ -6,7 +6,7 @@
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::refusal::{PROTOCOL_VIOLATION, Refusal};
 use crate::startup::{CancelKey, LENGTH_BYTES, Packet, Startup, body_bytes, decode};
@@ -78,6 +78,22 @@ pub(crate) async fn plain(socket: &mut TcpStream) -> Result<Plain, Failure> {
     }
 }
 
+/// Reads what a client of the same machine wants, to whom no encryption is given, as Postgres does over its socket.
+pub(crate) async fn local(socket: &mut UnixStream) -> Result<Wish, Failure> {
+    let (mut ssl_asked, mut gss_asked) = (false, false);
+    loop {
+        let asked = match read_packet(socket).await? {
+            Packet::Ssl => &mut ssl_asked,
+            Packet::Gss => &mut gss_asked,
+            packet => return wish(packet),
+        };
+        if std::mem::replace(asked, true) {
+            return Err(asked_again().into());
+        }
+        socket.write_all(b"N").await?;
+    }
+}
+
 /// Reads what the client wants from within an encrypted connection.
 pub(crate) async fn encrypted(stream: &mut (impl AsyncRead + Unpin)) -> Result<Wish, Failure> {
     wish(read_packet(stream).await?)
@@ -87,11 +103,12 @@ fn wish(packet: Packet) -> Result<Wish, Failure> {
     match packet {
         Packet::Startup(startup) => Ok(Wish::Session(startup)),
         Packet::Cancel(key) => Ok(Wish::Cancel(key)),
-        Packet::Ssl | Packet::Gss => {
-            let text = "encryption was requested a second time";
-            Err(Refusal::new(PROTOCOL_VIOLATION, text).into())
-        }
+        Packet::Ssl | Packet::Gss => Err(asked_again().into()),
     }
+}
+
+fn asked_again() -> Refusal {
+    Refusal::new(PROTOCOL_VIOLATION, "encryption was requested a second time")
 }
 
 async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> Result<Packet, Failure> {

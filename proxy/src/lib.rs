@@ -5,8 +5,8 @@
 //! 1. [`server`] accepts it, within [`Limits`];
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
-//! 4. `session` connects the two, and `relay` copies bytes until one side ends, while `cancel` remembers the key
-//!    by which the session's queries can be cancelled.
+//! 4. `session` connects the two, and [`Switch`] (for encrypted sessions `relay`) copies bytes until one side ends; a `witness`
+//!    counts them, and `cancel` remembers the key by which the session's queries can be cancelled.
 //!
 //! Whoever is turned away gets a [`Refusal`]. Passwords are between the client and its Postgres: the proxy forwards
 //! them unread. Since a Postgres behind a Unix socket offers SCRAM without channel binding, clients must not insist
@@ -26,11 +26,14 @@ mod cancel;
 mod greeting;
 mod relay;
 mod session;
+mod switch;
+mod witness;
 
 pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use route::{Selector, Target};
-pub use server::{Limits, run};
+pub use server::{Doors, Limits, LocalDoor, run};
+pub use switch::Switch;
 pub use tls::Tls;
 
 /// Where a branch's Postgres is.

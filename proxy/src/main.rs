@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use api::client::{Client, read_token};
 use clap::Parser;
-use proxy::{Limits, Metrics, Tls};
+use proxy::{Doors, Limits, LocalDoor, Metrics, Tls};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -29,6 +29,10 @@ struct Flags {
     /// Address for Postgres clients.
     #[arg(long, env = "COPPICE_PROXY", default_value = "127.0.0.1:5433", value_name = "ADDR")]
     listen: SocketAddr,
+
+    /// Directory of a Unix socket for clients on this machine, who connect with its path as host; none if left out.
+    #[arg(long, env = "COPPICE_PROXY_SOCKET", value_name = "DIR")]
+    listen_socket: Option<PathBuf>,
 
     /// URL of the server's HTTP API.
     #[arg(long, env = "COPPICE_API", default_value = "http://127.0.0.1:8432", value_name = "URL")]
@@ -104,6 +108,11 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(flags.listen).await.map_err(|error| {
         format!("cannot listen on {}: {error}; is another proxy or server using it? --listen takes another address", flags.listen)
     })?;
+    let unix = flags.listen_socket.as_deref().map(|directory| {
+        LocalDoor::open(directory, flags.listen.port())
+            .map_err(|error| format!("cannot make a socket in {}: {error}", directory.display()))
+    });
+    let doors = Doors { tcp: listener, unix: unix.transpose()? };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async {
         tokio::select! {
@@ -111,8 +120,10 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
             _ = interrupt.recv() => {}
         }
     };
-    tracing::info!(listen = %listener.local_addr()?, api = flags.api, "proxy is ready");
-    proxy::run(listener, tls, Limits::default(), backends, Arc::new(Metrics::default()), shutdown).await;
+    tracing::info!(listen = %doors.tcp.local_addr()?, api = flags.api, "proxy is ready");
+    let (limits, metrics, switch) =
+        (Limits::default(), Arc::new(Metrics::default()), proxy::Switch::start()?);
+    proxy::run(doors, tls, limits, backends, metrics, switch, shutdown).await;
     tracing::info!("proxy stopped");
     Ok(())
 }

@@ -1,18 +1,20 @@
-//! Copies the bytes of a session both ways until it ends, and says how it ended.
+//! Copies the bytes of an encrypted session both ways until it ends, and says how it ended.
 //!
-//! Guarantees that a session holds at most one buffer per direction, that end-of-file is passed on (a client that
+//! Those of other sessions are copied by [`switch`](crate::switch). Both guarantee that a session holds at most one buffer per direction, that end-of-file is passed on (a client that
 //! only stops sending still gets its answers), and that what a Postgres said last reaches the client before the
 //! connection closes. Nothing is parsed, so callers that want to look at the data get to see each piece.
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::witness::Witness;
+
 /// Bytes copied at a time in one direction.
-const BUFFER_BYTES: usize = 64 * 1024;
+pub(crate) const BUFFER_BYTES: usize = 64 * 1024;
 /// How long the proxy waits for a client to take notice of the end, and how much it throws away meanwhile. Closing
 /// with unread input would reset the connection, and the client could lose the error that explains the end.
 const LINGER_TIME: Duration = Duration::from_secs(1);
@@ -56,19 +58,20 @@ impl fmt::Display for End {
 }
 
 /// Copies between `client` and `server` until one of them is done or `shutdown` is.
-///
-/// `sent` and `received` see every piece of data that a client sent or is about to receive.
 pub(crate) async fn relay<C, S>(
     client: &mut C,
     server: &mut S,
-    sent: impl FnMut(&[u8]),
-    received: impl FnMut(&[u8]),
+    witness: &mut Witness,
     shutdown: impl Future<Output = ()>,
 ) -> End
 where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    // Both directions are polled by one task, so nobody ever waits for it.
+    let witness = Mutex::new(witness);
+    let witness = || witness.lock().unwrap_or_else(PoisonError::into_inner);
+    let (sent, received) = (|data: &[u8]| witness().sent(data), |data: &[u8]| witness().received(data));
     let (client_reader, client_writer) = tokio::io::split(client);
     let (server_reader, server_writer) = tokio::io::split(server);
     let up = pump((client_reader, Side::Client), (server_writer, Side::Server), sent);
@@ -118,13 +121,6 @@ async fn pump(
         // TLS keeps what the socket did not take at once; nothing else would send it.
         writer.flush().await.map_err(|error| (to, error))?;
     }
-}
-
-/// Adds the length of `bytes` to a session's and to the proxy's count.
-pub(crate) fn count(bytes: &[u8], session: &mut u64, all: &AtomicU64) {
-    let length = bytes.len() as u64;
-    *session += length;
-    all.fetch_add(length, Ordering::Relaxed);
 }
 
 /// Closes `client` so that it can read what was sent before.

@@ -1,4 +1,4 @@
-//! Each way a session can end, over real sockets.
+//! Each way a session can end, over real sockets, and what it holds meanwhile; for encrypted sessions and for others.
 
 use std::future::{pending, ready};
 use std::os::fd::AsRawFd;
@@ -8,26 +8,50 @@ use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::*;
+use crate::switch::Switch;
 
-/// A relay that runs between two sockets, of which the test holds the other ends.
+/// What copies.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Task,
+    Switch,
+}
+
+const BOTH: [By; 2] = [By::Task, By::Switch];
+
+/// A session between two sockets, of which the test holds the other ends.
 struct Running {
     client: TcpStream,
     server: UnixStream,
-    relay: tokio::task::JoinHandle<End>,
+    ended: tokio::task::JoinHandle<(End, Witness)>,
 }
 
-async fn start(shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
+async fn start(by: By, shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut near_client, _) = listener.accept().await.unwrap();
     let (server, mut near_server) = UnixStream::pair().unwrap();
-    let relay = tokio::spawn(async move {
-        let end = relay(&mut near_client, &mut near_server, |_| {}, |_| {}, shutdown).await;
-        drop(near_server);
+    let ended = tokio::spawn(async move {
+        let mut witness = Witness::default();
+        let end = match by {
+            By::Task => {
+                let end = relay(&mut near_client, &mut near_server, &mut witness, shutdown).await;
+                drop(near_server);
+                end
+            }
+            By::Switch => {
+                let switch = Switch::start().unwrap();
+                let (client, server) = (near_client.into_std().unwrap(), near_server.into_std().unwrap());
+                let copied = switch.relay(client.into(), server.into(), witness, shutdown);
+                let (end, client, seen) = copied.await.unwrap();
+                (near_client, witness) = (TcpStream::from_std(client.into()).unwrap(), seen);
+                end
+            }
+        };
         close(&mut near_client).await;
-        end
+        (end, witness)
     });
-    Running { client, server, relay }
+    Running { client, server, ended }
 }
 
 async fn all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
@@ -38,53 +62,133 @@ async fn all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_client_that_stops_sending_gets_the_rest() {
-    let Running { mut client, mut server, relay } = start(pending()).await;
-    client.write_all(b"question").await.unwrap();
-    client.shutdown().await.unwrap();
-    assert_eq!(all(&mut server).await, b"question");
-    server.write_all(b"answer").await.unwrap();
-    drop(server);
-    assert_eq!(all(&mut client).await, b"answer");
-    assert!(matches!(relay.await.unwrap(), End::Closed(Side::Client)));
+    for by in BOTH {
+        let Running { mut client, mut server, ended } = start(by, pending()).await;
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(all(&mut server).await, b"question");
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        assert_eq!(all(&mut client).await, b"answer");
+        assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Client)));
+    }
 }
 
 #[tokio::test]
 async fn last_words_arrive_after_postgres_stopped_reading() {
-    let Running { mut client, mut server, relay } = start(pending()).await;
-    shutdown(server.as_raw_fd(), Shutdown::Read).unwrap();
-    client.write_all(&[0; 100]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    server.write_all(b"last words").await.unwrap();
-    drop(server);
-    client.write_all(&[0; 100]).await.unwrap();
-    assert_eq!(all(&mut client).await, b"last words");
-    drop(client);
-    assert!(matches!(relay.await.unwrap(), End::Closed(Side::Server)));
+    for by in BOTH {
+        let Running { mut client, mut server, ended } = start(by, pending()).await;
+        shutdown(server.as_raw_fd(), Shutdown::Read).unwrap();
+        client.write_all(&[0; 100]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.write_all(b"last words").await.unwrap();
+        drop(server);
+        client.write_all(&[0; 100]).await.unwrap();
+        assert_eq!(all(&mut client).await, b"last words");
+        drop(client);
+        assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Server)));
+    }
 }
 
 #[tokio::test]
 async fn a_reset_names_its_side() {
-    let Running { client, mut server, relay } = start(pending()).await;
-    let at_once = linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(&client, sockopt::Linger, &at_once).unwrap();
-    drop(client);
-    assert_eq!(all(&mut server).await, b"", "the other side is closed");
-    assert!(matches!(relay.await.unwrap(), End::Failed(Side::Client, _)));
+    for by in BOTH {
+        let Running { client, mut server, ended } = start(by, pending()).await;
+        let at_once = linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&client, sockopt::Linger, &at_once).unwrap();
+        drop(client);
+        assert_eq!(all(&mut server).await, b"", "the other side is closed");
+        assert!(matches!(ended.await.unwrap().0, End::Failed(Side::Client, _)));
 
-    let Running { mut client, server, relay } = start(pending()).await;
-    client.write_all(b"never read").await.unwrap();
-    server.readable().await.unwrap();
-    drop(server);
-    assert_eq!(all(&mut client).await, b"", "the other side is closed");
-    drop(client);
-    assert!(matches!(relay.await.unwrap(), End::Failed(Side::Server, _)));
+        let Running { mut client, server, ended } = start(by, pending()).await;
+        client.write_all(b"never read").await.unwrap();
+        server.readable().await.unwrap();
+        drop(server);
+        assert_eq!(all(&mut client).await, b"", "the other side is closed");
+        drop(client);
+        assert!(matches!(ended.await.unwrap().0, End::Failed(Side::Server, _)));
+    }
 }
 
 #[tokio::test]
 async fn a_shutdown_closes_both_sides() {
-    let Running { mut client, mut server, relay } = start(ready(())).await;
+    for by in BOTH {
+        let Running { mut client, mut server, ended } = start(by, ready(())).await;
+        assert_eq!(all(&mut client).await, b"");
+        assert_eq!(all(&mut server).await, b"");
+        drop(client);
+        assert!(matches!(ended.await.unwrap().0, End::Shutdown));
+    }
+}
+
+/// Sends `bytes` from one end and takes them slowly from the other.
+async fn passes(from: &mut (impl AsyncWrite + Unpin), to: &mut (impl AsyncRead + Unpin), bytes: &[u8]) {
+    let send = async { from.write_all(bytes).await.unwrap() };
+    let receive = async {
+        let (mut received, mut some) = (Vec::new(), vec![0; 7919]);
+        while received.len() < bytes.len() {
+            let count = to.read(&mut some).await.unwrap();
+            assert!(count > 0, "closed after {} bytes", received.len());
+            received.extend_from_slice(&some[..count]);
+            if received.len() % 5 == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        assert!(received == bytes, "what came is not what was sent");
+    };
+    tokio::join!(send, receive);
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_both_sides_send_more_than_the_other_takes() {
+    for by in BOTH {
+        let Running { client, server, ended } = start(by, pending()).await;
+        let bytes =
+            |seed: u32| (0..8 << 20).map(|nth: u32| (nth.wrapping_mul(seed) >> 11) as u8).collect::<Vec<_>>();
+        let (question, answer) = (bytes(2_654_435_761), bytes(40_503));
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let up = passes(&mut to_client, &mut from_server, &question);
+        let down = passes(&mut to_server, &mut from_client, &answer);
+        let both = async { tokio::join!(up, down) };
+        tokio::time::timeout(Duration::from_secs(60), both).await.expect("all of it comes");
+        drop((from_client, to_client, from_server, to_server));
+        let (end, witness) = ended.await.unwrap();
+        assert!(matches!(end, End::Closed(_)), "{by:?}: {end}");
+        assert_eq!((witness.bytes_in, witness.bytes_out), (8 << 20, 8 << 20), "{by:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_taken_is_not_read() {
+    for by in BOTH {
+        let Running { client, server, ended } = start(by, pending()).await;
+        let mut sent = 0;
+        while let Ok(count) = tokio::time::timeout(Duration::from_millis(300), async {
+            server.writable().await.unwrap();
+            server
+                .try_write(&[1; 1 << 16])
+                .or_else(|error| if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) })
+        })
+        .await
+        {
+            sent += count.unwrap();
+            assert!(sent < 64 << 20, "{by:?} reads on for a client that reads nothing");
+        }
+        // The session goes on where it stood.
+        let (mut reader, _writer) = client.into_split();
+        drop(server);
+        assert_eq!(all(&mut reader).await.len(), sent, "{by:?}");
+        assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Server)), "{by:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_waits_for_is_let_go() {
+    let Running { mut client, mut server, ended } = start(By::Switch, pending()).await;
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(server.read_u8().await.unwrap(), b'x');
+    ended.abort();
     assert_eq!(all(&mut client).await, b"");
     assert_eq!(all(&mut server).await, b"");
-    drop(client);
-    assert!(matches!(relay.await.unwrap(), End::Shutdown));
 }

@@ -3,14 +3,18 @@
 //! Guarantees bounded numbers of connections before and in their session, that running out of file descriptors
 //! pauses the loop instead of ending or spinning it, and that [`run`] returns only after every connection is gone.
 
+use std::fmt::Display;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -19,7 +23,8 @@ use crate::Backends;
 use crate::cancel::Table;
 use crate::metrics::Metrics;
 use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
-use crate::session::serve;
+use crate::session::{serve, serve_local};
+use crate::switch::Switch;
 use crate::tls::Tls;
 
 /// Pause after a failed accept, which mostly means that file descriptors ran out.
@@ -79,6 +84,7 @@ pub(crate) struct Shared<B> {
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keys: Arc<Table>,
+    pub(crate) switch: Switch,
     pub(crate) sessions: Arc<Semaphore>,
     greetings: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
@@ -93,16 +99,56 @@ impl<B> Shared<B> {
     }
 }
 
-/// Serves connections on `listener` until `shutdown` is ready, then ends those that are left, and returns.
+/// Where clients come in.
+pub struct Doors {
+    /// From anywhere.
+    pub tcp: TcpListener,
+    /// From the same machine, at less cost: without TLS, and so without a host name that could choose the branch.
+    pub unix: Option<LocalDoor>,
+}
+
+/// A Unix socket for clients, removed when dropped.
+pub struct LocalDoor {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl LocalDoor {
+    /// Makes the socket by which Postgres clients find `port` in a directory (`psql -h DIRECTORY -p PORT`). Every user of the
+    /// machine may use it, as Postgres's own; they give a password. One that an earlier server left is replaced.
+    pub fn open(directory: &Path, port: u16) -> io::Result<Self> {
+        let path = directory.join(format!(".s.PGSQL.{port}"));
+        fs::create_dir_all(directory)?;
+        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+        Ok(Self { listener, path })
+    }
+}
+
+impl Drop for LocalDoor {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the proxy's socket");
+        }
+    }
+}
+
+/// Serves connections through `doors` until `shutdown` is ready, then ends those that are left, and returns.
 ///
 /// A page server that stops its computes while this waits for the grace period lets each client get the shutdown
 /// message of its own Postgres.
 pub async fn run<B: Backends>(
-    listener: TcpListener,
+    doors: Doors,
     tls: Tls,
     limits: Limits,
     backends: Arc<B>,
     metrics: Arc<Metrics>,
+    switch: Switch,
     shutdown: impl Future<Output = ()>,
 ) {
     let (phase, watch) = watch::channel(Phase::Serving);
@@ -112,14 +158,15 @@ pub async fn run<B: Backends>(
         tls,
         metrics,
         keys: Arc::default(),
+        switch,
         sessions: Arc::new(Semaphore::new(limits.sessions)),
         greetings: Arc::new(Semaphore::new(limits.greetings)),
         limits,
         phase: watch,
     });
     let mut connections = JoinSet::new();
-    accept_until(shutdown, &listener, &shared, &mut connections).await;
-    drop(listener);
+    accept_until(shutdown, &doors, &shared, &mut connections).await;
+    drop(doors);
     phase.send_replace(Phase::Draining);
     let _ = timeout(grace, finish(&mut connections)).await;
     if !connections.is_empty() {
@@ -133,22 +180,28 @@ pub async fn run<B: Backends>(
 
 async fn accept_until<B: Backends>(
     shutdown: impl Future<Output = ()>,
-    listener: &TcpListener,
+    doors: &Doors,
     shared: &Arc<Shared<B>>,
     connections: &mut JoinSet<()>,
 ) {
+    let local = async || match &doors.unix {
+        Some(unix) => unix.listener.accept().await,
+        None => std::future::pending().await,
+    };
     tokio::pin!(shutdown);
     loop {
-        tokio::select! {
+        let accepted = tokio::select! {
             () = &mut shutdown => return,
-            accepted = listener.accept() => match accepted {
-                Ok((socket, peer)) => admit(socket, peer, shared, connections),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(ended) = connections.join_next() => report(ended),
+            accepted = doors.tcp.accept() => accepted.map(|(socket, peer)| admit(socket, peer, shared, connections)),
+            accepted = local() => accepted.map(|(socket, _)| admit_local(socket, shared, connections)),
+            Some(ended) = connections.join_next() => {
+                report(ended);
+                continue;
+            }
+        };
+        if let Err(error) = accepted {
+            tracing::warn!(%error, "cannot accept a connection");
+            sleep(ACCEPT_PAUSE).await;
         }
     }
 }
@@ -172,7 +225,7 @@ fn admit<B: Backends>(
     connections: &mut JoinSet<()>,
 ) {
     let Ok(slot) = Arc::clone(&shared.greetings).try_acquire_owned() else {
-        return turn_away(socket, peer);
+        return turn_away(&peer, socket.into_std());
     };
     if let Err(error) = prepare(&socket) {
         tracing::debug!(%peer, %error, "cannot set socket options");
@@ -185,12 +238,24 @@ fn admit<B: Backends>(
     });
 }
 
+fn admit_local<B: Backends>(socket: UnixStream, shared: &Arc<Shared<B>>, connections: &mut JoinSet<()>) {
+    let Ok(slot) = Arc::clone(&shared.greetings).try_acquire_owned() else {
+        return turn_away(&"on this machine", socket.into_std());
+    };
+    let open = shared.metrics.open();
+    let shared = Arc::clone(shared);
+    connections.spawn(async move {
+        let _open = open;
+        serve_local(socket, shared, slot).await;
+    });
+}
+
 /// Refuses without waiting for anything, so that the accept loop cannot be held up.
-fn turn_away(socket: TcpStream, peer: SocketAddr) {
+fn turn_away(peer: &impl Display, socket: io::Result<impl Write>) {
     tracing::info!(%peer, "connection turned away: too many have not sent their startup packet yet");
     let refusal = Refusal::new(TOO_MANY_CONNECTIONS, "too many connections are starting at the same time");
     let refusal = refusal.with_hint("Connect again later.").encode();
-    let written = socket.into_std().and_then(|mut socket| socket.write(&refusal));
+    let written = socket.and_then(|mut socket| socket.write(&refusal));
     tracing::trace!(?written, "sent the refusal");
 }
 

@@ -14,14 +14,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
 
-use crate::cancel::KeyWatch;
 use crate::greeting::{self, Failure, Plain, Wish};
 use crate::refusal::{CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS};
-use crate::relay::{close, count, relay};
+use crate::relay::{End, close, relay};
 use crate::route::{Target, route};
 use crate::server::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
+use crate::switch::Switch;
+use crate::witness::Witness;
 use crate::{Backends, Upstream};
 
 /// Bytes a client may send ahead while its branch wakes; more stay in the kernel.
@@ -39,6 +41,7 @@ pub(crate) async fn serve<B: Backends>(
     slot: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + shared.limits.startup;
+    let peer = peer.to_string();
     let connection = Connection { peer, shared: &shared, slot: Some(slot), sni: None, tls: false };
     match connection.until(deadline, greeting::plain(&mut socket)).await {
         Ok(Plain::Wish(wish)) => connection.fulfil(socket, Ok(wish)).await,
@@ -47,9 +50,24 @@ pub(crate) async fn serve<B: Backends>(
     }
 }
 
+/// Serves one connection from the same machine.
+pub(crate) async fn serve_local<B: Backends>(
+    mut socket: UnixStream,
+    shared: Arc<Shared<B>>,
+    slot: OwnedSemaphorePermit,
+) {
+    let deadline = Instant::now() + shared.limits.startup;
+    let peer =
+        socket.peer_cred().map_or_else(|_| "local".to_owned(), |peer| format!("local user {}", peer.uid()));
+    let connection = Connection { peer, shared: &shared, slot: Some(slot), sni: None, tls: false };
+    let wish = connection.until(deadline, greeting::local(&mut socket)).await;
+    connection.fulfil(socket, wish).await;
+}
+
 /// What is known of a connection, whatever kind of stream it is.
 struct Connection<'a, B> {
-    peer: SocketAddr,
+    /// Who it is, for the log.
+    peer: String,
     shared: &'a Arc<Shared<B>>,
     /// Held until the session starts.
     slot: Option<OwnedSemaphorePermit>,
@@ -103,7 +121,10 @@ impl<B: Backends> Connection<'_, B> {
 
     async fn fulfil(mut self, mut stream: impl Stream, wish: Result<Wish, Failure>) {
         let result = match wish {
-            Ok(Wish::Session(startup)) => self.session(&mut stream, startup).await,
+            Ok(Wish::Session(startup)) => match self.start(&mut stream, startup).await {
+                Ok(session) => return self.run(stream, session).await,
+                Err(failure) => Err(failure),
+            },
             Ok(Wish::Cancel(key)) => {
                 self.cancel(&key).await;
                 Ok(())
@@ -134,11 +155,11 @@ impl<B: Backends> Connection<'_, B> {
         }
     }
 
-    /// Runs a session from its startup packet to its end.
-    async fn session(&mut self, client: &mut impl Stream, startup: Startup) -> Result<(), Failure> {
+    /// Gets a session to where its Postgres has the startup packet.
+    async fn start(&mut self, client: &mut impl Stream, startup: Startup) -> Result<Session, Failure> {
         let (target, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
         let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
-        let _permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
+        let permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
         self.slot = None;
         let started = Instant::now();
         let mut early = Vec::new();
@@ -151,8 +172,7 @@ impl<B: Backends> Connection<'_, B> {
         let first = [startup.encode(), early].concat();
         let sent = server.write_all(&first).await;
         sent.map_err(|error| unreachable_branch(&upstream, &error))?;
-        self.relay(client, upstream, server, started).await;
-        Ok(())
+        Ok(Session { upstream, server, started, _permit: permit })
     }
 
     /// Wakes the branch and connects to its Postgres.
@@ -170,39 +190,91 @@ impl<B: Backends> Connection<'_, B> {
         })
     }
 
-    async fn relay(
-        &self,
-        client: &mut impl Stream,
-        upstream: Upstream,
-        mut server: UnixStream,
-        started: Instant,
-    ) {
-        let metrics = &self.shared.metrics;
-        let (mut bytes_in, mut bytes_out) = (0, 0);
-        let mut keys = KeyWatch::default();
-        let mut registration = None;
-        let sent = |data: &[u8]| count(data, &mut bytes_in, &metrics.bytes_from_clients_total);
-        let received = |data: &[u8]| {
-            count(data, &mut bytes_out, &metrics.bytes_to_clients_total);
-            // The client learns its key after this, so it cannot use it before the table knows it.
-            if let Some(key) = keys.see(data) {
-                registration = Some(self.shared.keys.register(key, &upstream.socket));
-            }
-        };
+    /// Runs a session to its end.
+    async fn run(&self, client: impl Stream, session: Session) {
+        let Session { upstream, server, started, _permit } = session;
+        let Upstream { branch, socket, lease } = upstream;
+        let witness = Witness::new(&self.shared.metrics, &self.shared.keys, socket);
         let shutdown = self.shared.reached(Phase::Closing);
-        let end = relay(client, &mut server, sent, received, shutdown).await;
-        drop(registration);
-        let Upstream { branch, lease, .. } = upstream;
-        drop((server, lease));
+        let ended = client.relay(server, witness, &self.shared.switch, shutdown).await;
         let duration = started.elapsed();
-        tracing::info!(branch, peer = %self.peer, tls = self.tls, ?duration, bytes_in, bytes_out, %end, "session ended");
+        let (peer, tls) = (&self.peer, self.tls);
+        let (end, client, witness) = match ended {
+            Ok(ended) => ended,
+            Err(error) => return tracing::error!(branch, %peer, tls, ?duration, %error, "session cut off"),
+        };
+        let (bytes_in, bytes_out) = (witness.bytes_in, witness.bytes_out);
+        drop((witness, lease));
+        tracing::info!(branch, %peer, tls, ?duration, bytes_in, bytes_out, %end, "session ended");
+        if let Some(mut client) = client {
+            close(&mut client).await;
+        }
     }
 }
 
-/// A connection of a client, encrypted or not.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A session whose Postgres has the startup packet.
+struct Session {
+    upstream: Upstream,
+    server: UnixStream,
+    started: Instant,
+    _permit: OwnedSemaphorePermit,
+}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+/// How a session ended, the client if it can still be told, and what was seen.
+type Ended<S> = io::Result<(End, Option<S>, Witness)>;
+
+/// A connection of a client, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sized {
+    /// Copies between it and its Postgres until one of them is done or `shutdown` is.
+    fn relay(
+        self,
+        server: UnixStream,
+        witness: Witness,
+        switch: &Switch,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> impl Future<Output = Ended<Self>> + Send;
+}
+
+impl Stream for TcpStream {
+    async fn relay(
+        self,
+        server: UnixStream,
+        witness: Witness,
+        switch: &Switch,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Ended<Self> {
+        let (client, server) = (self.into_std()?.into(), server.into_std()?.into());
+        let (end, client, witness) = switch.relay(client, server, witness, shutdown).await?;
+        Ok((end, Self::from_std(client.into()).ok(), witness))
+    }
+}
+
+impl Stream for UnixStream {
+    async fn relay(
+        self,
+        server: UnixStream,
+        witness: Witness,
+        switch: &Switch,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Ended<Self> {
+        let (client, server) = (self.into_std()?.into(), server.into_std()?.into());
+        let (end, client, witness) = switch.relay(client, server, witness, shutdown).await?;
+        Ok((end, Self::from_std(client.into()).ok(), witness))
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    async fn relay(
+        mut self,
+        mut server: UnixStream,
+        mut witness: Witness,
+        _: &Switch,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Ended<Self> {
+        let end = relay(&mut self, &mut server, &mut witness, shutdown).await;
+        Ok((end, Some(self), witness))
+    }
+}
 
 /// Ends when the client goes away. What it sends meanwhile is kept for its Postgres.
 async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Error {

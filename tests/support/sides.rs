@@ -74,6 +74,12 @@ impl Side {
         Self::tcp(name, server.proxy, &database, &branch_password(server, branch))
     }
 
+    /// The same through the proxy's Unix socket.
+    pub fn proxied_locally(name: &str, server: &Server, branch: &str) -> Self {
+        let directory = server.data().join("proxy").display().to_string();
+        Self::proxied(name, server, branch).with_host(&directory)
+    }
+
     /// The directory of its Unix socket.
     pub fn directory(&self) -> &Path {
         Path::new(&self.host)
@@ -87,6 +93,11 @@ impl Side {
     /// Another database of it.
     pub fn with_database(&self, database: &str) -> Self {
         Self { database: database.into(), ..self.clone() }
+    }
+
+    /// The same way by another host, or directory of a socket.
+    pub fn with_host(&self, host: &str) -> Self {
+        Self { host: host.into(), ..self.clone() }
     }
 
     /// The same way under another name.

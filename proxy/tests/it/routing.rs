@@ -35,6 +35,25 @@ async fn psql_reaches_the_branch_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_of_the_same_machine_come_through_a_socket() {
+    let world = World::start().await;
+    let directory = world.dir.display().to_string();
+    let sql = "select current_setting('cluster_name') || ' ' || sum(length(repeat('x', n))) from generate_series(1, 2000) n";
+    for (conninfo, server) in [
+        ("", "main"),
+        ("dbname=app@feature/x", "feature"),
+        ("options=branch=feature/x gssencmode=prefer", "feature"),
+    ] {
+        // The first host counts; psql would take an address before it.
+        let conninfo = format!("host={directory} hostaddr='' {conninfo}");
+        assert_eq!(ask(&world, &conninfo, sql).await, Ok(format!("{server} 2001000")), "{conninfo}");
+    }
+    let conninfo = format!("host={directory} hostaddr='' dbname=app@nope");
+    let error = ask(&world, &conninfo, "select 1").await.unwrap_err();
+    assert!(error.contains("FATAL:  branch \"nope\" does not exist"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_options_reach_postgres() {
     let world = World::start().await;
     let conninfo = r"options='-c work_mem=5MB branch=feature/x -c application_name=a\\ b'";

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proxy::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -68,6 +69,23 @@ async fn gss_encryption_is_declined_and_tls_offered() {
     let answer = read_all(&mut socket).await;
     assert_eq!(answer[0], b'N');
     assert_eq!(fatal(&answer[1..]).0, "08P01");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_is_declined_on_the_same_machine() {
+    let world = World::start().await;
+    let path = world.dir.join(format!(".s.PGSQL.{}", world.address.port()));
+    let mut socket = UnixStream::connect(&path).await.unwrap();
+    for request in [SSL_REQUEST, GSS_REQUEST] {
+        socket.write_all(request).await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'N');
+    }
+    socket.write_all(SSL_REQUEST).await.unwrap();
+    assert_eq!(fatal(&read_all(&mut socket).await).0, "08P01");
+    let mut socket = UnixStream::connect(&path).await.unwrap();
+    // A TLS handshake without asking.
+    socket.write_all(&[0x16, 3, 1, 0]).await.unwrap();
+    assert_eq!(fatal(&read_all(&mut socket).await).0, "08P01");
 }
 
 #[tokio::test(flavor = "multi_thread")]

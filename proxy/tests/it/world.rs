@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use proxy::{Backends, Limits, Metrics, Refusal, Selector, Target, Tls, Upstream};
+use proxy::{Backends, Doors, Limits, Metrics, Refusal, Selector, Switch, Target, Tls, Upstream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -27,7 +27,8 @@ pub(crate) struct World {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) branches: Arc<Branches>,
     pub(crate) certificate: PathBuf,
-    dir: PathBuf,
+    /// Where its certificate and its Unix socket are.
+    pub(crate) dir: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<()>>,
 }
@@ -105,7 +106,10 @@ impl World {
         let metrics = Arc::new(Metrics::default());
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
-        let work = proxy::run(listener, tls, limits, Arc::clone(&branches), Arc::clone(&metrics), shutdown);
+        let unix = proxy::LocalDoor::open(&dir, address.port()).unwrap();
+        let doors = Doors { tcp: listener, unix: Some(unix) };
+        let (to, metered, switch) = (Arc::clone(&branches), Arc::clone(&metrics), Switch::start().unwrap());
+        let work = proxy::run(doors, tls, limits, to, metered, switch, shutdown);
         Self {
             address,
             metrics,
