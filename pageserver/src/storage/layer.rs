@@ -10,6 +10,7 @@ use crate::storage::format::{self, Change, LaneKind, Reader};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::cell::RefCell;
+use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -468,8 +469,13 @@ impl Layer {
         if crc32fast::hash(&stored) != self.footer.meta_crc {
             return Err(damaged());
         }
-        let raw =
-            zstd::bulk::decompress(&stored, self.footer.meta_raw_bytes as usize).map_err(|_| damaged())?;
+        // Grows with what comes out, so that the length that the footer names costs nothing by itself.
+        let (mut raw, length) = (Vec::new(), u64::from(self.footer.meta_raw_bytes));
+        let unpacked = zstd::stream::read::Decoder::with_buffer(&stored[..])
+            .and_then(|decoder| decoder.take(length + 1).read_to_end(&mut raw));
+        if unpacked.is_err() || raw.len() as u64 != length {
+            return Err(damaged());
+        }
         format::decode_history(&raw).ok_or_else(damaged)
     }
 }
