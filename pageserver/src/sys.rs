@@ -1,4 +1,4 @@
-//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files, and priorities.
+//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files, write-out, and priorities.
 //!
 //! The standard library calls the first in a copy of this process that has only the forking thread, so it may
 //! neither allocate nor lock; it is two system calls.
@@ -9,6 +9,7 @@ use nix::unistd::{getpid, getppid};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use tokio::process::Command;
 
@@ -43,6 +44,19 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
     // to it alone. A reader checks what it finds, so other bytes than were written are an error and no more.
     let mapped = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file)? };
     Ok(Box::new(mapped))
+}
+
+/// Writes part of a file to its medium and waits for that, without the flush of the medium and of the file system's journal that
+/// a sync brings with it, which others would wait for.
+#[expect(unsafe_code, reason = "there is no safe sync_file_range")]
+pub fn write_out(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    use nix::libc::{SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE};
+    let (from, count) = (i64::try_from(offset), i64::try_from(length));
+    let (from, count) = (from.map_err(io::Error::other)?, count.map_err(io::Error::other)?);
+    let all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: sync_file_range(2) takes four numbers, and the file is open as long as it is borrowed.
+    let outcome = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), from, count, all) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.

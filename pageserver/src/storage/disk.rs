@@ -5,6 +5,7 @@
 //! that forgets unsynced bytes on command.
 
 use crate::storage::direct::DirectFile;
+use crate::sys;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -22,6 +23,12 @@ pub trait DiskFile: Send + Sync {
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
     /// Makes the contents, and the length if it changed, survive a power loss.
     fn sync(&self) -> io::Result<()>;
+    /// Brings `length` bytes from `offset` to the medium now, so that the sync that is to follow has little left to do. By itself it
+    /// makes nothing durable.
+    fn write_out(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Ok(())
+    }
     /// Nothing more is written. What writing takes is let go of when all that was written has been synced.
     fn finish(&self) {}
     /// What was written and not synced need not be kept. When it returns, nothing of it is on its way to the medium.
@@ -107,6 +114,10 @@ impl DiskFile for LocalFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn write_out(&self, offset: u64, length: u64) -> io::Result<()> {
+        sys::write_out(&self.0, offset, length)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

@@ -12,6 +12,7 @@ use crate::storage::page::TimelineId;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Directory of the lane files in the store.
 pub const LANES_DIRECTORY: &str = "lanes";
@@ -55,6 +56,10 @@ pub struct LaneFiles {
     /// Refills since a file was begun.
     quiet: AtomicUsize,
 }
+
+/// Bytes of a spare file that are written at a time, and how long the disk is left to others then at most.
+const SPARE_PIECE_BYTES: usize = 128 << 10;
+const SPARE_REST: Duration = Duration::from_millis(2);
 
 fn path(name: &str) -> String {
     format!("{LANES_DIRECTORY}/{name}")
@@ -299,11 +304,15 @@ impl LaneFiles {
         Ok(free < total / 50 + wanted * WAL_FILE_BYTES)
     }
 
+    /// Writes a spare file a little at a time: commits wait behind what is on its way to the disk.
     fn write_spare(&self, path: &str) -> std::io::Result<()> {
         let file = self.disk.create(path)?;
-        let zeros = vec![0; 1 << 20];
+        let zeros = vec![0; SPARE_PIECE_BYTES];
         for offset in (0..WAL_FILE_BYTES).step_by(zeros.len()) {
+            let began = Instant::now();
             file.write_all_at(&[&zeros], offset)?;
+            file.write_out(offset, zeros.len() as u64)?;
+            std::thread::sleep(began.elapsed().min(SPARE_REST));
         }
         file.sync()
     }

@@ -17,10 +17,9 @@ use std::sync::Arc;
 
 /// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
 const LEVEL: i32 = 1;
-/// Bytes gathered before they are written.
-const BUFFER_BYTES: usize = 1 << 20;
-/// Bytes written before they are synced. Were all of a layer synced at its end, the commits of others would wait behind them.
-const SYNC_BYTES: u64 = 4 << 20;
+/// Bytes gathered before they are written and brought to the medium. Were all of a layer brought there at its end, or with a sync
+/// each time, the commits of others would wait behind that.
+const BUFFER_BYTES: usize = 256 << 10;
 /// First part of the name of a layer in the making.
 pub(super) const UNFINISHED_PREFIX: &str = "new.";
 
@@ -36,8 +35,6 @@ pub(super) struct LayerWriter<'d> {
     buffer: Vec<u8>,
     /// Where the buffer goes.
     offset: u64,
-    /// Before here all is synced.
-    synced: u64,
     group: Vec<u8>,
     groups: Vec<u8>,
     group_count: u32,
@@ -70,7 +67,6 @@ impl<'d> LayerWriter<'d> {
             compressor,
             buffer,
             offset: 0,
-            synced: 0,
             group: Vec::with_capacity(GROUP_PAGES * PAGE_BYTES),
             groups: Vec::new(),
             group_count: 0,
@@ -135,12 +131,11 @@ impl<'d> LayerWriter<'d> {
     fn flush(&mut self) -> Result<()> {
         let written = self.file.write_all_at(&[&self.buffer], self.offset);
         written.map_err(|e| Error::io(format!("write {} at {}", self.unfinished, self.offset), &e))?;
-        self.offset += self.buffer.len() as u64;
+        let length = self.buffer.len() as u64;
+        let out = self.file.write_out(self.offset, length);
+        out.map_err(|e| Error::io(format!("write out {} at {}", self.unfinished, self.offset), &e))?;
+        self.offset += length;
         self.buffer.clear();
-        if self.offset - self.synced >= SYNC_BYTES && !sabotage::active(Defect::LayerSync) {
-            self.file.sync().map_err(|e| Error::io(format!("sync {}", self.unfinished), &e))?;
-            self.synced = self.offset;
-        }
         Ok(())
     }
 

@@ -149,13 +149,15 @@ impl Maintenance {
         if seen.0 != last {
             *seen = (last, began);
         }
-        let rest = REST >> (shape.log_bytes / self.limits.max_log_bytes.max(1)).min(u64::from(REST));
+        // A log is at its limit when it is sealed. Whoever writes so fast that it is twice as long by then is slowed down before
+        // the disk is full.
+        let over = (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1);
+        let rest = REST >> over.min(u64::from(REST));
         match self.duty {
             Duty::Seal => shape.layers.clear(),
             Duty::Tidy => shape.log_bytes = 0,
         }
         let plan = compaction::choose(&shape, self.limits.max_log_bytes);
-        // Whoever writes faster than that is slowed down before the disk is full.
         *pace = Slices { began, since: began, worked: 0, rest, ..*pace };
         sys::be_patient(rest == REST);
         let outcome = match &plan {
