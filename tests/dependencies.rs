@@ -198,10 +198,23 @@ fn direct_dependencies_are_known_and_used() {
     let mut direct = BTreeSet::new();
     for workspace in WORKSPACES {
         let metadata = metadata(workspace);
-        for package in packages(&metadata).filter(|package| package["source"].is_null()) {
+        let ours: Vec<&Value> = packages(&metadata).filter(|package| package["source"].is_null()).collect();
+        let directory = |package: &Value| {
             let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap());
-            let text: String =
-                sources(manifest.parent().unwrap()).into_iter().map(|(_, text)| text).collect();
+            manifest.parent().unwrap().to_owned()
+        };
+        for package in &ours {
+            let home = directory(package);
+            // What lies in the directory of another package is not this one's.
+            let nested: Vec<PathBuf> = ours.iter().map(|other| directory(other)).collect();
+            let is_nested = |path: &str| {
+                let path = root().join(path);
+                nested
+                    .iter()
+                    .any(|other| *other != home && other.starts_with(&home) && path.starts_with(other))
+            };
+            let files = sources(&home).into_iter().filter(|(path, _)| !is_nested(path));
+            let text: String = files.map(|(_, text)| text).collect();
             let dependencies = package["dependencies"].as_array().unwrap().iter();
             for name in dependencies.filter(|d| !d["source"].is_null()).map(|d| d["name"].as_str().unwrap()) {
                 let path = format!("{}::", name.replace('-', "_"));

@@ -268,6 +268,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let api_bound = api_listener.local_addr().map_err(|e| Error::io("read the API's address", &e))?;
     let token = Token::load_or_create(&layout.token)?;
     let tls = load_tls(&config, &layout)?;
+    let unix = proxy::LocalDoor::open(&layout.proxy, proxy_bound.port()).await;
+    let unix =
+        unix.map_err(|e| Error::io(format!("make the proxy's socket in {}", layout.proxy.display()), &e))?;
+    let doors = proxy::Doors { unix: Some(unix), tcp: proxy_listener };
+    let switch = proxy::Switch::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
     let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
     let stop_background = Arc::new(AtomicBool::new(false));
     let limits = Limits {
@@ -282,7 +287,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let proxy_metrics = Arc::new(proxy::Metrics::default());
-    let switch = proxy::Switch::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
     let app = App {
         branches: Arc::clone(&running.branches),
         imports: Arc::clone(&running.imports),
@@ -293,10 +297,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let api = tokio::spawn(api::serve(api_listener, api::router(Arc::new(app)), until(stopped.clone())));
     let limits = proxy::Limits { grace: PROXY_GRACE, ..proxy::Limits::default() };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
-    let unix = proxy::LocalDoor::open(&layout.proxy, proxy_bound.port());
-    let unix =
-        unix.map_err(|e| Error::io(format!("make the proxy's socket in {}", layout.proxy.display()), &e))?;
-    let doors = proxy::Doors { tcp: proxy_listener, unix: Some(unix) };
     let until_stop = until(stopped);
     let proxy = proxy::run(doors, tls, limits, gateway, proxy_metrics, switch, until_stop);
     let proxy = tokio::spawn(proxy);

@@ -47,16 +47,22 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
 }
 
 /// Writes part of a file to its medium and waits for that, without the flush of the medium and of the file system's journal that
-/// a sync brings with it, which others would wait for.
+/// a sync brings with it, which others would wait for. Where there is no such call nothing happens.
 #[expect(unsafe_code, reason = "there is no safe sync_file_range")]
 pub fn write_out(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    use nix::libc::{EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESPIPE};
     use nix::libc::{SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE};
     let (from, count) = (i64::try_from(offset), i64::try_from(length));
     let (from, count) = (from.map_err(io::Error::other)?, count.map_err(io::Error::other)?);
     let all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: sync_file_range(2) takes four numbers, and the file is open as long as it is borrowed.
     let outcome = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), from, count, all) };
-    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if outcome == 0 => Ok(()),
+        Some(ENOSYS | EPERM | EINVAL | EOPNOTSUPP | ESPIPE) => Ok(()),
+        _ => Err(error),
+    }
 }
 
 /// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.

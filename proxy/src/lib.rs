@@ -2,7 +2,7 @@
 //!
 //! A connection passes through the modules in this order:
 //!
-//! 1. [`server`] accepts it, within [`Limits`];
+//! 1. [`server`] accepts it, within [`Limits`], over TCP or through a [`LocalDoor`];
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
 //! 4. `session` connects the two, and [`Switch`] (for encrypted sessions `relay`) copies bytes until one side ends; a `witness`
@@ -24,15 +24,17 @@ pub mod tls;
 
 mod cancel;
 mod greeting;
+mod local_door;
 mod relay;
 mod session;
 mod switch;
 mod witness;
 
+pub use local_door::LocalDoor;
 pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use route::{Selector, Target};
-pub use server::{Doors, Limits, LocalDoor, run};
+pub use server::{Doors, Limits, run};
 pub use switch::Switch;
 pub use tls::Tls;
 

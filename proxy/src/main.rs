@@ -108,11 +108,16 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(flags.listen).await.map_err(|error| {
         format!("cannot listen on {}: {error}; is another proxy or server using it? --listen takes another address", flags.listen)
     })?;
-    let unix = flags.listen_socket.as_deref().map(|directory| {
-        LocalDoor::open(directory, flags.listen.port())
-            .map_err(|error| format!("cannot make a socket in {}: {error}", directory.display()))
-    });
-    let doors = Doors { tcp: listener, unix: unix.transpose()? };
+    let port = listener.local_addr()?.port();
+    let unix = match flags.listen_socket.as_deref() {
+        None => None,
+        Some(directory) => {
+            let opened = LocalDoor::open(directory, port).await;
+            let failed = |error| format!("cannot make a socket in {}: {error}", directory.display());
+            Some(opened.map_err(failed)?)
+        }
+    };
+    let doors = Doors { unix, tcp: listener };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async {
         tokio::select! {

@@ -143,8 +143,9 @@ async fn passes(from: &mut (impl AsyncWrite + Unpin), to: &mut (impl AsyncRead +
 async fn nothing_is_lost_when_both_sides_send_more_than_the_other_takes() {
     for by in BOTH {
         let Running { client, server, ended } = start(by, pending()).await;
-        let bytes =
-            |seed: u32| (0..8 << 20).map(|nth: u32| (nth.wrapping_mul(seed) >> 11) as u8).collect::<Vec<_>>();
+        let bytes = |seed: u32| {
+            (0..8 << 20).map(|nth: u32| (nth.wrapping_mul(seed) >> 11).to_le_bytes()[0]).collect::<Vec<_>>()
+        };
         let (question, answer) = (bytes(2_654_435_761), bytes(40_503));
         let (mut from_client, mut to_client) = client.into_split();
         let (mut from_server, mut to_server) = server.into_split();

@@ -4,23 +4,21 @@
 //! pauses the loop instead of ending or spinning it, and that [`run`] returns only after every connection is gone.
 
 use std::fmt::Display;
-use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::Backends;
 use crate::cancel::Table;
+use crate::local_door::LocalDoor;
 use crate::metrics::Metrics;
 use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
 use crate::session::{serve, serve_local};
@@ -101,41 +99,10 @@ impl<B> Shared<B> {
 
 /// Where clients come in.
 pub struct Doors {
-    /// From anywhere.
-    pub tcp: TcpListener,
     /// From the same machine, at less cost: without TLS, and so without a host name that could choose the branch.
     pub unix: Option<LocalDoor>,
-}
-
-/// A Unix socket for clients, removed when dropped.
-pub struct LocalDoor {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl LocalDoor {
-    /// Makes the socket by which Postgres clients find `port` in a directory (`psql -h DIRECTORY -p PORT`). Every user of the
-    /// machine may use it, as Postgres's own; they give a password. One that an earlier server left is replaced.
-    pub fn open(directory: &Path, port: u16) -> io::Result<Self> {
-        let path = directory.join(format!(".s.PGSQL.{port}"));
-        fs::create_dir_all(directory)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o777))?;
-        Ok(Self { listener, path })
-    }
-}
-
-impl Drop for LocalDoor {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the proxy's socket");
-        }
-    }
+    /// From anywhere. It is closed last, so that a successor finds both closed.
+    pub tcp: TcpListener,
 }
 
 /// Serves connections through `doors` until `shutdown` is ready, then ends those that are left, and returns.

@@ -172,7 +172,7 @@ impl<B: Backends> Connection<'_, B> {
         let first = [startup.encode(), early].concat();
         let sent = server.write_all(&first).await;
         sent.map_err(|error| unreachable_branch(&upstream, &error))?;
-        Ok(Session { upstream, server, started, _permit: permit })
+        Ok(Session { upstream, server, started, permit })
     }
 
     /// Wakes the branch and connects to its Postgres.
@@ -192,7 +192,7 @@ impl<B: Backends> Connection<'_, B> {
 
     /// Runs a session to its end.
     async fn run(&self, client: impl Stream, session: Session) {
-        let Session { upstream, server, started, _permit } = session;
+        let Session { upstream, server, started, permit } = session;
         let Upstream { branch, socket, lease } = upstream;
         let witness = Witness::new(&self.shared.metrics, &self.shared.keys, socket);
         let shutdown = self.shared.reached(Phase::Closing);
@@ -204,7 +204,7 @@ impl<B: Backends> Connection<'_, B> {
             Err(error) => return tracing::error!(branch, %peer, tls, ?duration, %error, "session cut off"),
         };
         let (bytes_in, bytes_out) = (witness.bytes_in, witness.bytes_out);
-        drop((witness, lease));
+        drop((witness, lease, permit));
         tracing::info!(branch, %peer, tls, ?duration, bytes_in, bytes_out, %end, "session ended");
         if let Some(mut client) = client {
             close(&mut client).await;
@@ -217,7 +217,7 @@ struct Session {
     upstream: Upstream,
     server: UnixStream,
     started: Instant,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// How a session ended, the client if it can still be told, and what was seen.

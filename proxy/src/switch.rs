@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -43,6 +43,7 @@ struct Lines {
     stop: EventFd,
     sessions: Mutex<HashMap<u64, Session>>,
     next: AtomicU64,
+    is_closed: AtomicBool,
 }
 
 /// What is left of a session that has ended.
@@ -144,10 +145,13 @@ impl Lines {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        let lines =
-            Arc::new(Self { epoll, stop, sessions: Mutex::default(), next: AtomicU64::new(STOP + 1) });
+        let (next, is_closed) = (AtomicU64::new(STOP + 1), AtomicBool::new(false));
+        let lines = Arc::new(Self { epoll, stop, sessions: Mutex::default(), next, is_closed });
         let its = Arc::clone(&lines);
-        thread::Builder::new().name("switch".to_owned()).spawn(move || its.run())?;
+        thread::Builder::new().name("switch".to_owned()).spawn(move || {
+            its.run();
+            its.close();
+        })?;
         Ok(lines)
     }
 
@@ -156,16 +160,27 @@ impl Lines {
         session.server.set_nonblocking(true)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut sessions = self.sessions();
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the thread that copies sessions has ended"));
+        }
         session.wait(&self.epoll, number)?;
         sessions.insert(number, session);
         Ok(Call { lines: self, number })
+    }
+
+    /// Cuts off all sessions, and takes no more.
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.sessions().clear();
     }
 
     /// Ends a session, if it has not ended yet.
     fn end(&self, number: u64, end: End) {
         let Some(mut session) = self.sessions().remove(&number) else { return };
         session.forget(&self.epoll);
-        let Session { client, witness, finished, .. } = session;
+        let Session { client, server, witness, finished, .. } = session;
+        // Postgres sees the end before its branch is let go.
+        drop(server);
         // Whoever does not wait any more does not want to know.
         drop(finished.send(Finished { end, client: client.into(), witness }));
     }
@@ -182,7 +197,6 @@ impl Lines {
             };
             for event in &events[..count] {
                 if event.data() == STOP {
-                    self.sessions().clear();
                     return;
                 }
                 let (number, side) =

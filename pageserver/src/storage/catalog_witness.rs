@@ -89,8 +89,8 @@ impl Witness {
             }
             opened => opened.map_err(failed)?,
         };
-        // What is found may so far be only in the cache.
-        file.sync().map_err(failed)?;
+        // What is found may so far be only in the cache, or there only, if a sync failed.
+        file.sync().and_then(|()| file.drop_cache()).map_err(failed)?;
         // The room is taken now, so that a full disk takes notes.
         let length = file.len_bytes().map_err(failed)?;
         let missing = usize::try_from((PLACES * PLACE_BYTES).saturating_sub(length)).unwrap_or(0);

@@ -20,6 +20,8 @@ const LEVEL: i32 = 1;
 /// Bytes gathered before they are written and brought to the medium. Were all of a layer brought there at its end, or with a sync
 /// each time, the commits of others would wait behind that.
 const BUFFER_BYTES: usize = 256 << 10;
+/// Bytes after which it is synced all the same, for file systems on which the former does nothing.
+const SYNC_BYTES: u64 = 32 << 20;
 /// First part of the name of a layer in the making.
 pub(super) const UNFINISHED_PREFIX: &str = "new.";
 
@@ -35,6 +37,8 @@ pub(super) struct LayerWriter<'d> {
     buffer: Vec<u8>,
     /// Where the buffer goes.
     offset: u64,
+    /// Before here all is synced.
+    synced: u64,
     group: Vec<u8>,
     groups: Vec<u8>,
     group_count: u32,
@@ -67,6 +71,7 @@ impl<'d> LayerWriter<'d> {
             compressor,
             buffer,
             offset: 0,
+            synced: 0,
             group: Vec::with_capacity(GROUP_PAGES * PAGE_BYTES),
             groups: Vec::new(),
             group_count: 0,
@@ -136,6 +141,10 @@ impl<'d> LayerWriter<'d> {
         out.map_err(|e| Error::io(format!("write out {} at {}", self.unfinished, self.offset), &e))?;
         self.offset += length;
         self.buffer.clear();
+        if self.offset - self.synced >= SYNC_BYTES && !sabotage::active(Defect::LayerSync) {
+            self.file.sync().map_err(|e| Error::io(format!("sync {}", self.unfinished), &e))?;
+            self.synced = self.offset;
+        }
         Ok(())
     }
 

@@ -149,8 +149,8 @@ impl Maintenance {
         if seen.0 != last {
             *seen = (last, began);
         }
-        // A log is at its limit when it is sealed. Whoever writes so fast that it is twice as long by then is slowed down before
-        // the disk is full.
+        // A log is at its limit when it is sealed. The longer it is beyond that, the less the work rests: whoever writes so fast is
+        // slowed down before the disk is full.
         let over = (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1);
         let rest = REST >> over.min(u64::from(REST));
         match self.duty {

@@ -106,7 +106,7 @@ impl World {
         let metrics = Arc::new(Metrics::default());
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
-        let unix = proxy::LocalDoor::open(&dir, address.port()).unwrap();
+        let unix = proxy::LocalDoor::open(&dir, address.port()).await.unwrap();
         let doors = Doors { tcp: listener, unix: Some(unix) };
         let (to, metered, switch) = (Arc::clone(&branches), Arc::clone(&metrics), Switch::start().unwrap());
         let work = proxy::run(doors, tls, limits, to, metered, switch, shutdown);
