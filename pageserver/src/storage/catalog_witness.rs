@@ -22,7 +22,8 @@ const STORE_OFFSET: usize = 16;
 const NUMBER_OFFSET: usize = 24;
 const NOTE_BYTES: usize = 32;
 /// One place keeps the note that was made and synced when the store was opened, and the others take turns: so one damaged
-/// sector leaves another note, and so does a write that fails before the notes of others are synced.
+/// sector leaves another note, and so does a write that fails before the notes of others are synced. A place that a failed write
+/// left damaged is the next one to be written to.
 const PLACES: u64 = 3;
 /// As far from one another as the sectors of any disk are long.
 const PLACE_BYTES: u64 = 4096;
@@ -33,10 +34,8 @@ pub(super) struct Witness {
     unsynced: AtomicBool,
     /// The place that is not written to.
     kept: AtomicU64,
-    /// Notes written since that place is kept.
+    /// Notes that were written. One that could not be written wholly is written over by the next.
     turn: AtomicU64,
-    /// Whether a note could not be written or synced. No more are until the next opening.
-    given_up: AtomicBool,
 }
 
 /// What is found at one of the places.
@@ -97,8 +96,8 @@ impl Witness {
         if missing > 0 {
             file.write_all_at(&[&vec![0; missing]], length).map_err(failed)?;
         }
-        let (unsynced, given_up) = (AtomicBool::new(true), AtomicBool::new(false));
-        Ok(Self { file, unsynced, kept: AtomicU64::new(0), turn: AtomicU64::new(0), given_up })
+        let (kept, turn) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { file, unsynced: AtomicBool::new(true), kept, turn })
     }
 
     /// Refuses a catalog of `store` with so many changes if there were more.
@@ -148,40 +147,37 @@ impl Witness {
     /// Makes the first note after an opening, and keeps it.
     pub(super) fn begin(&self, store: u64, changes: u64) {
         let place = self.next_place();
-        self.note(store, changes);
-        self.sync();
-        self.kept.store(place, Ordering::SeqCst);
+        if self.note(store, changes) && self.sync() {
+            self.kept.store(place, Ordering::SeqCst);
+        }
     }
 
-    /// Notes that so many changes are durable. Without the note nothing is lost, so a failure is no error.
-    pub(super) fn note(&self, store: u64, changes: u64) {
-        if self.given_up.load(Ordering::SeqCst) {
-            return;
-        }
-        let place = self.next_place();
-        self.turn.fetch_add(1, Ordering::SeqCst);
-        let written = self.file.write_all_at(&[&encode(store, changes)], place * PLACE_BYTES);
+    /// Notes that so many changes are durable; false if that failed. Without the note nothing is lost, so it is no error.
+    pub(super) fn note(&self, store: u64, changes: u64) -> bool {
+        let written = self.file.write_all_at(&[&encode(store, changes)], self.next_place() * PLACE_BYTES);
         self.unsynced.store(true, Ordering::SeqCst);
-        if let Err(error) = written {
-            self.given_up.store(true, Ordering::SeqCst);
-            tracing::warn!(
-                %error,
-                "how new the catalog is could not be noted in the file {WITNESS_FILE}; it is not noted again until the server starts anew"
-            );
+        match written {
+            Ok(()) => {
+                self.turn.fetch_add(1, Ordering::SeqCst);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "how new the catalog is could not be noted in the file {WITNESS_FILE}");
+                false
+            }
         }
     }
 
-    /// Makes what was noted survive a power loss.
-    pub(super) fn sync(&self) {
-        if self.unsynced.swap(false, Ordering::SeqCst)
-            && let Err(error) = self.file.sync()
-        {
-            self.given_up.store(true, Ordering::SeqCst);
-            tracing::warn!(
-                %error,
-                "the file {WITNESS_FILE} could not be synced; how new the catalog is is not noted again until the server starts anew"
-            );
+    /// Makes what was noted survive a power loss; false if that failed.
+    pub(super) fn sync(&self) -> bool {
+        if !self.unsynced.swap(false, Ordering::SeqCst) {
+            return true;
         }
+        let synced = self.file.sync();
+        if let Err(error) = &synced {
+            tracing::warn!(%error, "the file {WITNESS_FILE} could not be synced");
+        }
+        synced.is_ok()
     }
 }
 
@@ -213,9 +209,9 @@ mod tests {
             witness.begin(9, known);
             // The last one fails, and what the power loss leaves of those before is any of them.
             notes = (notes + 1) % 3;
-            (0..notes).for_each(|_| witness.note(9, known + 1));
+            (0..notes).for_each(|_| assert!(witness.note(9, known + 1)));
             sim.fail_after(Some(0));
-            (0..4).for_each(|_| witness.note(9, known + 1));
+            (0..4).for_each(|_| assert!(!witness.note(9, known + 1)));
             sim.fail_after(None);
             for seed in 0..100 {
                 let after: Arc<dyn Disk> = Arc::new(sim.after_power_loss(Unsynced::Mixed(seed)));
@@ -232,7 +228,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(sim.clone());
         let witness = Witness::open(&disk).unwrap();
         witness.check(None, 0).unwrap();
-        (1..=5).for_each(|number| witness.note(9, number));
+        (1..=5).for_each(|number| assert!(witness.note(9, number)));
         let refused = |changes| witness.check(Some(9), changes).err().map(|error| error.detail);
         assert!(refused(5).is_none() && refused(6).is_none());
         assert!(
