@@ -42,9 +42,9 @@ async fn start(by: By, shutdown: impl Future<Output = ()> + Send + 'static) -> R
             By::Switch => {
                 let switch = Switch::start().unwrap();
                 let (client, server) = (near_client.into_std().unwrap(), near_server.into_std().unwrap());
-                let copied = switch.relay(client.into(), server.into(), witness, shutdown);
+                let copied = switch.relay(client, server, witness, shutdown);
                 let (end, client, seen) = copied.await.unwrap();
-                (near_client, witness) = (TcpStream::from_std(client.into()).unwrap(), seen);
+                (near_client, witness) = (TcpStream::from_std(client).unwrap(), seen);
                 end
             }
         };

@@ -243,9 +243,9 @@ impl Stream for TcpStream {
         switch: &Switch,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Ended<Self> {
-        let (client, server) = (self.into_std()?.into(), server.into_std()?.into());
-        let (end, client, witness) = switch.relay(client, server, witness, shutdown).await?;
-        Ok((end, Self::from_std(client.into()).ok(), witness))
+        let copied = switch.relay(self.into_std()?, server.into_std()?, witness, shutdown);
+        let (end, client, witness) = copied.await?;
+        Ok((end, Self::from_std(client).ok(), witness))
     }
 }
 
@@ -257,9 +257,9 @@ impl Stream for UnixStream {
         switch: &Switch,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Ended<Self> {
-        let (client, server) = (self.into_std()?.into(), server.into_std()?.into());
-        let (end, client, witness) = switch.relay(client, server, witness, shutdown).await?;
-        Ok((end, Self::from_std(client.into()).ok(), witness))
+        let copied = switch.relay(self.into_std()?, server.into_std()?, witness, shutdown);
+        let (end, client, witness) = copied.await?;
+        Ok((end, Self::from_std(client).ok(), witness))
     }
 }
 

@@ -88,18 +88,18 @@ impl Switch {
     }
 
     /// Copies between the socket of a client and that of its Postgres until one side is done or `shutdown` is.
-    pub(crate) async fn relay(
+    pub(crate) async fn relay<C: Into<OwnedFd> + From<OwnedFd>>(
         &self,
-        client: OwnedFd,
-        server: OwnedFd,
+        client: C,
+        server: UnixStream,
         witness: Witness,
         shutdown: impl Future<Output = ()>,
-    ) -> io::Result<(End, OwnedFd, Witness)> {
+    ) -> io::Result<(End, C, Witness)> {
         let nth = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
         let (finished, mut ended) = oneshot::channel();
         let call = self.threads[nth].connect(Session {
-            client: client.into(),
-            server: server.into(),
+            client: client.into().into(),
+            server,
             up: Direction::default(),
             down: Direction::default(),
             first: Side::Server,
@@ -115,7 +115,7 @@ impl Switch {
             }
         };
         let Finished { end, client, witness } = finished.map_err(io::Error::other)?;
-        Ok((end, client, witness))
+        Ok((end, client.into(), witness))
     }
 }
 
@@ -153,6 +153,11 @@ impl Lines {
             its.close();
         })?;
         Ok(lines)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<u64, Session>> {
+        // A session that a panic left half-way is at worst cut off.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn connect(&self, mut session: Session) -> io::Result<Call<'_>> {
@@ -214,13 +219,6 @@ impl Lines {
                 }
             }
         }
-    }
-}
-
-impl Lines {
-    fn sessions(&self) -> MutexGuard<'_, HashMap<u64, Session>> {
-        // A session that a panic left half-way is at worst cut off.
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
