@@ -1,8 +1,9 @@
 //! The database below the catalog: how it is opened, changed and read.
 //!
 //! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a crash left. After a stop
-//! in order it would trust what it finds; damage would then be shown, or end the server in the middle of `redb`. So a file is never
-//! closed in order: what `redb` wants to write as it is closed is kept from it, and each opening checks everything.
+//! in order, or a crash right after it recovered, it would trust what it finds; damage would then be shown, or end the server in the
+//! middle of `redb`. So a file is never closed in order: what `redb` wants to write as it is closed is kept from it, and each
+//! opening checks everything ([`CatalogFile`] sees to it).
 
 use crate::error::{Error, Kind, Result};
 use crate::storage::catalog::{CATALOG_FILE, DEFAULT_BRANCH, TimelineRecord, Update, decode, encode};

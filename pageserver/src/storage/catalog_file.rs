@@ -5,6 +5,9 @@
 //! what frees space. So when `redb` grows its file, as much again is written out behind it, and the file on disk never
 //! shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
 //! growth are left to deletions. An opening hands all that is written out to `redb`; it knows what is in use.
+//!
+//! And `redb` is always told that its file was left by a crash, whatever its header says: then it looks at every checksum
+//! before it believes a page.
 
 use crate::locks::lock;
 use crate::storage::disk::DiskFile;
@@ -14,6 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ZEROS_BYTES: usize = 1 << 20;
+/// Where the header of `redb`, at the file's start, says how the file was left.
+pub(super) const STATE_AT: usize = 9;
+/// It was not closed.
+const UNCLOSED: u8 = 2;
+/// Its newest change took two syncs, so that `redb` reads it before, or without, looking at checksums.
+pub(super) const TRUSTED: u8 = 4;
 
 /// What `redb` reads and writes.
 ///
@@ -99,7 +108,13 @@ impl redb::StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.file.read_exact_at(out, offset)
+        self.0.file.read_exact_at(out, offset)?;
+        if offset == 0
+            && let Some(state) = out.get_mut(STATE_AT)
+        {
+            *state = (*state | UNCLOSED) & !TRUSTED;
+        }
+        Ok(())
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

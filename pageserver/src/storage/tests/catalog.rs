@@ -1,6 +1,7 @@
 //! Damage to the files of the catalog: it is noticed when the store is opened, and never shown.
 
 use crate::storage::catalog::{AncestorRecord, BranchRecord, Catalog, TimelineRecord, Update};
+use crate::storage::catalog_file::{STATE_AT, TRUSTED};
 use crate::storage::disk::Disk;
 use crate::storage::page::TimelineId;
 use crate::storage::sim_disk::{SimDisk, Unsynced};
@@ -32,8 +33,19 @@ impl Said {
     }
 }
 
-/// A catalog of some pages, as a stop leaves it or a crash without one, and what it says.
-fn some(crashed: bool) -> (SimDisk, Said) {
+/// How the catalog was left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Stopped,
+    Killed,
+    /// Killed a second time, in the middle of the opening after.
+    KilledInOpening,
+}
+
+const ALL: [Left; 3] = [Left::Stopped, Left::Killed, Left::KilledInOpening];
+
+/// A catalog of some pages, and what it says.
+fn some(left: Left) -> (SimDisk, Said) {
     let disk = SimDisk::default();
     let catalog = open(&disk).unwrap();
     for nth in 0..40 {
@@ -63,11 +75,32 @@ fn some(crashed: bool) -> (SimDisk, Said) {
         };
         assert_eq!(catalog.publish(update).unwrap(), []);
     }
-    let left = crashed.then(|| disk.after_power_loss(Unsynced::Kept));
+    let killed = disk.after_power_loss(Unsynced::Kept);
     let said = Said::by(&catalog);
     catalog.sync_witness();
     drop(catalog);
-    (left.unwrap_or(disk), said)
+    let disk = match left {
+        Left::Stopped => disk,
+        Left::Killed => killed,
+        Left::KilledInOpening => killed_in_opening(&disk),
+    };
+    (disk, said)
+}
+
+/// As it is when `redb` has recovered what it found, which it marks as not to be looked at again, and nothing was changed since.
+fn killed_in_opening(disk: &SimDisk) -> SimDisk {
+    let stopped_after = |count: u64| {
+        let copy = disk.after_power_loss(Unsynced::Kept);
+        copy.fail_after(Some(count));
+        assert!(open(&copy).is_err(), "no moment of the opening is like that");
+        copy.after_power_loss(Unsynced::Kept)
+    };
+    let is_trusted = |disk: &SimDisk| {
+        let mut trusted = false;
+        disk.alter("catalog", |bytes| trusted = bytes[STATE_AT] & TRUSTED != 0);
+        trusted
+    };
+    (0..).map(stopped_after).find(is_trusted).unwrap()
 }
 
 /// Opens a copy with a damage: it says what it should, or that its file is damaged. True if it noticed.
@@ -98,8 +131,8 @@ fn used_pages(disk: &SimDisk) -> Vec<usize> {
 
 #[test]
 fn a_flipped_bit_in_the_catalog_is_noticed_or_harmless() {
-    for crashed in [false, true] {
-        let (disk, said) = some(crashed);
+    for left in ALL {
+        let (disk, said) = some(left);
         let mut noticed = 0;
         for page in used_pages(&disk) {
             // The header has a meaning in each byte.
@@ -116,8 +149,8 @@ fn a_flipped_bit_in_the_catalog_is_noticed_or_harmless() {
 
 #[test]
 fn a_lost_sector_of_the_catalog_is_noticed_or_harmless() {
-    for crashed in [false, true] {
-        let (disk, said) = some(crashed);
+    for left in ALL {
+        let (disk, said) = some(left);
         let mut noticed = 0;
         for sector in
             used_pages(&disk).iter().flat_map(|page| (*page..page + PAGE_BYTES).step_by(SECTOR_BYTES))
@@ -134,7 +167,7 @@ fn a_lost_sector_of_the_catalog_is_noticed_or_harmless() {
 
 #[test]
 fn an_older_catalog_is_refused() {
-    let (disk, _) = some(false);
+    let (disk, _) = some(Left::Stopped);
     let mut older = Vec::new();
     disk.after_power_loss(Unsynced::Kept).alter("catalog", |bytes| older.clone_from(bytes));
     let catalog = open(&disk).unwrap();
