@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile};
-use crate::storage::format::{LaneFileId, LaneKind};
+use crate::storage::format::{FILE_HEADER_BYTES, LaneFileId, LaneKind, RECORD_HEADER_BYTES};
 use crate::storage::page::TimelineId;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -86,6 +86,22 @@ fn parse_file_name(name: &str) -> Option<LaneFileId> {
     (file_name(id) == name).then_some(id)
 }
 
+/// Takes away what a spare file begins with. It may have been a lane's, if a crash lost that name and nothing else: taken for
+/// the same place in the same lane again, it would bring back a record that was seen to be lost.
+fn wipe(disk: &dyn Disk, path: &str) -> Result<()> {
+    let mut start = [0; FILE_HEADER_BYTES + RECORD_HEADER_BYTES];
+    let wiped = disk.open(path).and_then(|file| {
+        file.read_exact_at(&mut start, 0)?;
+        if start.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        start.fill(0);
+        file.write_all_at(&[&start], 0)?;
+        file.sync()
+    });
+    wiped.map_err(|e| Error::io(format!("clear {path}"), &e))
+}
+
 impl LaneFiles {
     /// The lane files of the store with this number, and what is there: each timeline's files with their lengths.
     pub fn open(disk: Arc<dyn Disk>, store: u64) -> Result<(Self, FilesByTimeline)> {
@@ -97,6 +113,7 @@ impl LaneFiles {
                 next_spare = next_spare.max(number.parse().unwrap_or(0) + 1);
                 // A spare cut short by a crash is made anew.
                 if length == WAL_FILE_BYTES {
+                    wipe(&*disk, &path(&name))?;
                     spares.push(name);
                 } else {
                     disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))?;
@@ -331,7 +348,7 @@ impl LaneFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::sim_disk::SimDisk;
+    use crate::storage::sim_disk::{SimDisk, Unsynced};
 
     #[test]
     fn names_read_back_and_others_are_left_alone() {
@@ -359,5 +376,30 @@ mod tests {
                 "rename lanes/00000002.w.00000000 lanes/spare.3"
             ]
         );
+    }
+
+    #[test]
+    fn a_spare_file_that_was_a_lanes_before_a_crash_begins_with_nothing() {
+        let disk = SimDisk::default();
+        let open = |disk: &SimDisk| LaneFiles::open(Arc::new(disk.clone()), 1).unwrap().0;
+        let files = open(&disk);
+        while files.refill().unwrap() {}
+        files.sync_directory().unwrap();
+        let id = LaneFileId { timeline: TimelineId(2), lane: LaneKind::Wal, sequence: 0 };
+        let (file, _) = files.create_file(id).unwrap();
+        file.write_all_at(&[&[7; 300]], 0).unwrap();
+        let mut was_a_lanes = 0;
+        for seed in 0..20 {
+            let left = disk.after_power_loss(Unsynced::Mixed(seed));
+            let mut first = [0; 300];
+            let Ok(spare) = left.open("lanes/spare.2") else { continue };
+            spare.read_exact_at(&mut first, 0).unwrap();
+            was_a_lanes += usize::from(first[0] == 7);
+            open(&left);
+            let left = left.after_power_loss(Unsynced::Lost);
+            left.open("lanes/spare.2").unwrap().read_exact_at(&mut first, 0).unwrap();
+            assert_eq!(first[..112], [0; 112], "seed {seed}");
+        }
+        assert!(was_a_lanes > 0);
     }
 }
