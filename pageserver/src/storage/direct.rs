@@ -87,6 +87,26 @@ fn distance(from: u64, to: u64) -> usize {
     usize::try_from(to - from).unwrap_or(usize::MAX)
 }
 
+#[repr(align(4096))]
+struct Aligned([u8; 128 << 10]);
+
+static ALIGNED_ZEROS: Aligned = Aligned([0; 128 << 10]);
+/// Zeros in memory as direct I/O wants it.
+pub(super) static ZEROS: &[u8] = &ALIGNED_ZEROS.0;
+
+/// Opens a file to write to it past the page cache, in whole blocks, and clears its first one; `None` if the file system has no
+/// direct I/O.
+pub(super) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
+    let options = nix::libc::O_DIRECT | flags;
+    // Some file systems take the flag, and then no write.
+    let opened = OpenOptions::new().write(true).custom_flags(options).open(path);
+    let probed = opened.and_then(|file| file.write_all_at(&ZEROS[..BLOCK_BYTES], 0).map(|()| file));
+    match probed {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(None),
+        probed => probed.map(Some),
+    }
+}
+
 #[derive(Default)]
 struct State {
     /// Takes what is written; `None` once all is on the disk and nothing more comes.
@@ -135,21 +155,10 @@ impl DirectFile {
     /// Opens a file whose blocks have been written before, to append to it from its beginning; `None` if the file system has no
     /// direct I/O.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
-        use nix::libc::{O_DIRECT, O_DSYNC};
-        let direct = match OpenOptions::new().write(true).custom_flags(O_DIRECT | O_DSYNC).open(path) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(None),
-            direct => direct?,
-        };
         let cached = LocalFile(OpenOptions::new().read(true).write(true).open(path)?);
         // With pages of it cached each write would have to look for them.
         cached.drop_cache()?;
-        // Some file systems take the flag, and then no write.
-        let mut probe = Buffer::new();
-        probe.push(&[0; BLOCK_BYTES]);
-        match direct.write_all_at(probe.blocks(), 0) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(None),
-            probed => probed?,
-        }
+        let Some(direct) = open(path, nix::libc::O_DSYNC)? else { return Ok(None) };
         let state = State { filling: Some(Buffer::new()), ..State::default() };
         Ok(Some(Self { cached, direct, state: Mutex::new(state), writing: Mutex::default() }))
     }
@@ -386,6 +395,20 @@ mod tests {
         // What was lost may not be taken for written, however late somebody asks.
         assert!(file.sync().is_err());
         assert!(file.write_all_at(&[&[2; 10]], 100).is_err());
+    }
+
+    #[test]
+    fn a_file_is_filled_past_the_page_cache() {
+        let lab = Lab::new("fill");
+        let file = lab.disk.create_to_fill("spare").unwrap();
+        for offset in (0..4).map(|nth| nth * ZEROS.len() as u64) {
+            file.write_all_at(&[ZEROS], offset).unwrap();
+        }
+        file.sync().unwrap();
+        let unaligned = file.write_all_at(&[&ZEROS[1..][..BLOCK_BYTES]], 0);
+        assert!(unaligned.is_err(), "it went through the page cache");
+        let filled = std::fs::read(lab.directory.join("spare")).unwrap();
+        assert_eq!((filled.len(), filled.iter().max()), (4 * ZEROS.len(), Some(&0)));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! returns the error once; nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
 //! that forgets unsynced bytes on command.
 
-use crate::storage::direct::DirectFile;
+use crate::storage::direct::{self, DirectFile};
 use crate::sys;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice};
@@ -55,6 +55,10 @@ pub trait Disk: Send + Sync {
     }
     /// Makes a new, empty file; `AlreadyExists` if there is one.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Makes a new, empty file to write it out once: in whole blocks of 4096 bytes, from memory that begins at a multiple of that.
+    fn create_to_fill(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.create(name)
+    }
     /// Gives a file another name, replacing what has it.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
@@ -156,6 +160,14 @@ impl Disk for LocalDisk {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         Ok(Arc::new(LocalFile(options.open(self.root.join(name))?)))
+    }
+
+    fn create_to_fill(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let cached = self.create(name)?;
+        match direct::open(&self.root.join(name), 0)? {
+            Some(file) => Ok(Arc::new(LocalFile(file))),
+            None => Ok(cached),
+        }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

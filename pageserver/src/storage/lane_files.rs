@@ -6,6 +6,7 @@
 //! syncs at checkpoints and grows its files instead. A directory entry is durable after the lane's next sync.
 
 use crate::error::{Error, Result};
+use crate::storage::direct::ZEROS;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::{FILE_HEADER_BYTES, LaneFileId, LaneKind, RECORD_HEADER_BYTES};
 use crate::storage::page::TimelineId;
@@ -57,8 +58,7 @@ pub struct LaneFiles {
     quiet: AtomicUsize,
 }
 
-/// Bytes of a spare file that are written at a time, and how long the disk is left to others then at most.
-const SPARE_PIECE_BYTES: usize = 128 << 10;
+/// How long the disk is left to others at most, when a piece of a spare file was written.
 const SPARE_REST: Duration = Duration::from_millis(2);
 
 fn path(name: &str) -> String {
@@ -323,12 +323,11 @@ impl LaneFiles {
 
     /// Writes a spare file a little at a time: commits wait behind what is on its way to the disk.
     fn write_spare(&self, path: &str) -> std::io::Result<()> {
-        let file = self.disk.create(path)?;
-        let zeros = vec![0; SPARE_PIECE_BYTES];
-        for offset in (0..WAL_FILE_BYTES).step_by(zeros.len()) {
+        let file = self.disk.create_to_fill(path)?;
+        for offset in (0..WAL_FILE_BYTES).step_by(ZEROS.len()) {
             let began = Instant::now();
-            file.write_all_at(&[&zeros], offset)?;
-            file.write_out(offset, zeros.len() as u64)?;
+            file.write_all_at(&[ZEROS], offset)?;
+            file.write_out(offset, ZEROS.len() as u64)?;
             std::thread::sleep(began.elapsed().min(SPARE_REST));
         }
         file.sync()
