@@ -76,6 +76,19 @@ fn files_are_sparse_appended_to_and_sought_from_their_end() {
 }
 
 #[test]
+fn the_kernel_reads_far_ahead_of_a_sequential_reader() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root may ask for it");
+        return;
+    }
+    let volume = Volume::new();
+    let device = fs::metadata(volume.root()).unwrap().dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let kib = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+    assert_eq!(kib.trim(), "512");
+}
+
+#[test]
 fn names_are_given_changed_and_taken() {
     let volume = Volume::new();
     let at = |name: &str| volume.root().join(name);
