@@ -77,15 +77,15 @@ fn files_are_sparse_appended_to_and_sought_from_their_end() {
 
 #[test]
 fn the_kernel_reads_far_ahead_of_a_sequential_reader() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root may ask for it");
-        return;
-    }
     let volume = Volume::new();
     let device = fs::metadata(volume.root()).unwrap().dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let kib = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
-    assert_eq!(kib.trim(), "512");
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if OpenOptions::new().write(true).open(&setting).is_ok() {
+        assert_eq!(fs::read_to_string(setting).unwrap().trim(), "512");
+    } else {
+        println!("skipped: {setting} cannot be written to, which takes root");
+    }
 }
 
 #[test]

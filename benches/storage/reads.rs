@@ -12,7 +12,7 @@ use std::hint::black_box;
 const PAGES: u64 = 8192;
 /// Newer layers have one of so many blocks each.
 const STRIDE: u64 = 128;
-/// Blocks that the kernel asks for at a time when it reads ahead: 1 MiB.
+/// Blocks of the longest request that the kernel makes: 1 MiB.
 const RUN: u64 = 128;
 
 pub(crate) fn all(c: &mut Criterion) {

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-/// Largest write and readahead that the kernel is asked to send at once.
+/// Largest write that the kernel is asked to send at once.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 /// Requests that the kernel may have in flight in the background.
 const MAX_BACKGROUND: u16 = 64;
@@ -201,7 +201,6 @@ impl Filesystem for Adapter {
         // Less than asked for is fine. Links are cached, or that to the write-ahead log would be asked for with each file.
         let _ = config.add_capabilities(InitFlags::FUSE_CACHE_SYMLINKS);
         let _ = config.set_max_write(MAX_TRANSFER_BYTES);
-        let _ = config.set_max_readahead(MAX_TRANSFER_BYTES);
         let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }

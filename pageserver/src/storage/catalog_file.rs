@@ -6,8 +6,8 @@
 //! shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
 //! growth are left to deletions. An opening hands all that is written out to `redb`; it knows what is in use.
 //!
-//! And `redb` is always told that its file was left by a crash, whatever its header says: then it looks at every checksum
-//! before it believes a page.
+//! And `redb` never hears from its header that its newest change is to be trusted: so it looks at every checksum before it
+//! believes a page.
 
 use crate::locks::lock;
 use crate::storage::disk::DiskFile;
@@ -19,8 +19,6 @@ use std::sync::{Arc, Mutex};
 const ZEROS_BYTES: usize = 1 << 20;
 /// Where the header of `redb`, at the file's start, says how the file was left.
 pub(super) const STATE_AT: usize = 9;
-/// It was not closed.
-const UNCLOSED: u8 = 2;
 /// Its newest change took two syncs, so that `redb` reads it before, or without, looking at checksums.
 pub(super) const TRUSTED: u8 = 4;
 
@@ -112,7 +110,7 @@ impl redb::StorageBackend for Backend {
         if offset == 0
             && let Some(state) = out.get_mut(STATE_AT)
         {
-            *state = (*state | UNCLOSED) & !TRUSTED;
+            *state &= !TRUSTED;
         }
         Ok(())
     }

@@ -55,7 +55,8 @@ pub trait Disk: Send + Sync {
     }
     /// Makes a new, empty file; `AlreadyExists` if there is one.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Makes a new, empty file to write it out once: in whole blocks of 4096 bytes, from memory that begins at a multiple of that.
+    /// Makes a new file to fill it once: in whole blocks of 4096 bytes, from memory that begins at a multiple of that. After an
+    /// error there may be an empty one.
     fn create_to_fill(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.create(name)
     }
