@@ -8,7 +8,7 @@
 # make fuzz           fuzzes each target for MINUTES (10), guided by coverage
 # make filesystem     a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
 # make soak           5,000 branches created, woken, queried and deleted, and 500 woken with a few places
-# make bench          Postgres on a branch against the same on ext4, btrfs and XFS, the proxy against PgBouncer; 20 minutes, as root
+# make bench          Postgres on a branch against the same on ext4, btrfs and XFS, the proxy against PgBouncer; 25 minutes, as root
 # make bench-docs     the table and the plots of docs/benchmarks.md from what `make bench` measured last
 # make bench-parts    latency of branch operations, ten thousand branches, stalls, and the page store and the proxy in parts
 # make churn          half an hour of load with branches coming and going and moments of the past visited

@@ -297,6 +297,21 @@ mod tests {
             DirectFile::open(&self.directory.join("file")).unwrap().expect("direct I/O")
         }
 
+        /// How the one handle that is open on a file was opened.
+        fn flags_of(&self, name: &str) -> i32 {
+            let path = self.directory.join(name);
+            let of = |handle: std::fs::DirEntry| {
+                let info = Path::new("/proc/self/fdinfo").join(handle.file_name());
+                (std::fs::read_link(handle.path()).ok()? == path)
+                    .then(|| std::fs::read_to_string(info).unwrap())
+            };
+            let infos: Vec<String> =
+                std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|handle| of(handle.ok()?)).collect();
+            let [info] = infos.as_slice() else { panic!("{} handles", infos.len()) };
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            i32::from_str_radix(flags.trim(), 8).unwrap()
+        }
+
         fn on_disk(&self, length: usize) -> Vec<u8> {
             let mut bytes = vec![0; length];
             self.disk.open("file").unwrap().read_exact_at(&mut bytes, 0).unwrap();
@@ -405,9 +420,7 @@ mod tests {
     fn a_file_is_filled_past_the_page_cache() {
         let lab = Lab::new("fill");
         let file = lab.disk.create_to_fill("spare").unwrap();
-        let direct = super::open(&lab.directory.join("spare"), 0).unwrap().expect("direct I/O");
-        let flags = nix::fcntl::fcntl(&direct, nix::fcntl::FcntlArg::F_GETFL).unwrap();
-        assert_ne!(flags & nix::libc::O_DIRECT, 0, "it goes through the page cache");
+        assert_ne!(lab.flags_of("spare") & nix::libc::O_DIRECT, 0, "it goes through the page cache");
         for offset in (0..4).map(|nth| nth * ZEROS.len() as u64) {
             file.write_all_at(&[ZEROS], offset).unwrap();
         }

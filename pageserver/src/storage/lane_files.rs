@@ -88,11 +88,16 @@ fn parse_file_name(name: &str) -> Option<LaneFileId> {
 
 /// Takes away what a spare file begins with. It may have been a lane's, if a crash lost that name and nothing else: taken for
 /// the same place in the same lane again, it would bring back a record that was seen to be lost. What is read there may not be
-/// what is on the medium, so nobody looks.
-fn clear(disk: &dyn Disk, path: &str) -> std::io::Result<()> {
-    let file = disk.open(path)?;
-    file.write_all_at(&[&ZEROS[..FILE_HEADER_BYTES + RECORD_HEADER_BYTES]], 0)?;
-    file.sync()
+/// what is on the medium, so nobody looks. False if the disk refuses.
+fn clear(disk: &dyn Disk, name: &str) -> bool {
+    let cleared = disk.open(&path(name)).and_then(|file| {
+        file.write_all_at(&[&ZEROS[..FILE_HEADER_BYTES + RECORD_HEADER_BYTES]], 0)?;
+        file.sync()
+    });
+    if let Err(error) = &cleared {
+        tracing::warn!(file = name, %error, "a spare file cannot be cleared and is removed");
+    }
+    cleared.is_ok()
 }
 
 impl LaneFiles {
@@ -105,11 +110,7 @@ impl LaneFiles {
             if let Some(number) = name.strip_prefix(SPARE_PREFIX) {
                 next_spare = next_spare.max(number.parse().unwrap_or(0) + 1);
                 // One cut short by a crash is made anew, and so is one that the disk will not have cleared.
-                let cleared = if length == WAL_FILE_BYTES { Some(clear(&*disk, &path(&name))) } else { None };
-                if let Some(Err(error)) = &cleared {
-                    tracing::warn!(file = name, %error, "a spare file cannot be cleared and is removed");
-                }
-                if let Some(Ok(())) = cleared {
+                if length == WAL_FILE_BYTES && clear(&*disk, &name) {
                     spares.push(name);
                 } else {
                     disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))?;
