@@ -30,7 +30,8 @@ document() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps; }
 sabotage() {
     local defect
     cargo test --release --quiet --features sabotage --test simulation --no-run || return 1
-    for defect in lane-sync directory-sync layer-sync page-checksum fork-sync sync-target lane-loss catalog-sync catalog-witness; do
+    for defect in lane-sync directory-sync layer-sync page-checksum fork-sync sync-target lane-loss catalog-sync catalog-witness \
+        recovery-sync; do
         printf '    %s: ' "$defect"
         COPPICE_SABOTAGE=$defect cargo test --release --quiet --features sabotage --test simulation -- \
             --seconds 60 --expect-failure | tail -n 1 || return 1

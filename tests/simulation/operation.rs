@@ -115,13 +115,14 @@ pub(crate) enum Operation {
     Age,
     /// Reads everything.
     Verify,
-    PowerLoss {
-        unsynced: u64,
+    /// The power goes, or the server is killed.
+    Crash {
+        how: u64,
     },
-    /// The disk takes so many more operations, then the power goes.
+    /// The same after so many more operations of the disk.
     StopAfter {
         count: u64,
-        unsynced: u64,
+        how: u64,
     },
     /// One of the next operations of the disk fails.
     FailOnce {
@@ -173,7 +174,7 @@ impl Operation {
         use Operation::*;
         matches!(
             self,
-            PowerLoss { .. }
+            Crash { .. }
                 | StopAfter { .. }
                 | FailOnce { .. }
                 | FailCatalog { .. }
@@ -203,17 +204,24 @@ pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
         random.below(2);
     });
     let calm = seed.is_multiple_of(4);
-    // While a sync stands still, its branch is worked on, and often the power goes once it is answered.
-    let mut slow = None;
+    // While a sync stands still, its branch is worked on, and often the store crashes once it is answered. It may also before
+    // anybody has looked at what the disk refused.
+    let (mut slow, mut refused) = (None, 0_u64);
     let next = |_| {
         let operation = match slow {
-            Some((_, 1)) if random.below(3) == 0 => Operation::PowerLoss { unsynced: random.below(1 << 20) },
+            Some((_, 1)) if random.below(3) == 0 => Operation::Crash { how: random.below(1 << 20) },
+            None if refused > 0 && random.below(24) == 0 => Operation::Crash { how: random.below(1 << 20) },
             _ => one(&mut random, calm, slow.map(|(branch, _)| branch)),
         };
         slow = match (operation, slow) {
             (Operation::SlowSync { branch, meanwhile, .. }, None) => Some((branch, meanwhile)),
             (_, Some((branch, left))) if left > 1 => Some((branch, left - 1)),
             _ => None,
+        };
+        refused = match operation {
+            Operation::FailOnce { .. } | Operation::FailCatalog { .. } => 12,
+            Operation::Crash { .. } => 0,
+            _ => refused.saturating_sub(1),
         };
         operation
     };
@@ -259,9 +267,9 @@ fn one(random: &mut Random, calm: bool, on: Option<u64>) -> Operation {
             }
         }
         88..90 => Verify,
-        90 => PowerLoss { unsynced: r() },
+        90 => Crash { how: r() },
         91 => Restart,
-        92..95 => StopAfter { count: r() % 24, unsynced: r() },
+        92..95 => StopAfter { count: r() % 24, how: r() },
         95 => FailOnce { count: r() % 16 },
         96 => {
             if r() % 2 == 0 {

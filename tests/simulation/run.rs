@@ -2,7 +2,7 @@
 
 use crate::files::length;
 use crate::operation::Operation;
-use crate::world::{Branch, Outcome, SECOND_NS, WINDOW_S, World, record};
+use crate::world::{Branch, Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
 use pageserver::storage::catalog::Update;
 use pageserver::storage::compaction::Pace;
@@ -30,8 +30,8 @@ struct Run<'o> {
     world: World,
     operations: &'o [Operation],
     next: usize,
-    /// The power goes when the disk has failed.
-    stop: Option<u64>,
+    /// What happens when the disk has failed.
+    stop: Option<Crash>,
     /// Operations until armed faults are taken back.
     patience: usize,
     ended: bool,
@@ -55,6 +55,10 @@ pub(crate) fn run(operations: &[Operation]) -> Outcome<Tally> {
     Ok(Tally { operations: run.next as u64, openings: run.world.openings })
 }
 
+fn crash(number: u64) -> Crash {
+    if number % 5 == 4 { Crash::Killed } else { Crash::PowerLoss(unsynced(number / 5)) }
+}
+
 fn unsynced(number: u64) -> Unsynced {
     match number % 4 {
         0 => Unsynced::Lost,
@@ -75,9 +79,9 @@ impl Run<'_> {
         if !self.world.file_operation(operation)? && !self.branch_operation(operation)? {
             self.disk_operation(operation)?;
         }
-        if let Some(unsynced_seed) = self.stop.filter(|_| self.world.disk.failed()) {
+        if let Some(how) = self.stop.filter(|_| self.world.disk.failed()) {
             self.stop = None;
-            return self.world.lose_power(unsynced(unsynced_seed));
+            return self.world.crash(how);
         }
         self.patience = self.patience.saturating_sub(1);
         if self.world.armed && self.patience == 0 { self.calm() } else { Ok(()) }
@@ -106,7 +110,7 @@ impl Run<'_> {
     /// Takes armed faults back.
     fn calm(&mut self) -> Outcome {
         match self.stop.take() {
-            Some(seed) => self.world.lose_power(unsynced(seed)),
+            Some(how) => self.world.crash(how),
             None => self.world.mend(),
         }
     }
@@ -344,7 +348,7 @@ impl Run<'_> {
                 Ok(())
             }
             Verify => self.world.verify(false),
-            PowerLoss { unsynced } => self.world.lose_power(self::unsynced(unsynced)),
+            Crash { how } => self.world.crash(crash(how)),
             Restart => {
                 self.calm()?;
                 self.world.restart().map(drop)
@@ -360,9 +364,9 @@ impl Run<'_> {
         }
         let disk = self.world.disk.clone();
         match operation {
-            StopAfter { count, unsynced } => {
-                disk.fail_after(Some(count));
-                self.stop = Some(unsynced);
+            StopAfter { count, how } => {
+                disk.stop_after(count);
+                self.stop = Some(crash(how));
                 self.arm();
             }
             FailOnce { count } => {
@@ -398,8 +402,7 @@ impl Run<'_> {
                 }
             }
             FlipCatalog { bit, sector, killed } => {
-                let found =
-                    if killed { disk.after_power_loss(Unsynced::Kept) } else { self.world.restart()? };
+                let found = if killed { disk.after_kill() } else { self.world.restart()? };
                 let bit = used_bit(&found, "catalog", bit);
                 self.open_damaged(&found, "catalog", bit, sector)?;
             }

@@ -15,6 +15,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How a store ends that nobody stopped.
+#[derive(Clone, Copy)]
+pub(crate) enum Crash {
+    /// The system goes on, and has what was written.
+    Killed,
+    PowerLoss(Unsynced),
+}
+
 /// What went wrong, or nothing.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
 
@@ -353,10 +361,13 @@ impl World {
         }
     }
 
-    /// The power goes; what is found afterwards must be one of the things that may be.
-    pub(crate) fn lose_power(&mut self, unsynced: Unsynced) -> Outcome {
+    /// The store ends without a word; what is found afterwards must be one of the things that may be.
+    pub(crate) fn crash(&mut self, how: Crash) -> Outcome {
         self.struck |= self.disk.failed();
-        let disk = self.disk.after_power_loss(unsynced);
+        let disk = match how {
+            Crash::Killed => self.disk.after_kill(),
+            Crash::PowerLoss(unsynced) => self.disk.after_power_loss(unsynced),
+        };
         // Nobody was told that a sync that has not ended is done.
         self.slow = None;
         self.start_again(disk)
@@ -373,6 +384,9 @@ impl World {
         self.follow_catalog()?;
         for nth in 0..self.branches.len() {
             self.settle(nth)?;
+            // Whoever sees what was found may rely on it.
+            self.synced(nth, 0);
+            self.synced(nth, 1);
         }
         // The check is for a store that is stopped.
         let stopped = self.disk.after_power_loss(Unsynced::Kept);
@@ -429,7 +443,7 @@ impl World {
         self.disk.set_capacity_bytes(None);
         self.armed = false;
         if !self.store.catalog().is_open() {
-            return self.lose_power(Unsynced::Lost);
+            return self.crash(Crash::PowerLoss(Unsynced::Lost));
         }
         for nth in 0..self.branches.len() {
             if self.branches[nth].uncertain {

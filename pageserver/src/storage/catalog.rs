@@ -149,6 +149,8 @@ impl Catalog {
             opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
         };
         let witness = Witness::open(disk)?;
+        // What is found may so far be only in the cache, or there only, if a sync failed.
+        file.sync().and_then(|()| file.drop_cache()).map_err(|e| Error::io("open the catalog", &e))?;
         let mut opened = Opened::open(&file)?;
         witness.check(opened.store()?, opened.changes)?;
         let (store, run) = opened.begin_run(new_store)?;

@@ -116,6 +116,9 @@ impl LaneFiles {
                     disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))?;
                 }
             } else if let Some(id) = parse_file_name(&name) {
+                // A server that was killed after a failed sync leaves in the cache what never reached the medium.
+                let dropped = disk.open(&path(&name)).and_then(|file| file.drop_cache());
+                dropped.map_err(|e| Error::io(format!("drop the cache of {name}"), &e))?;
                 found.entry(id.timeline).or_default().push((id, length));
             }
         }

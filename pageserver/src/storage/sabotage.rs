@@ -24,11 +24,13 @@ pub enum Defect {
     CatalogSync,
     /// A catalog that has gone back is taken for what it was.
     CatalogWitness,
+    /// What is found at a start is read, and not synced.
+    RecoverySync,
 }
 
 impl Defect {
     /// All of them, with the names that `COPPICE_SABOTAGE` knows.
-    pub const ALL: [(&str, Self); 9] = [
+    pub const ALL: [(&str, Self); 10] = [
         ("lane-sync", Self::LaneSync),
         ("directory-sync", Self::DirectorySync),
         ("layer-sync", Self::LayerSync),
@@ -38,6 +40,7 @@ impl Defect {
         ("lane-loss", Self::LaneLoss),
         ("catalog-sync", Self::CatalogSync),
         ("catalog-witness", Self::CatalogWitness),
+        ("recovery-sync", Self::RecoverySync),
     ];
 }
 

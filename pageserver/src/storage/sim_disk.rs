@@ -2,8 +2,8 @@
 //! for tests.
 //!
 //! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults it injects:
-//! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors and changes of directories, failure of
-//! the n-th write, sync or read, a write that goes elsewhere, a sync that takes its time or only says that it was done, a full
+//! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors and changes of directories, a process that
+//! is killed, failure of the n-th write, sync or read, a write that goes elsewhere, a sync that takes its time or only says that it was done, a full
 //! disk, and bytes changed at rest. A write that fails leaves some of its bytes, from the front. After a failed sync the cache
 //! shows what never reached the medium, as Linux does, until it is dropped.
 
@@ -17,7 +17,7 @@ const SECTOR_BYTES: usize = 512;
 /// How far from where it should a write goes that is misdirected.
 const MISDIRECTED_BY: usize = 4096;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Contents {
     written: Vec<u8>,
     synced: Vec<u8>,
@@ -37,6 +37,8 @@ struct State {
     failure_after: Option<u64>,
     /// Whether only one fails.
     heals: bool,
+    /// Whether all fail because the process that asks is as good as dead, and the disk is sound.
+    stops: bool,
     /// The file of which one fails, if not any.
     failure_of: Option<&'static str>,
     struck: bool,
@@ -121,16 +123,35 @@ impl SimDisk {
         SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
-    /// Lets `count` more writes and syncs succeed, then fails one; `None` for no more failures.
+    /// The disk as a process finds it that starts after another was killed: as that wrote it, and no more of it synced.
+    pub fn after_kill(&self) -> SimDisk {
+        let state = self.state();
+        let survivor = State {
+            contents: state.contents.clone(),
+            names: state.names.clone(),
+            synced_names: state.synced_names.clone(),
+            next_file: state.next_file,
+            ..State::default()
+        };
+        SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
+    }
+
+    /// Lets `count` more writes and syncs succeed, then fails all; `None` for no more failures.
     pub fn fail_after(&self, count: Option<u64>) {
         let mut state = self.state();
-        (state.failure_after, state.heals, state.failure_of) = (count, false, None);
+        (state.failure_after, state.heals, state.stops, state.failure_of) = (count, false, false, None);
+    }
+
+    /// Lets `count` more writes and syncs be done, and the process that asks for more be stopped in the midst of the next.
+    pub fn stop_after(&self, count: u64) {
+        self.fail_after(Some(count));
+        self.state().stops = true;
     }
 
     /// Lets `count` more writes and syncs succeed, fails one, and lets all others succeed.
     pub fn fail_once_after(&self, count: u64) {
         let mut state = self.state();
-        (state.failure_after, state.heals, state.failure_of) = (Some(count), true, None);
+        (state.failure_after, state.heals, state.stops, state.failure_of) = (Some(count), true, false, None);
     }
 
     /// The same, counting only what is done to one file.
@@ -420,8 +441,10 @@ impl DiskFile for SimFile {
         let lies = state.lies();
         let stalls =
             outcome.is_ok() && !lies && state.stall == Stall::Next && self.name.starts_with("lanes/");
+        let stops = state.stops;
         let contents = state.contents.entry(self.number).or_default();
         match &outcome {
+            Err(_) if stops => {}
             Err(_) => contents.fail(seed),
             Ok(()) if lies => {}
             Ok(()) if stalls => {
@@ -471,6 +494,7 @@ impl DiskFile for SimFile {
             // The system knows the length without the medium.
             let mut found = contents.synced.clone();
             found.resize(contents.written.len(), 0);
+            contents.dirty.iter().for_each(|sector| contents.copy(*sector, &mut found));
             contents.written = found;
         }
         Ok(())

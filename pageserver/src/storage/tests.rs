@@ -334,6 +334,27 @@ fn a_failed_sync_latches_until_the_timeline_is_opened_anew() {
 }
 
 #[test]
+fn what_a_killed_server_leaves_is_durable_once_it_was_seen() {
+    for sync_fails in [false, true] {
+        let disk = SimDisk::default();
+        let (store, id) = new_store(&disk);
+        let main = tree(&store, id);
+        let inode = make(&main, b"f");
+        main.write(inode, 0, b"kept").unwrap();
+        sync(&main, inode).unwrap();
+        main.write(inode, 0, b"more").unwrap();
+        if sync_fails {
+            disk.fail_once_after(0);
+            assert!(sync(&main, inode).is_err());
+        }
+        let killed = disk.after_kill();
+        let seen = contents(&tree(&open(&killed).unwrap(), id), b"f").unwrap();
+        let store = open(&killed.after_power_loss(Unsynced::Lost)).unwrap();
+        assert_eq!(contents(&tree(&store, id), b"f").unwrap(), seen, "a sync failed: {sync_fails}");
+    }
+}
+
+#[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
     let disk = SimDisk::default();
     let (store, id) = new_store(&disk);
