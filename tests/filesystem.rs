@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
 use coppice::mirror::{Mirror, allocate};
-use coppice::volume::Volume;
+use coppice::volume::{IoUring, Volume};
 use coppice::{Directory, mapped};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -269,12 +269,13 @@ const PIECE: u64 = 3000 + 2 * 1000 + 3 * 500 + 500;
 /// Seeds of a piece: one for each mirror.
 const PIECE_SEEDS: u64 = 4;
 
-/// After `make filesystem`, a million, on a volume for each core; each piece has a seed of its own, which replays it.
+/// A piece that is served over io_uring, where the machine can, and one that is not; after `make filesystem` a million operations,
+/// on a volume for each core. Each piece has a seed of its own, which replays it.
 #[test]
 fn random_operations_do_what_they_do_on_a_local_file_system() {
     let number =
         |name: &str, default| std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap());
-    let (seed, operations) = (number("COPPICE_TEST_SEED", 20), number("COPPICE_TEST_OPERATIONS", PIECE));
+    let (seed, operations) = (number("COPPICE_TEST_SEED", 20), number("COPPICE_TEST_OPERATIONS", 2 * PIECE));
     let (next, pieces) = (AtomicU64::new(0), operations.div_ceil(PIECE));
     let work = || {
         loop {
@@ -283,7 +284,7 @@ fn random_operations_do_what_they_do_on_a_local_file_system() {
                 return;
             }
             let seed = seed + piece * PIECE_SEEDS;
-            if let Err(panic) = catch_unwind(|| random_piece(seed)) {
+            if let Err(panic) = catch_unwind(|| random_piece(seed, served_for(seed))) {
                 eprintln!("replay: COPPICE_TEST_SEED={seed} COPPICE_TEST_OPERATIONS={PIECE}");
                 next.store(pieces, Ordering::SeqCst);
                 resume_unwind(panic);
@@ -297,9 +298,14 @@ fn random_operations_do_what_they_do_on_a_local_file_system() {
     });
 }
 
-fn random_piece(seed: u64) {
+/// How the volume of a piece is served.
+fn served_for(seed: u64) -> IoUring {
+    if (seed / PIECE_SEEDS).is_multiple_of(2) { IoUring::Off } else { IoUring::On }
+}
+
+fn random_piece(seed: u64, io_uring: IoUring) {
     let local = [Directory::new(), Directory::new(), Directory::new()];
-    let volume = Volume::new();
+    let volume = Volume::served(io_uring);
     let mut parent = Mirror::new(volume.root(), local[0].path(), seed);
     walk(&mut [&mut parent], 3000);
     // The child sees what was there at the fork, whatever the two do from then on.

@@ -129,6 +129,7 @@ impl Running {
             &layout.wal_mount,
             (user.uid, user.gid),
             OsUser::ids_from(config.compute_uids),
+            config.io_uring,
         )?);
         let mut computes = ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
         computes.suspend_after = Duration::from_secs(config.suspend_after);

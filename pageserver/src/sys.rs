@@ -1,7 +1,10 @@
-//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files, write-out, and priorities.
+//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files, write-out, priorities, and what
+//! `/dev/fuse` needs.
 //!
 //! The standard library calls the first in a copy of this process that has only the forking thread, so it may
 //! neither allocate nor lock; it is two system calls.
+
+pub mod uring;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -9,7 +12,8 @@ use nix::unistd::{getpid, getppid};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use tokio::process::Command;
 
@@ -63,6 +67,33 @@ pub fn write_out(file: &File, offset: u64, length: u64) -> io::Result<()> {
         Some(ENOSYS | EPERM | EINVAL | EOPNOTSUPP | ESPIPE) => Ok(()),
         _ => Err(error),
     }
+}
+
+/// Another way to the mount that a file of `/dev/fuse` serves, with a queue of its own.
+#[expect(unsafe_code, reason = "there is no safe FUSE_DEV_IOC_CLONE")]
+pub fn clone_fuse_device(device: &File) -> io::Result<File> {
+    nix::ioctl_read!(ioc_clone, 229, 0, u32);
+    let new = File::options().read(true).write(true).open("/dev/fuse")?;
+    let mut number = u32::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: the call reads the number of an open file.
+    unsafe { ioc_clone(new.as_raw_fd(), &raw mut number) }?;
+    Ok(new)
+}
+
+/// A file that another process sends; `None` if it ends without one.
+#[expect(unsafe_code, reason = "a received descriptor is a number")]
+pub fn receive_file(socket: &UnixStream) -> io::Result<Option<File>> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let (mut byte, mut space) = ([0], nix::cmsg_space!(i32));
+    let mut parts = [io::IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let numbers = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the system just made this descriptor for us, and nobody else knows of it. There is room for one only.
+    Ok(numbers.map(|number| unsafe { File::from_raw_fd(number) }))
 }
 
 /// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.

@@ -4,6 +4,7 @@
 
 use super::Directory;
 use pageserver::branches::Branches;
+pub use pageserver::fs::mount::IoUring;
 use pageserver::fs::mount::Mount;
 use pageserver::server::{open_disk, random_number};
 use pageserver::storage::catalog::{BranchRecord, Update};
@@ -22,16 +23,22 @@ pub struct Volume {
     timeline: TimelineId,
     root: PathBuf,
     directory: Directory,
+    io_uring: IoUring,
 }
 
 impl Volume {
-    /// Makes a store and mounts it.
+    /// Makes a store and mounts it, served over io_uring if this machine can.
     pub fn new() -> Self {
-        Self::open(Directory::new())
+        Self::served(IoUring::On)
+    }
+
+    /// Makes a store and mounts it.
+    pub fn served(io_uring: IoUring) -> Self {
+        Self::open(Directory::new(), io_uring)
     }
 
     /// Opens or makes the store in `directory`, and mounts it.
-    fn open(directory: Directory) -> Self {
+    fn open(directory: Directory, io_uring: IoUring) -> Self {
         let data = directory.path().join("data");
         std::fs::create_dir_all(&data).expect("make the data directory");
         let number = random_number().expect("draw a number");
@@ -39,8 +46,8 @@ impl Volume {
         let store = Arc::new(Store::open(disk, number).expect("open the store"));
         let made = std::fs::metadata(&data).expect("look at the data directory");
         let me = (made.uid(), made.gid());
-        let mount = Mount::new(Arc::clone(&store), &data.join("mount"), &data.join("mount-wal"), me, None)
-            .expect("mount the store");
+        let (at, wal) = (data.join("mount"), data.join("mount-wal"));
+        let mount = Mount::new(Arc::clone(&store), &at, &wal, me, None, io_uring).expect("mount the store");
         let known = store.catalog().timelines().into_iter().min_by_key(|id| id.0);
         let (timeline, root) = known.map_or_else(
             || {
@@ -52,7 +59,7 @@ impl Volume {
             },
             |timeline| (timeline, mount.attach(timeline).expect("attach the timeline")),
         );
-        Self { store, mount, timeline, root, directory }
+        Self { store, mount, timeline, root, directory, io_uring }
     }
 
     /// The timeline's directory in the mount.
@@ -104,11 +111,11 @@ impl Volume {
 
     /// Unmounts, closes the store, and opens everything anew.
     pub fn reopen(self) -> Self {
-        let Self { store, mount, directory, .. } = self;
+        let Self { store, mount, directory, io_uring, .. } = self;
         mount.unmount().expect("unmount");
         store.close().expect("close the store");
         drop((mount, store));
-        Self::open(directory)
+        Self::open(directory, io_uring)
     }
 
     /// The files of the data lane with their lengths now.
@@ -139,7 +146,7 @@ impl Volume {
             let file = std::fs::OpenOptions::new().write(true).open(to.join("lanes").join(name));
             file.and_then(|file| file.set_len(*length)).expect("cut a lane file");
         }
-        Self::open(copy)
+        Self::open(copy, self.io_uring)
     }
 }
 

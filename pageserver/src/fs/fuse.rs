@@ -10,34 +10,26 @@
 //! longer asks. At most [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE)
 //! callbacks wait for a disk sync at once; the syncer's threads send the other replies.
 
-use crate::fs::convert::{file_attr, file_type, mount_root_attr, now_ns, permissions, to_ns};
+use crate::fs::convert::{mount_root, now_ns, permissions, shown};
 use crate::fs::links;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
-use crate::fs::reply::{FOREVER, reply_attr, reply_empty, reply_entry, reply_sync, report};
+use crate::fs::protocol::{Body, Change, Listing, Operation, RENAME_NOREPLACE, Request, Shown, Time};
+use crate::fs::reply::{
+    Reply, reply_attr, reply_body, reply_bytes, reply_empty, reply_entry, reply_sync, report,
+};
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
 use crate::storage::format::{Attributes, FileKind, LaneKind};
 use crate::storage::page::ROOT_INODE;
 use crate::storage::store::Store;
 use crate::storage::watch::Watch;
-use fuser::{
-    AccessFlags, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
-};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, SystemTime};
 
-/// Largest write that the kernel is asked to send at once.
-const MAX_TRANSFER_BYTES: u32 = 1 << 20;
-/// Requests that the kernel may have in flight in the background.
-const MAX_BACKGROUND: u16 = 64;
 /// Cookies of `.` and `..`; those of names are positions, which are far above.
 const DOT_COOKIES: [u64; 2] = [1, 2];
 
@@ -74,27 +66,27 @@ impl Adapter {
         Self { side, store, roots, nodes: Nodes::default(), mountpoint, owner }
     }
 
-    fn node(&self, number: INodeNo) -> Result<Node> {
+    fn node(&self, number: u64) -> Result<Node> {
         // The mount's own directory holds only trees; nothing is changed in it through the kernel.
-        if number.0 == MOUNT_ROOT {
+        if number == MOUNT_ROOT {
             return Err(Errno::EPERM.into());
         }
-        self.nodes.get(number.0).ok_or(TreeError::Errno(Errno::ESTALE))
+        self.nodes.get(number).ok_or(TreeError::Errno(Errno::ESTALE))
     }
 
-    fn entry(&self, tree: &Arc<Tree>, inode: u64, attributes: &Attributes) -> FileAttr {
+    fn entry(&self, tree: &Arc<Tree>, inode: u64, attributes: &Attributes) -> Shown {
         let number = self.nodes.look_up(Node { tree: Arc::clone(tree), inode });
         self.attr(number, tree, inode, attributes)
     }
 
-    fn attr(&self, number: u64, tree: &Tree, inode: u64, attributes: &Attributes) -> FileAttr {
+    fn attr(&self, number: u64, tree: &Tree, inode: u64, attributes: &Attributes) -> Shown {
         match self.link_to_wal(tree, inode) {
             Some(target) => {
                 let size = target.as_os_str().len() as u64;
                 let link = Attributes { kind: FileKind::Symlink, mode: 0o777, size, ..attributes.clone() };
-                file_attr(number, &link, tree.owners())
+                shown(number, &link, tree.owners())
             }
-            None => file_attr(number, attributes, tree.owners()),
+            None => shown(number, attributes, tree.owners()),
         }
     }
 
@@ -119,8 +111,8 @@ impl Adapter {
         }
     }
 
-    fn look_up(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr> {
-        if parent.0 == MOUNT_ROOT {
+    fn look_up(&self, parent: u64, name: &OsStr) -> Result<Shown> {
+        if parent == MOUNT_ROOT {
             let tree = read(&self.roots).get(&*name.to_string_lossy()).cloned().ok_or(Errno::ENOENT)?;
             let root = self.root_inode(&tree).ok_or(Errno::ENOENT)?;
             return Ok(self.entry(&tree, root, &tree.attributes(root)?));
@@ -133,7 +125,7 @@ impl Adapter {
     /// Answers with the outcome of what was done to `number`: where write-ahead logs are shown, once it is durable.
     fn settle<T: Send + 'static>(
         &self,
-        number: INodeNo,
+        number: u64,
         outcome: Result<T>,
         answer: impl FnOnce(Result<T>) + Send + 'static,
     ) {
@@ -152,7 +144,7 @@ impl Adapter {
         }
     }
 
-    fn make(&self, parent: INodeNo, name: &OsStr, new: &NewInode<'_>) -> Result<FileAttr> {
+    fn make(&self, parent: u64, name: &OsStr, new: &NewInode<'_>) -> Result<Shown> {
         let node = self.node(parent)?;
         let new = NewInode { owner: node.tree.owners().store(new.owner), ..*new };
         let (inode, attributes) = node.tree.make(node.inode, name.as_bytes(), &new, now_ns())?;
@@ -188,37 +180,75 @@ impl Adapter {
     }
 }
 
-impl Filesystem for Adapter {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let needed = InitFlags::FUSE_WRITEBACK_CACHE | InitFlags::FUSE_PARALLEL_DIROPS;
-        let missing = |_| {
-            std::io::Error::other("the kernel's FUSE has no write-back cache: Linux 3.15 or later is needed")
-        };
-        config.add_capabilities(needed).map_err(missing)?;
-        // Times in whole seconds, so that the kernel has a new one to report with a commit's sync once a second and
-        // not at every commit.
-        let _ = config.set_time_granularity(Duration::from_secs(1));
-        // Less than asked for is fine. Links are cached, or that to the write-ahead log would be asked for with each file.
-        let _ = config.add_capabilities(InitFlags::FUSE_CACHE_SYMLINKS);
-        let _ = config.set_max_write(MAX_TRANSFER_BYTES);
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        Ok(())
+impl Adapter {
+    /// Does what the kernel wants, and sees to it that it is answered.
+    pub(super) fn serve(&self, request: Request<'_>, reply: Reply) {
+        let (number, owner) = (request.node, (request.uid, request.gid));
+        let new = |kind, mode| NewInode { kind, mode: permissions(mode), owner, target: &[] };
+        match request.operation {
+            Operation::LookUp { name } => self.lookup(number, name, reply),
+            Operation::Forget(forgotten) => {
+                reply.none();
+                forgotten.iter().for_each(|(number, lookups)| self.forget(*number, *lookups));
+            }
+            Operation::GetAttributes => self.get_attributes(number, reply),
+            Operation::SetAttributes(change) => self.set_attributes(number, &change, reply),
+            Operation::ReadLink => self.read_link(number, reply),
+            Operation::MakeLink { name, target } => self.make_link(number, owner, (name, target), reply),
+            Operation::MakeNode { name, mode } => {
+                let regular = mode & nix::libc::S_IFMT == nix::libc::S_IFREG;
+                let outcome = if regular {
+                    self.make(number, name, &new(FileKind::File, mode))
+                } else {
+                    Err(Errno::EPERM.into())
+                };
+                self.settle(number, outcome, |outcome| reply_entry(reply, outcome));
+            }
+            Operation::MakeDirectory { name, mode } => {
+                let outcome = self.make(number, name, &new(FileKind::Directory, mode));
+                self.settle(number, outcome, |outcome| reply_entry(reply, outcome));
+            }
+            Operation::Remove { name, directory } => {
+                let remove = |n: Node| n.tree.remove(n.inode, name.as_bytes(), directory, now_ns());
+                reply_empty(reply, self.node(number).and_then(remove));
+            }
+            Operation::Rename { name, new_parent, new_name, flags } => {
+                let outcome = self.rename((number, name), (new_parent, new_name), flags);
+                self.settle(number, outcome, |outcome| reply_empty(reply, outcome));
+            }
+            Operation::Link { number: linked, name } => self.link(linked, number, name, reply),
+            Operation::Read { offset, size } => self.read(number, offset, size, reply),
+            Operation::Write { offset, data } => self.write(number, offset, data, reply),
+            Operation::Space => self.space(reply),
+            Operation::Sync { data_only } => self.sync(number, data_only, reply),
+            // The kernel may not cache the list of the mount's own directory.
+            Operation::OpenDirectory => reply.body(Body::opened(number != MOUNT_ROOT)),
+            Operation::ReadDirectory { offset, size } => self.read_directory(number, offset, size, reply),
+            Operation::SyncDirectory => self.sync_directory(number, reply),
+            Operation::Allocate { offset, length, mode } => {
+                let outcome = self.allocate(number, (offset, length), mode);
+                self.settle(number, outcome, |outcome| reply_empty(reply, outcome));
+            }
+            Operation::Release | Operation::Destroy => reply.ok(),
+            // The mount was agreed upon before it is served.
+            Operation::Init(_) => reply.error(Errno::EIO),
+            Operation::Unsupported => reply.error(Errno::ENOSYS),
+        }
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, parent: u64, name: &OsStr, reply: Reply) {
         match self.look_up(parent, name) {
             // Number 0 lets the kernel remember that there is nothing. In the mount's own directory names come
             // without its doing, so there it asks again.
-            Err(TreeError::Errno(Errno::ENOENT)) if parent.0 != MOUNT_ROOT => {
-                let nothing = FileAttr { ino: INodeNo(0), ..mount_root_attr(self.owner) };
-                reply.entry(&FOREVER, &nothing, Generation(0));
+            Err(TreeError::Errno(Errno::ENOENT)) if parent != MOUNT_ROOT => {
+                reply.body(Body::entry(&Shown { number: 0, ..mount_root(self.owner) }));
             }
             outcome => reply_entry(reply, outcome),
         }
     }
 
-    fn forget(&self, _request: &Request, number: INodeNo, lookups: u64) {
-        let Some(node) = self.nodes.forget(number.0, lookups) else { return };
+    fn forget(&self, number: u64, lookups: u64) {
+        let Some(node) = self.nodes.forget(number, lookups) else { return };
         let nameless = node.tree.attributes(node.inode).is_ok_and(|attributes| attributes.links == 0);
         if nameless && let Err(error) = node.tree.reap(node.inode) {
             // The inode stays, and goes when the timeline is opened the next time.
@@ -226,112 +256,57 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        if number.0 == MOUNT_ROOT {
-            return reply.attr(&FOREVER, &mount_root_attr(self.owner));
+    fn get_attributes(&self, number: u64, reply: Reply) {
+        if number == MOUNT_ROOT {
+            return reply_attr(reply, Ok(mount_root(self.owner)));
         }
         let shown = |node: Node| {
             let attributes = node.tree.attributes(node.inode)?;
-            Ok(self.attr(number.0, &node.tree, node.inode, &attributes))
+            Ok(self.attr(number, &node.tree, node.inode, &attributes))
         };
         reply_attr(reply, self.node(number).and_then(shown));
     }
 
-    fn setattr(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        _accessed: Option<TimeOrNow>,
-        modified: Option<TimeOrNow>,
-        changed: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _created: Option<SystemTime>,
-        _changed_macos: Option<SystemTime>,
-        _backed_up: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
+    fn set_attributes(&self, number: u64, change: &Change, reply: Reply) {
         let now = now_ns();
-        let modified_ns = modified.map(|time| match time {
-            TimeOrNow::SpecificTime(time) => to_ns(time),
-            TimeOrNow::Now => now,
-        });
-        let changed_ns = Some(changed.map_or(now, to_ns));
-        let modified_ns = modified_ns.or(size.map(|_| now));
+        let ns = |time: &Time| match time {
+            Time::At { ns } => *ns,
+            Time::Now => now,
+        };
+        let changed_ns = Some(change.changed.as_ref().map_or(now, ns));
+        let modified_ns = change.modified.as_ref().map(ns).or(change.size.map(|_| now));
         let outcome = self.node(number).and_then(|node| {
             if self.link_to_wal(&node.tree, node.inode).is_some() {
                 return Err(Errno::EPERM.into());
             }
             let owners = node.tree.owners();
-            let (uid, gid) =
-                (uid.map(|uid| owners.store((uid, 0)).0), gid.map(|gid| owners.store((0, gid)).1));
-            let mode = mode.map(permissions);
-            let wanted = Wanted { mode, uid, gid, size, modified_ns, changed_ns };
+            let uid = change.uid.map(|uid| owners.store((uid, 0)).0);
+            let gid = change.gid.map(|gid| owners.store((0, gid)).1);
+            let mode = change.mode.map(permissions);
+            let wanted = Wanted { mode, uid, gid, size: change.size, modified_ns, changed_ns };
             let attributes = node.tree.set_attributes(node.inode, &wanted)?;
-            Ok(file_attr(number.0, &attributes, owners))
+            Ok(shown(number, &attributes, owners))
         });
         self.settle(number, outcome, |outcome| reply_attr(reply, outcome));
     }
 
-    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
+    fn read_link(&self, number: u64, reply: Reply) {
         let target = self.node(number).and_then(|node| match self.link_to_wal(&node.tree, node.inode) {
             Some(target) => Ok(target.into_os_string().into_vec()),
             None => Ok(node.tree.attributes(node.inode)?.target),
         });
-        match target {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(report(error)),
-        }
+        reply_bytes(reply, target);
     }
 
-    fn mknod(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        _device: u32,
-        reply: ReplyEntry,
-    ) {
-        let regular = mode & nix::libc::S_IFMT == nix::libc::S_IFREG;
-        let owner = (request.uid(), request.gid());
-        let new = NewInode { kind: FileKind::File, mode: permissions(mode), owner, target: &[] };
-        let outcome = if regular { self.make(parent, name, &new) } else { Err(Errno::EPERM.into()) };
-        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
-    }
-
-    fn mkdir(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
-        let owner = (request.uid(), request.gid());
-        let new = NewInode { kind: FileKind::Directory, mode: permissions(mode), owner, target: &[] };
-        self.settle(parent, self.make(parent, name, &new), |outcome| reply_entry(reply, outcome));
-    }
-
-    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let owner = (request.uid(), request.gid());
+    fn make_link(&self, parent: u64, owner: (u32, u32), (name, target): (&OsStr, &Path), reply: Reply) {
         let outcome = self.node(parent).and_then(|node| self.link_target(&node, target)).and_then(|target| {
-            self.make(
-                parent,
-                name,
-                &NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target },
-            )
+            let new = NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target };
+            self.make(parent, name, &new)
         });
         self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
-    fn link(&self, _request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, number: u64, parent: u64, name: &OsStr, reply: Reply) {
         let outcome = self.node(number).and_then(|node| {
             let directory = self.node(parent)?;
             if !Arc::ptr_eq(&node.tree, &directory.tree) {
@@ -343,132 +318,46 @@ impl Filesystem for Adapter {
         self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let outcome =
-            self.node(parent).and_then(|n| n.tree.remove(n.inode, name.as_bytes(), false, now_ns()));
-        reply_empty(reply, outcome);
-    }
-
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let outcome = self.node(parent).and_then(|n| n.tree.remove(n.inode, name.as_bytes(), true, now_ns()));
-        reply_empty(reply, outcome);
-    }
-
     fn rename(
         &self,
-        _request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let outcome = self.node(parent).and_then(|from| {
-            let to = self.node(new_parent)?;
-            if !Arc::ptr_eq(&from.tree, &to.tree) {
-                return Err(Errno::EXDEV.into());
-            }
-            if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
-                return Err(Errno::EINVAL.into());
-            }
-            let keep = flags.contains(RenameFlags::RENAME_NOREPLACE);
-            from.tree.rename((from.inode, name.as_bytes()), (to.inode, new_name.as_bytes()), keep, now_ns())
-        });
-        self.settle(parent, outcome, |outcome| reply_empty(reply, outcome));
-    }
-
-    fn open(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn create(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn flush(
-        &self,
-        _request: &Request,
-        _number: INodeNo,
-        _handle: FileHandle,
-        _owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // The kernel may not cache the list of the mount's own directory, so its opening is answered.
-        if number.0 == MOUNT_ROOT {
-            reply.opened(FileHandle(0), FopenFlags::empty());
-        } else {
-            reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        (parent, name): (u64, &OsStr),
+        (new_parent, new_name): (u64, &OsStr),
+        flags: u32,
+    ) -> Result<()> {
+        let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        if !Arc::ptr_eq(&from.tree, &to.tree) {
+            return Err(Errno::EXDEV.into());
         }
+        if flags & !RENAME_NOREPLACE != 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let keep = flags & RENAME_NOREPLACE != 0;
+        from.tree.rename((from.inode, name.as_bytes()), (to.inode, new_name.as_bytes()), keep, now_ns())
     }
 
-    fn read(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
+    fn read(&self, number: u64, offset: u64, size: u32, reply: Reply) {
         let _watch = Watch::new("read of a file");
         match self.node(number).and_then(|node| node.tree.read(node.inode, offset, size)) {
-            Ok((buffer, range)) => reply.data(&buffer[range]),
+            Ok((buffer, range)) => reply.data(buffer, range),
             Err(error) => reply.error(report(error)),
         }
     }
 
-    fn write(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
+    fn write(&self, number: u64, offset: u64, data: &[u8], reply: Reply) {
         let watch = Watch::new("write to a file");
         let written = self.node(number).and_then(|node| {
             node.tree.write(node.inode, offset, data)?;
             Ok(u32::try_from(data.len()).unwrap_or(0))
         });
         self.settle(number, written, move |written| {
-            match written {
-                Ok(length) => reply.written(length),
-                Err(error) => reply.error(report(error)),
-            }
+            reply_body(reply, written.map(Body::written));
             drop(watch);
         });
     }
 
-    fn fsync(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        data_only: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn sync(&self, number: u64, data_only: bool, reply: Reply) {
         if matches!(self.side, Side::Wal) {
-            return reply.error(fuser::Errno::ENOSYS);
+            return reply.error(Errno::ENOSYS);
         }
         match self.node(number) {
             Ok(node) => node.tree.sync(node.inode, data_only, reply_sync(reply)),
@@ -476,15 +365,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn fsyncdir(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        _data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        if number.0 == MOUNT_ROOT {
+    fn sync_directory(&self, number: u64, reply: Reply) {
+        if number == MOUNT_ROOT {
             return reply.ok();
         }
         match (self.node(number), &self.side) {
@@ -494,77 +376,54 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        for (cookie, name) in DOT_COOKIES.into_iter().zip([".", ".."]) {
-            if offset < cookie && reply.add(number, cookie, FileType::Directory, name) {
-                return reply.ok();
+    fn read_directory(&self, number: u64, offset: u64, size: u32, reply: Reply) {
+        let mut names = Listing::new(size);
+        let dots = DOT_COOKIES.into_iter().zip([".", ".."]).filter(|(cookie, _)| offset < *cookie);
+        for (cookie, name) in dots {
+            if !names.add(number, cookie, FileKind::Directory, OsStr::new(name)) {
+                return reply.body(names.into_body());
             }
         }
-        if number.0 == MOUNT_ROOT {
-            let shown = |(name, tree): (&String, &Arc<Tree>)| self.root_inode(tree).map(|_| name.clone());
-            let names: Vec<String> = read(&self.roots).iter().filter_map(shown).collect();
-            for (name, cookie) in names.iter().zip(DOT_COOKIES[1] + 1..) {
-                if offset < cookie && reply.add(INodeNo(cookie), cookie, FileType::Directory, name) {
-                    break;
-                }
+        let listed = if number == MOUNT_ROOT {
+            self.list_roots(offset, &mut names);
+            Ok(())
+        } else {
+            self.node(number).map(|node| self.list(&node, offset, &mut names))
+        };
+        reply_body(reply, listed.map(|()| names.into_body()));
+    }
+
+    fn list_roots(&self, offset: u64, names: &mut Listing) {
+        let shown = |(name, tree): (&String, &Arc<Tree>)| self.root_inode(tree).map(|_| name.clone());
+        let roots: Vec<String> = read(&self.roots).iter().filter_map(shown).collect();
+        for (name, cookie) in roots.iter().zip(DOT_COOKIES[1] + 1..) {
+            if offset < cookie && !names.add(cookie, cookie, FileKind::Directory, OsStr::new(name)) {
+                break;
             }
-            return reply.ok();
-        }
-        match self.node(number) {
-            Ok(node) => {
-                for (cookie, name, target) in node.tree.list(node.inode) {
-                    let name = OsStr::from_bytes(&name);
-                    let linked = self.link_to_wal(&node.tree, target.inode).is_some();
-                    let kind = if linked { FileKind::Symlink } else { target.kind };
-                    if offset < cookie && reply.add(INodeNo(target.inode), cookie, file_type(kind), name) {
-                        break;
-                    }
-                }
-                reply.ok();
-            }
-            Err(error) => reply.error(report(error)),
         }
     }
 
-    fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
+    fn list(&self, node: &Node, offset: u64, names: &mut Listing) {
+        for (cookie, name, target) in node.tree.list(node.inode) {
+            let linked = self.link_to_wal(&node.tree, target.inode).is_some();
+            let kind = if linked { FileKind::Symlink } else { target.kind };
+            if offset < cookie && !names.add(target.inode, cookie, kind, OsStr::from_bytes(&name)) {
+                break;
+            }
+        }
+    }
+
+    fn space(&self, reply: Reply) {
         const BLOCK: u32 = 4096;
-        match self.store.space() {
-            Ok((free, total)) => {
-                let (free, total) = (free / u64::from(BLOCK), total / u64::from(BLOCK));
-                reply.statfs(total, free, free, 1 << 32, 1 << 32, BLOCK, 255, BLOCK);
-            }
-            Err(error) => reply.error(report(error.into())),
-        }
+        let blocks = |bytes: u64| bytes / u64::from(BLOCK);
+        let space = self.store.space().map_err(TreeError::from);
+        reply_body(reply, space.map(|(free, total)| Body::space(blocks(free), blocks(total), BLOCK)));
     }
 
-    fn access(&self, _request: &Request, _number: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        // The mount checks permissions in the kernel.
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn fallocate(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
+    fn allocate(&self, number: u64, (offset, length): (u64, u64), mode: i32) -> Result<()> {
         use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
-        let outcome = self.node(number).and_then(|node| match mode {
+        let node = self.node(number)?;
+        match mode {
             0 => {
                 let (free, _) = self.store.space()?;
                 if length > free {
@@ -577,8 +436,7 @@ impl Filesystem for Adapter {
                 node.tree.punch(node.inode, offset, length)
             }
             _ => Err(Errno::EOPNOTSUPP.into()),
-        });
-        self.settle(number, outcome, |outcome| reply_empty(reply, outcome));
+        }
     }
 }
 

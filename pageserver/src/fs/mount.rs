@@ -6,15 +6,17 @@
 //! disk. Never call these functions from a thread that serves the mount.
 
 use crate::error::{Error, Result};
+use crate::fs::device::{self, Mounted};
 use crate::fs::fuse::{Adapter, Roots, Side, set_root};
+use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::{self, Owner, Owners};
+use crate::fs::ring;
+use crate::fs::session::Session;
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
 use crate::storage::clock::machine_ns;
 use crate::storage::page::{ROOT_INODE, TimelineId};
 use crate::storage::store::Store;
-use crate::storage::syncer::MAX_INLINE;
-use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 use std::collections::HashMap;
@@ -22,12 +24,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Threads that serve the kernel's requests to one mount; some of them may be syncing.
-const THREADS: usize = MAX_INLINE + 2;
 /// How far the kernel reads ahead of a sequential reader. With 128 KiB, its default, there are four times as many requests.
 const READ_AHEAD_KIB: u32 = 512;
 /// What is done when a timeline is attached.
@@ -36,6 +35,17 @@ const PREPARE: &str = "prepare a data directory";
 const FIRST_BYTES: u32 = 4096;
 /// Dead mounts on top of one another that are removed before something else must be wrong.
 const MAX_STALE: usize = 16;
+
+/// When requests come over io_uring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum IoUring {
+    /// If the kernel has that switched on.
+    Auto,
+    /// Switch it on in the kernel, which only root may; it stays on for other mounts too. If there is none, do without.
+    On,
+    /// Never.
+    Off,
+}
 
 /// The mounted store.
 pub struct Mount {
@@ -63,19 +73,27 @@ struct Attached {
 impl Mount {
     /// Mounts the store at `mountpoint` and its write-ahead logs at `wal`. New data directories will belong to `owner`; if that is
     /// somebody else than the user of this process, everybody may enter the mounts and the kernel checks permissions. With
-    /// `first_uid`, which only root may give, each timeline is shown to belong to a user of its own.
+    /// `first_uid`, which only root may give, each timeline is shown to belong to a user of its own. Where io_uring is wanted and
+    /// cannot be had, it is done without.
     pub fn new(
         store: Arc<Store>,
         mountpoint: &Path,
         wal: &Path,
         owner: Owner,
         first_uid: Option<u32>,
+        io_uring: IoUring,
     ) -> Result<Self> {
         let (mountpoint, wal) = (make_mountpoint(mountpoint)?, make_mountpoint(wal)?);
         let roots = Roots::default();
+        if io_uring == IoUring::On
+            && let Err(error) = ring::switch_on()
+        {
+            tracing::warn!(%error, "the kernel does not let FUSE use io_uring; requests are read from /dev/fuse");
+        }
+        let ring = io_uring != IoUring::Off;
         let sides = [(Side::Wal, &wal), (Side::Data { wal: wal.clone() }, &mountpoint)];
         // If the second cannot be mounted, the first is unmounted as it goes.
-        let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner));
+        let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner, ring));
         let served = served.into_iter().collect::<Result<Vec<_>>>()?;
         let (served, attached) = (Mutex::new(served), Mutex::default());
         Ok(Self { store, mountpoint, roots, served, attached, owner, first_uid })
@@ -185,8 +203,7 @@ impl Mount {
         set_root(&self.roots, name, None);
         let notifiers: Vec<_> = lock(&self.served).iter().map(|served| served.session.notifier()).collect();
         for notifier in notifiers {
-            // The kernel answers ENOENT when it never looked the name up.
-            let _ = notifier.inval_entry(INodeNo::ROOT, OsStr::new(name));
+            notifier.forget_name(MOUNT_ROOT, OsStr::new(name));
         }
     }
 
@@ -206,40 +223,45 @@ impl Mount {
 
 /// One mount that is served.
 struct Served {
-    mountpoint: PathBuf,
-    session: BackgroundSession,
+    mounted: Mounted,
+    session: Session,
 }
 
 impl Served {
-    fn new(side: Side, store: &Arc<Store>, roots: &Roots, at: &Path, owner: Owner) -> Result<Self> {
+    fn new(
+        side: Side,
+        store: &Arc<Store>,
+        roots: &Roots,
+        at: &Path,
+        owner: Owner,
+        ring: bool,
+    ) -> Result<Self> {
         let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let adapter = Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me);
-        let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName("coppice".into()),
-            MountOption::Subtype("coppice".into()),
-            MountOption::DefaultPermissions,
-            MountOption::NoAtime,
-            MountOption::NoSuid,
-            MountOption::NoDev,
-        ];
-        config.acl = if owner == me { SessionACL::Owner } else { SessionACL::All };
-        config.n_threads = Some(THREADS);
-        config.clone_fd = true;
-        let session = Session::new(adapter, at, &config).and_then(Session::spawn);
-        let session = session.map_err(|error| cannot_mount(at, &error))?;
+        let adapter = Arc::new(Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me));
+        let serve = |io_uring| {
+            let (device, mounted) = device::mount_at(at, owner != me)?;
+            // If it is not served after all, it is unmounted as `mounted` goes.
+            Ok(Self { session: Session::start(&adapter, device, io_uring)?, mounted })
+        };
+        let served = serve(ring).or_else(|error: io::Error| {
+            if ring {
+                tracing::warn!(mount = %at.display(), %error, "cannot be served over io_uring");
+                return serve(false);
+            }
+            Err(error)
+        });
+        let served = served.map_err(|error| cannot_mount(at, &error))?;
         if let Err(error) = read_ahead(at) {
             tracing::debug!(mount = %at.display(), %error, "the kernel's readahead stays as it is");
         }
-        Ok(Self { mountpoint: at.to_owned(), session })
+        tracing::info!(mount = %at.display(), io_uring = served.session.over_io_uring(), "mounted");
+        Ok(served)
     }
 
     fn unmount(self) -> Result<()> {
-        if !nix::unistd::geteuid().is_root() {
-            unmount_as_user(&self.mountpoint)?;
-        }
-        let failed = |e| Error::io(format!("unmount {}", self.mountpoint.display()), &e);
-        self.session.umount_and_join().map_err(failed)
+        let at = self.mounted.at().to_owned();
+        self.mounted.unmount()?;
+        self.session.join().map_err(|e| Error::io(format!("unmount {}", at.display()), &e))
     }
 }
 
@@ -255,19 +277,6 @@ fn make_mountpoint(path: &Path) -> Result<PathBuf> {
     clear_stale(path)?;
     let made = fs::create_dir_all(path).and_then(|()| path.canonicalize());
     made.map_err(|e| Error::io(format!("make the directory of the mount, {}", path.display()), &e))
-}
-
-/// Unmounts through `fusermount3`, as users have to. The session would do the same, but not look whether it worked, and
-/// then wait for ever.
-fn unmount_as_user(mountpoint: &Path) -> Result<()> {
-    let output = Command::new("fusermount3").arg("-u").arg("--").arg(mountpoint).output();
-    let output = output.map_err(|e| Error::io("run fusermount3", &e))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let detail = format!("cannot unmount {}: {}", mountpoint.display(), said.trim());
-    Err(Error::unavailable("unmount_failed", detail))
 }
 
 fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
@@ -291,20 +300,11 @@ fn clear_stale(mountpoint: &Path) -> Result<()> {
             return Ok(());
         }
         tracing::info!(mount = %mountpoint.display(), "removing the mount of a killed server");
-        remove_stale(mountpoint)?;
+        if !device::detach(mountpoint) {
+            break;
+        }
     }
     Err(still_there(mountpoint))
-}
-
-fn remove_stale(mountpoint: &Path) -> Result<()> {
-    if nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH).is_ok() {
-        return Ok(());
-    }
-    let status = Command::new("fusermount3").arg("-uz").arg(mountpoint).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        _ => Err(still_there(mountpoint)),
-    }
 }
 
 fn still_there(mountpoint: &Path) -> Error {

@@ -1,22 +1,115 @@
 //! What the kernel is answered.
 
 use crate::error::Error;
+use crate::fs::protocol::{Body, Shown, answer_header};
+use crate::fs::ring::Slot;
 use crate::fs::tree::{Result, TreeError};
 use crate::storage::syncer::Done;
 use crate::storage::watch::Watch;
-use fuser::{FileAttr, Generation, ReplyAttr, ReplyEmpty, ReplyEntry};
-use std::time::Duration;
+use nix::errno::Errno;
+use std::fs::File;
+use std::io::{IoSlice, Write};
+use std::ops::Range;
+use std::sync::Arc;
 
-/// How long the kernel may keep what it was told: as good as for ever.
-pub(super) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// An answer: an error, or bytes that may be part of a buffer.
+pub(super) enum Answer {
+    Error(Errno),
+    Bytes(Vec<u8>, Range<usize>),
+}
+
+impl Answer {
+    /// The error, and the bytes.
+    pub(super) fn parts(&self) -> (Option<Errno>, &[u8]) {
+        match self {
+            Self::Error(errno) => (Some(*errno), &[]),
+            Self::Bytes(bytes, range) => (None, &bytes[range.clone()]),
+        }
+    }
+}
+
+/// Where an answer goes.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// To the device that the request was read from.
+    Device(Arc<File>),
+    /// To the thread that has the request in its ring.
+    Slot(Arc<Slot>),
+}
+
+/// Answers a request, once, from any thread. One that is forgotten is answered with EIO, as somebody waits for it.
+pub(super) struct Reply {
+    unique: u64,
+    target: Option<Target>,
+}
+
+impl Reply {
+    pub(super) fn new(unique: u64, target: Target) -> Self {
+        Self { unique, target: Some(target) }
+    }
+
+    pub(super) fn error(mut self, errno: Errno) {
+        self.send(Answer::Error(errno));
+    }
+
+    /// That it was done.
+    pub(super) fn ok(self) {
+        self.body(Body::default());
+    }
+
+    pub(super) fn body(self, body: Body) {
+        let bytes = body.into_bytes();
+        let all = 0..bytes.len();
+        self.data(bytes, all);
+    }
+
+    /// Part of a buffer.
+    pub(super) fn data(mut self, buffer: Vec<u8>, range: Range<usize>) {
+        self.send(Answer::Bytes(buffer, range));
+    }
+
+    /// Nothing, as nobody waits.
+    pub(super) fn none(mut self) {
+        self.target = None;
+    }
+
+    fn send(&mut self, answer: Answer) {
+        match self.target.take() {
+            Some(Target::Device(device)) => self.write(&device, &answer),
+            Some(Target::Slot(slot)) => slot.put(answer),
+            None => {}
+        }
+    }
+
+    fn write(&self, mut device: &File, answer: &Answer) {
+        let (error, bytes) = answer.parts();
+        let header = answer_header(self.unique, error, bytes.len());
+        // The kernel takes an answer as a whole or not at all.
+        if let Err(error) = device.write_vectored(&[IoSlice::new(&header), IoSlice::new(bytes)]) {
+            match error.raw_os_error().map(Errno::from_raw) {
+                // Whoever asked was killed meanwhile, or the mount is gone.
+                Some(Errno::ENOENT | Errno::ENODEV) => tracing::debug!(%error, "nobody waits for an answer"),
+                _ => tracing::error!(%error, "cannot answer the kernel"),
+            }
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.target.is_some() {
+            self.send(Answer::Error(Errno::EIO));
+        }
+    }
+}
 
 /// The error for the kernel. What went wrong below is logged here, where it ends.
-pub(super) fn report(error: TreeError) -> fuser::Errno {
+pub(super) fn report(error: TreeError) -> Errno {
     let errno = error.errno();
     if let TreeError::Store(error) = error {
         report_store(&error);
     }
-    fuser::Errno::from_i32(errno as i32)
+    errno
 }
 
 fn report_store(error: &Error) {
@@ -29,28 +122,36 @@ fn report_store(error: &Error) {
     }
 }
 
-pub(super) fn reply_entry(reply: ReplyEntry, outcome: Result<FileAttr>) {
+pub(super) fn reply_entry(reply: Reply, outcome: Result<Shown>) {
+    reply_body(reply, outcome.map(|shown| Body::entry(&shown)));
+}
+
+pub(super) fn reply_empty(reply: Reply, outcome: Result<()>) {
+    reply_body(reply, outcome.map(|()| Body::default()));
+}
+
+pub(super) fn reply_attr(reply: Reply, outcome: Result<Shown>) {
+    reply_body(reply, outcome.map(|shown| Body::attr(&shown)));
+}
+
+pub(super) fn reply_bytes(reply: Reply, outcome: Result<Vec<u8>>) {
     match outcome {
-        Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
+        Ok(bytes) => {
+            let all = 0..bytes.len();
+            reply.data(bytes, all);
+        }
         Err(error) => reply.error(report(error)),
     }
 }
 
-pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
+pub(super) fn reply_body(reply: Reply, outcome: Result<Body>) {
     match outcome {
-        Ok(()) => reply.ok(),
+        Ok(body) => reply.body(body),
         Err(error) => reply.error(report(error)),
     }
 }
 
-pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<FileAttr>) {
-    match outcome {
-        Ok(attr) => reply.attr(&FOREVER, &attr),
-        Err(error) => reply.error(report(error)),
-    }
-}
-
-pub(super) fn reply_sync(reply: ReplyEmpty) -> Done {
+pub(super) fn reply_sync(reply: Reply) -> Done {
     let watch = Watch::new("sync of a file");
     Box::new(move |outcome| {
         reply_empty(reply, outcome.map_err(TreeError::Store));

@@ -1,0 +1,109 @@
+//! Opens `/dev/fuse` and mounts it: with the system call if this process may, else through `fusermount3`, as users have to.
+
+use crate::error::{Error, Result};
+use crate::sys;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What the mount is called in the system's list.
+const NAME: &str = "coppice";
+
+/// A mount, which is taken away as this goes.
+pub(super) struct Mounted(Option<PathBuf>);
+
+impl Mounted {
+    /// Where it is.
+    pub(super) fn at(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Unmounts what nobody uses any more.
+    pub(super) fn unmount(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), |at| unmount(&at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(at) = self.0.take()
+            && !detach(&at)
+        {
+            tracing::warn!(mount = %at.display(), "cannot be unmounted");
+        }
+    }
+}
+
+/// Mounts at `mountpoint`, for everybody or for the user of this process. Permissions are checked by the kernel.
+pub(super) fn mount_at(mountpoint: &Path, everybody: bool) -> io::Result<(File, Mounted)> {
+    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let options = format!(
+        "fd={},rootmode={:o},user_id={uid},group_id={gid},default_permissions{}",
+        device.as_raw_fd(),
+        fs::metadata(mountpoint)?.mode(),
+        if everybody { ",allow_other" } else { "" }
+    );
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    let device = match mount(Some(NAME), mountpoint, Some("fuse"), flags, Some(options.as_str())) {
+        Ok(()) => device,
+        Err(Errno::EPERM) => mount_as_user(mountpoint, everybody)?,
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok((device, Mounted(Some(mountpoint.to_owned()))))
+}
+
+/// `fusermount3` mounts, and sends the file that it opened over the socket that is its standard input.
+fn mount_as_user(mountpoint: &Path, everybody: bool) -> io::Result<File> {
+    let (ours, its) = UnixStream::pair()?;
+    let options = format!("fsname={NAME},subtype={NAME},default_permissions,noatime,nosuid,nodev");
+    let mut command = Command::new("fusermount3");
+    command.arg("-o").arg(if everybody { options + ",allow_other" } else { options });
+    command.arg("--").arg(mountpoint).env("_FUSE_COMMFD", "0");
+    let child = command.stdin(OwnedFd::from(its)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    // The command, which still has the other end, would keep the socket open.
+    drop(command);
+    let received = sys::receive_file(&ours);
+    let output = child.wait_with_output()?;
+    match received? {
+        Some(device) if output.status.success() => Ok(device),
+        _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+fn unmount(mountpoint: &Path) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return unmount_as_user(mountpoint);
+    }
+    match umount(mountpoint) {
+        // Somebody else did.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(Error::io(format!("unmount {}", mountpoint.display()), &errno.into())),
+    }
+}
+
+fn unmount_as_user(mountpoint: &Path) -> Result<()> {
+    let output = Command::new("fusermount3").arg("-u").arg("--").arg(mountpoint).output();
+    let output = output.map_err(|e| Error::io("run fusermount3", &e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let detail = format!("cannot unmount {}: {}", mountpoint.display(), said.trim());
+    Err(Error::unavailable("unmount_failed", detail))
+}
+
+/// Takes a mount away though it may be in use; false if that is not possible.
+pub(super) fn detach(mountpoint: &Path) -> bool {
+    if umount2(mountpoint, MntFlags::MNT_DETACH).is_ok() {
+        return true;
+    }
+    let status = Command::new("fusermount3").arg("-uz").arg(mountpoint).status();
+    status.is_ok_and(|status| status.success())
+}

@@ -1,0 +1,154 @@
+//! Requests over io_uring instead of reads and writes of `/dev/fuse`, where the kernel has that switched on: a request goes
+//! to a thread that waits for those of the processor it comes from, and the answer and the wait for the next one are one
+//! system call. How it works is in the kernel's `Documentation/filesystems/fuse/fuse-io-uring.rst`.
+
+use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
+use crate::fs::reply::{Answer, Reply, Target};
+use crate::locks::lock;
+use crate::sys::uring::Commands;
+use nix::errno::Errno;
+use std::fs::{self, File};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// Requests that one processor's queue has under way, on a machine with few.
+const DEPTH: usize = 6;
+/// Threads of a mount; each has memory for the largest request.
+const MAX_THREADS: usize = 64;
+/// Shared with the kernel beside what is transferred: header, fixed arguments, and which request it is.
+const SHARED_BYTES: usize = FIXED_OFFSET + FIXED_BYTES + 32;
+const FIXED_OFFSET: usize = 128;
+const FIXED_BYTES: usize = 128;
+const COMMIT_OFFSET: usize = FIXED_OFFSET + FIXED_BYTES + 8;
+const LENGTH_OFFSET: usize = COMMIT_OFFSET + 8;
+const REGISTER: u32 = 1;
+const COMMIT_AND_FETCH: u32 = 2;
+
+/// The kernel's switch.
+const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// Switches it on for all mounts that are made from now on.
+pub(super) fn switch_on() -> io::Result<()> {
+    if is_switched_on() { Ok(()) } else { fs::write(SWITCH, "Y") }
+}
+
+fn is_switched_on() -> bool {
+    fs::read_to_string(SWITCH).is_ok_and(|value| value.starts_with(['Y', '1']))
+}
+
+/// Whether the kernel may be asked to; it offers it to each mount apart.
+pub(super) fn is_possible(device: &Arc<File>) -> bool {
+    is_switched_on()
+        && processors().is_ok_and(|count| count <= MAX_THREADS)
+        && Commands::new(Arc::clone(device), SHARED_BYTES, 1).is_ok()
+}
+
+/// The processors that there may ever be. Each must have its threads before the first request is served.
+fn processors() -> io::Result<usize> {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
+    last.map(|last| last + 1).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The processor of each thread that is to run.
+pub(super) fn queues() -> io::Result<Vec<u16>> {
+    let count = processors()?;
+    let depth = DEPTH.min(MAX_THREADS / count.max(1)).max(1);
+    let numbers = 0..u16::try_from(count).map_err(io::Error::other)?;
+    Ok(numbers.flat_map(|number| std::iter::repeat_n(number, depth)).collect())
+}
+
+/// Where a thread waits for the answer to the request that it has.
+#[derive(Default)]
+pub(super) struct Slot {
+    answer: Mutex<Option<Answer>>,
+    ready: Condvar,
+}
+
+impl Slot {
+    pub(super) fn put(&self, answer: Answer) {
+        *lock(&self.answer) = Some(answer);
+        self.ready.notify_one();
+    }
+
+    fn take(&self) -> Answer {
+        let mut answer = lock(&self.answer);
+        loop {
+            if let Some(answer) = answer.take() {
+                return answer;
+            }
+            answer = self.ready.wait(answer).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// One thread's part of a queue.
+pub(super) struct Ring {
+    commands: Commands,
+    queue: u16,
+    slot: Arc<Slot>,
+}
+
+impl Ring {
+    /// Tells the kernel that this thread serves requests of a processor.
+    pub(super) fn register(device: Arc<File>, queue: u16, max_bytes: usize) -> io::Result<Self> {
+        let commands = Commands::new(device, SHARED_BYTES, max_bytes)?;
+        let mut ring = Self { commands, queue, slot: Arc::default() };
+        match ring.commands.begin(REGISTER, &argument(queue, 0))? {
+            Some(result) if result < 0 => Err(io::Error::from_raw_os_error(-result)),
+            _ => Ok(ring),
+        }
+    }
+
+    /// Serves until the mount is gone.
+    pub(super) fn serve(mut self, serve: impl Fn(Request<'_>, Reply)) {
+        let mut outcome = self.commands.wait();
+        while let Ok(0..) = outcome {
+            let commit = self.answer(&serve);
+            outcome = self.commands.run(COMMIT_AND_FETCH, &argument(self.queue, commit));
+        }
+        let error = match outcome {
+            Ok(result) => io::Error::from_raw_os_error(result.saturating_neg()),
+            Err(error) => error,
+        };
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOTCONN | Errno::ECANCELED | Errno::ENODEV) => {}
+            _ => tracing::error!(%error, "a thread of the mount ends"),
+        }
+    }
+
+    /// Has the request that is there served, and puts the answer in its place; by what it is known.
+    fn answer(&mut self, serve: &impl Fn(Request<'_>, Reply)) -> u64 {
+        let (header, body) = self.commands.parts();
+        let number = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        let (unique, commit) = (number(8), number(COMMIT_OFFSET));
+        let length = header[LENGTH_OFFSET..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let data = &body[..usize::try_from(length).unwrap_or(0).min(body.len())];
+        let fixed = &header[FIXED_OFFSET..FIXED_OFFSET + FIXED_BYTES];
+        let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
+            Ok(request) => {
+                serve(request, Reply::new(unique, Target::Slot(Arc::clone(&self.slot))));
+                self.slot.take()
+            }
+            Err(_) => Answer::Error(Errno::EIO),
+        };
+        let (mut error, mut bytes) = answer.parts();
+        if bytes.len() > body.len() {
+            (error, bytes) = (Some(Errno::EIO), &[]);
+        }
+        body[..bytes.len()].copy_from_slice(bytes);
+        let answered = answer_header(unique, error, bytes.len());
+        header[..answered.len()].copy_from_slice(&answered);
+        let length = u32::try_from(bytes.len()).unwrap_or(0);
+        header[LENGTH_OFFSET..LENGTH_OFFSET + 4].copy_from_slice(&length.to_ne_bytes());
+        commit
+    }
+}
+
+/// What a command is about: a request of a queue.
+fn argument(queue: u16, commit: u64) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    bytes[8..16].copy_from_slice(&commit.to_ne_bytes());
+    bytes[16..18].copy_from_slice(&queue.to_ne_bytes());
+    bytes
+}
