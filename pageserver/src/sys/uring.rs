@@ -177,24 +177,22 @@ impl Commands {
 
     #[expect(unsafe_code, reason = "there is no safe io_uring_enter")]
     fn enter(&self, submit: u32, complete: u32) -> io::Result<()> {
-        let mut left = submit;
         loop {
             let (ring, none) = (self.ring.as_raw_fd(), std::ptr::null::<u8>());
             // SAFETY: io_uring_enter(2) takes numbers. What the entry points to is memory of this ring, and stays until the
             // ring is closed.
             let outcome = unsafe {
                 let call = nix::libc::SYS_io_uring_enter;
-                nix::libc::syscall(call, ring, left, complete, ENTER_GETEVENTS, none, 0_usize)
+                nix::libc::syscall(call, ring, submit, complete, ENTER_GETEVENTS, none, 0_usize)
             };
             if outcome >= 0 {
                 return Ok(());
             }
             let error = io::Error::last_os_error();
+            // What was handed in before is not handed in again: it is no longer in the ring.
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
             }
-            // What was handed in is counted before the wait that was interrupted.
-            left = 0;
         }
     }
 
