@@ -22,17 +22,17 @@ pub(crate) struct Coppice {
 
 impl Coppice {
     /// Makes a server with a base that is sealed, as what has rested for half a minute is. Then the server is started anew
-    /// with its default limits. Nothing is suspended by itself, since a suspended side would be measured waking up.
+    /// with its default limits, served over io_uring. Nothing is suspended by itself, since a suspended side would be measured waking up.
     pub(crate) fn new(directory: &Arc<Directory>, base: Base) -> Self {
         let directory = Arc::clone(directory);
-        let at_once = ["--suspend-after", "0", "--seal-after", "1"];
+        let at_once = ["--suspend-after", "0", "--io-uring", "on", "--seal-after", "1"];
         let mut server = Server::start_with(Arc::clone(&directory), &at_once);
         set_up_branch(&server, "main");
         load(&Side::branch(NAME, &server, "main"), base);
         server.client().suspend("main").expect("suspend");
         wait_until_sealed(&server);
         assert!(server.stop().success(), "the server stopped with an error");
-        let flags = if base.seal_at_once { &at_once[..] } else { &at_once[..2] };
+        let flags = if base.seal_at_once { &at_once[..] } else { &at_once[..4] };
         let server = Server::start_with(directory, flags);
         let client = server.client();
         let made = Self { server, client };
