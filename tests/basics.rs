@@ -10,7 +10,9 @@ fn has_io_uring() -> bool {
     const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
     let is_on = fs::read_to_string(SWITCH).is_ok_and(|value| value.starts_with('Y'));
     let any = File::open("/dev/null").expect("open a file");
-    (is_on || OpenOptions::new().write(true).open(SWITCH).is_ok())
+    // With many processors it is done without.
+    let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= 16);
+    few && (is_on || OpenOptions::new().write(true).open(SWITCH).is_ok())
         && Commands::new(Arc::new(any), 64, 1).is_ok()
 }
 

@@ -81,11 +81,7 @@ fn unmount(mountpoint: &Path) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return unmount_as_user(mountpoint);
     }
-    match umount(mountpoint) {
-        // Somebody else did.
-        Ok(()) | Err(Errno::EINVAL) => Ok(()),
-        Err(errno) => Err(Error::io(format!("unmount {}", mountpoint.display()), &errno.into())),
-    }
+    umount(mountpoint).map_err(|errno| Error::io(format!("unmount {}", mountpoint.display()), &errno.into()))
 }
 
 fn unmount_as_user(mountpoint: &Path) -> Result<()> {

@@ -7,7 +7,7 @@
 //!
 //! Only this process changes the files, so the kernel may cache everything for ever: contents, attributes, names
 //! and the absence of names. Open, create and flush are answered "not implemented" once, and the kernel then no
-//! longer asks. At most [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE)
+//! longer asks. Through `/dev/fuse`, at most [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE)
 //! callbacks wait for a disk sync at once; the syncer's threads send the other replies.
 
 use crate::fs::convert::{mount_root, now_ns, permissions, shown};

@@ -238,18 +238,18 @@ impl Served {
     ) -> Result<Self> {
         let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let adapter = Arc::new(Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me));
-        let serve = |io_uring| {
-            let (device, mounted) = device::mount_at(at, owner != me)?;
-            // If it is not served after all, it is unmounted as `mounted` goes.
-            Ok(Self { session: Session::start(&adapter, device, io_uring)?, mounted })
-        };
-        let served = serve(ring).or_else(|error: io::Error| {
-            if ring {
-                tracing::warn!(mount = %at.display(), %error, "cannot be served over io_uring");
-                return serve(false);
+        // If it is not served after all, it is unmounted as what mounted it goes.
+        let mount = || device::mount_at(at, owner != me).map_err(|error| cannot_mount(at, &error));
+        let (device, mounted) = mount()?;
+        let served = match Session::start(&adapter, device, ring) {
+            Err(error) if ring => {
+                tracing::warn!(mount = %at.display(), %error, "tried again without io_uring");
+                drop(mounted);
+                let (device, mounted) = mount()?;
+                Session::start(&adapter, device, false).map(|session| Self { mounted, session })
             }
-            Err(error)
-        });
+            session => session.map(|session| Self { mounted, session }),
+        };
         let served = served.map_err(|error| cannot_mount(at, &error))?;
         if let Err(error) = read_ahead(at) {
             tracing::debug!(mount = %at.display(), %error, "the kernel's readahead stays as it is");
@@ -260,7 +260,10 @@ impl Served {
 
     fn unmount(self) -> Result<()> {
         let at = self.mounted.at().to_owned();
-        self.mounted.unmount()?;
+        // Somebody else may have unmounted it.
+        if !self.session.is_over() {
+            self.mounted.unmount()?;
+        }
         self.session.join().map_err(|e| Error::io(format!("unmount {}", at.display()), &e))
     }
 }

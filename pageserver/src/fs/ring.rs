@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 const DEPTH: usize = 6;
 /// Threads of a mount; each has memory for the largest request.
 const MAX_THREADS: usize = 64;
+/// Fewer for each processor would hold one another up.
+const LEAST_DEPTH: usize = 4;
 /// Shared with the kernel beside what is transferred: header, fixed arguments, and which request it is.
 const SHARED_BYTES: usize = FIXED_OFFSET + FIXED_BYTES + 32;
 const FIXED_OFFSET: usize = 128;
@@ -39,7 +41,7 @@ fn is_switched_on() -> bool {
 /// Whether the kernel may be asked to; it offers it to each mount apart.
 pub(super) fn is_possible(device: &Arc<File>) -> bool {
     is_switched_on()
-        && processors().is_ok_and(|count| count <= MAX_THREADS)
+        && processors().is_ok_and(|count| count * LEAST_DEPTH <= MAX_THREADS)
         && Commands::new(Arc::clone(device), SHARED_BYTES, 1).is_ok()
 }
 
@@ -53,7 +55,7 @@ fn processors() -> io::Result<usize> {
 /// The processor of each thread that is to run.
 pub(super) fn queues() -> io::Result<Vec<u16>> {
     let count = processors()?;
-    let depth = DEPTH.min(MAX_THREADS / count.max(1)).max(1);
+    let depth = DEPTH.min(MAX_THREADS / count.max(1));
     let numbers = 0..u16::try_from(count).map_err(io::Error::other)?;
     Ok(numbers.flat_map(|number| std::iter::repeat_n(number, depth)).collect())
 }

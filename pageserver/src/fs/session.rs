@@ -66,6 +66,11 @@ impl Session {
         self.over_io_uring
     }
 
+    /// Whether the mount is gone already.
+    pub(super) fn is_over(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
     /// What tells the kernel something unasked.
     pub(super) fn notifier(&self) -> Notifier {
         Notifier(Arc::clone(&self.device))
@@ -90,8 +95,13 @@ impl Session {
             let run = move || serve_ring(&adapter, device, queue, &sender);
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
-        let ended = || io::Error::other("a thread of the mount ended");
-        queues.iter().try_for_each(|_| receiver.recv().map_err(|_| ended())?)
+        drop(sender);
+        // All are waited for, also behind one that failed: the mount must not go while others begin.
+        let outcomes: Vec<_> = receiver.iter().take(queues.len()).collect();
+        if outcomes.len() < queues.len() {
+            return Err(io::Error::other("a thread of the mount ended"));
+        }
+        outcomes.into_iter().collect()
     }
 }
 

@@ -190,8 +190,11 @@ impl Commands {
             }
             let error = io::Error::last_os_error();
             // What was handed in before is not handed in again: it is no longer in the ring.
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                // There was no memory for it just then.
+                io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy => std::thread::yield_now(),
+                _ => return Err(error),
             }
         }
     }
