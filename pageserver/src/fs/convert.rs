@@ -4,7 +4,6 @@ use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::Owners;
 use crate::fs::protocol::Shown;
 use crate::storage::format::{Attributes, FileKind};
-use crate::storage::page::PAGE_BYTES;
 
 pub(super) use crate::storage::clock::machine_ns as now_ns;
 
@@ -18,7 +17,6 @@ pub(super) fn shown(number: u64, attributes: &Attributes, owners: &Owners) -> Sh
         owner: owners.show((attributes.uid, attributes.gid)),
         modified_ns: attributes.modified_ns,
         changed_ns: attributes.changed_ns,
-        block: u32::try_from(PAGE_BYTES).unwrap_or(4096),
     }
 }
 
@@ -37,6 +35,5 @@ pub(super) fn mount_root(owner: (u32, u32)) -> Shown {
         owner,
         modified_ns: 0,
         changed_ns: 0,
-        block: u32::try_from(PAGE_BYTES).unwrap_or(4096),
     }
 }

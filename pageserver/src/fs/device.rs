@@ -16,26 +16,34 @@ use std::process::{Command, Stdio};
 const NAME: &str = "coppice";
 
 /// A mount, which is taken away as this goes.
-pub(super) struct Mounted(Option<PathBuf>);
+pub(super) struct Mounted {
+    at: PathBuf,
+    /// Whether there is nothing to be taken away any more.
+    left: bool,
+}
 
 impl Mounted {
     /// Where it is.
     pub(super) fn at(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
+        &self.at
     }
 
-    /// Unmounts what nobody uses any more.
-    pub(super) fn unmount(mut self) -> Result<()> {
-        self.0.take().map_or(Ok(()), |at| unmount(&at))
+    /// Unmounts what nobody uses any more. If it is in use after all it stays.
+    pub(super) fn unmount(&mut self) -> Result<()> {
+        self.leave();
+        unmount(&self.at)
+    }
+
+    /// Lets what is there be: somebody else has unmounted it, and it may be another mount.
+    pub(super) fn leave(&mut self) {
+        self.left = true;
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Some(at) = self.0.take()
-            && !detach(&at)
-        {
-            tracing::warn!(mount = %at.display(), "cannot be unmounted");
+        if !self.left && !detach(&self.at) {
+            tracing::warn!(mount = %self.at.display(), "cannot be unmounted");
         }
     }
 }
@@ -56,7 +64,7 @@ pub(super) fn mount_at(mountpoint: &Path, everybody: bool) -> io::Result<(File, 
         Err(Errno::EPERM) => mount_as_user(mountpoint, everybody)?,
         Err(errno) => return Err(errno.into()),
     };
-    Ok((device, Mounted(Some(mountpoint.to_owned()))))
+    Ok((device, Mounted { at: mountpoint.to_owned(), left: false }))
 }
 
 /// `fusermount3` mounts, and sends the file that it opened over the socket that is its standard input.

@@ -259,12 +259,13 @@ impl Served {
     }
 
     fn unmount(self) -> Result<()> {
-        let at = self.mounted.at().to_owned();
-        // Somebody else may have unmounted it.
-        if !self.session.is_over() {
-            self.mounted.unmount()?;
+        let Self { mut mounted, session } = self;
+        if session.is_over() {
+            mounted.leave();
+        } else {
+            mounted.unmount()?;
         }
-        self.session.join().map_err(|e| Error::io(format!("unmount {}", at.display()), &e))
+        session.join().map_err(|e| Error::io(format!("unmount {}", mounted.at().display()), &e))
     }
 }
 

@@ -2,6 +2,7 @@
 //! together. The shapes are those of `include/uapi/linux/fuse.h`, version 7.31 and later, in the byte order of the machine.
 
 use crate::storage::format::FileKind;
+use crate::storage::page::PAGE_BYTES;
 use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +13,7 @@ use std::time::Duration;
 pub(super) const HEADER_BYTES: usize = 40;
 /// The version of the protocol.
 pub(super) const VERSION: (u32, u32) = (7, 40);
-/// The oldest that has all that is needed (Linux 5.5).
+/// The oldest that is spoken.
 const OLDEST_MINOR: u32 = 31;
 /// How long the kernel may keep what it was told, in seconds: as good as for ever.
 const FOREVER_S: u64 = 365 * 24 * 3600;
@@ -424,7 +425,7 @@ impl Body {
             .u32(shown.owner.0)
             .u32(shown.owner.1)
             .u32(0)
-            .u32(shown.block)
+            .u32(u32::try_from(PAGE_BYTES).unwrap_or(4096))
             .u32(0)
     }
 
@@ -458,8 +459,6 @@ pub(super) struct Shown {
     pub(super) owner: (u32, u32),
     pub(super) modified_ns: i64,
     pub(super) changed_ns: i64,
-    /// How much is best read or written at once.
-    pub(super) block: u32,
 }
 
 /// As in a directory; shifted, as in a mode.

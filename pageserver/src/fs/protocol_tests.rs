@@ -56,7 +56,6 @@ fn answers_have_the_lengths_that_the_kernel_expects() {
         owner: (1, 2),
         modified_ns: -1,
         changed_ns: 0,
-        block: 8192,
     };
     let offer = Offer { max_readahead: 0, flags: 0 };
     let init = Body::init(&offer, flag::OVER_IO_URING | 1, 1 << 20, 64, Duration::from_secs(1));

@@ -160,7 +160,11 @@ fn agree(device: &Arc<File>, ring: bool) -> io::Result<bool> {
             outcome => break outcome?,
         }
     };
-    let too_old = || io::Error::other("the kernel's FUSE is too old: Linux 5.5 or later is needed");
+    let too_old = || {
+        io::Error::other(
+            "the kernel speaks FUSE older than 7.31, or without a write-back cache: a newer one is needed",
+        )
+    };
     let (unique, offer) = match protocol::decode(&buffer[..length.max(HEADER_BYTES)]) {
         Ok(Request { unique, operation: Operation::Init(offer), .. }) => (unique, offer),
         _ => return Err(too_old()),

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 mod catalog;
+mod failures;
 mod history;
 mod layers;
 
@@ -308,71 +309,6 @@ fn damage_to_a_synced_record_is_refused_and_to_a_page_is_an_error() {
     }
     assert!(seen[0] > 5 && seen[1] > 300, "{seen:?}");
     assert!(check::check(&(Arc::new(disk) as Arc<dyn Disk>)).unwrap().faults.is_empty());
-}
-
-#[test]
-fn a_failed_sync_latches_until_the_timeline_is_opened_anew() {
-    let disk = SimDisk::default();
-    let (store, id) = new_store(&disk);
-    let main = tree(&store, id);
-    let inode = make(&main, b"f");
-    main.write(inode, 0, b"kept").unwrap();
-    sync(&main, inode).unwrap();
-    main.write(inode, 0, b"lost").unwrap();
-    disk.fail_after(Some(0));
-    assert!(sync(&main, inode).is_err());
-    disk.fail_after(None);
-    assert!(main.write(inode, 0, b"more").is_err(), "a latched timeline took a write");
-    assert!(sync(&main, inode).is_err(), "a latched timeline took a sync");
-    assert_eq!(store.timeline(id).unwrap().latched().unwrap().code, "io");
-    drop(main);
-    store.reopen_if_latched(id).unwrap();
-    let main = tree(&store, id);
-    main.write(inode, 0, b"more").unwrap();
-    sync(&main, inode).unwrap();
-    assert_eq!(contents(&main, b"f").unwrap(), b"more");
-}
-
-#[test]
-fn what_a_killed_server_leaves_is_durable_once_it_was_seen() {
-    for sync_fails in [false, true] {
-        let disk = SimDisk::default();
-        let (store, id) = new_store(&disk);
-        let main = tree(&store, id);
-        let inode = make(&main, b"f");
-        main.write(inode, 0, b"kept").unwrap();
-        sync(&main, inode).unwrap();
-        main.write(inode, 0, b"more").unwrap();
-        if sync_fails {
-            disk.fail_once_after(0);
-            assert!(sync(&main, inode).is_err());
-        }
-        let killed = disk.after_kill();
-        let seen = contents(&tree(&open(&killed).unwrap(), id), b"f").unwrap();
-        let store = open(&killed.after_power_loss(Unsynced::Lost)).unwrap();
-        assert_eq!(contents(&tree(&store, id), b"f").unwrap(), seen, "a sync failed: {sync_fails}");
-    }
-}
-
-#[test]
-fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
-    let disk = SimDisk::default();
-    let (store, id) = new_store(&disk);
-    let main = tree(&store, id);
-    let inode = make(&main, b"f");
-    main.write(inode, 0, b"kept").unwrap();
-    sync(&main, inode).unwrap();
-    let used = disk.total_bytes().unwrap() - disk.free_bytes().unwrap();
-    disk.set_capacity_bytes(Some(used + 1000));
-    let error = main.write(inode, 0, &[9; 3 * PAGE_BYTES]).unwrap_err();
-    assert_eq!(error.errno(), nix::errno::Errno::ENOSPC);
-    drop(main);
-    disk.set_capacity_bytes(None);
-    store.reopen_if_latched(id).unwrap();
-    let main = tree(&store, id);
-    assert_eq!(contents(&main, b"f").unwrap(), b"kept");
-    main.write(inode, 0, b"more").unwrap();
-    sync(&main, inode).unwrap();
 }
 
 #[test]
