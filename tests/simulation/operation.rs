@@ -204,12 +204,20 @@ pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
         random.below(2);
     });
     let calm = seed.is_multiple_of(4);
-    // While a sync stands still, its branch is worked on, and often the store crashes once it is answered. It may also before
-    // anybody has looked at what the disk refused.
-    let (mut slow, mut refused) = (None, 0_u64);
+    // While a sync stands still, its branch is worked on. Once it is answered the store often crashes, or the branch is synced
+    // first. It may crash, too, before anybody has looked at what the disk refused.
+    let (mut slow, mut refused, mut crashes) = (None, 0_u64, false);
     let next = |_| {
         let operation = match slow {
-            Some((_, 1)) if random.below(3) == 0 => Operation::Crash { how: random.below(1 << 20) },
+            _ if std::mem::take(&mut crashes) => Operation::Crash { how: random.below(1 << 20) },
+            Some((branch, 1)) => match random.below(4) {
+                0 => Operation::Crash { how: random.below(1 << 20) },
+                1 => {
+                    crashes = true;
+                    Operation::SyncBoth { branch }
+                }
+                _ => one(&mut random, calm, Some(branch)),
+            },
             None if refused > 0 && random.below(24) == 0 => Operation::Crash { how: random.below(1 << 20) },
             _ => one(&mut random, calm, slow.map(|(branch, _)| branch)),
         };
@@ -244,7 +252,7 @@ fn one(random: &mut Random, calm: bool, on: Option<u64>) -> Operation {
         42..46 => Unlink { branch, place, held: r() % 2 == 0 },
         46 => Reap { branch },
         47..51 => Sync { branch, place },
-        51..53 => SlowSync { branch, place, meanwhile: r() % 8 },
+        51..53 => SlowSync { branch, place, meanwhile: 1 + r() % 8 },
         53..55 => SyncBoth { branch },
         55..60 => Fork { parent: branch, newest: r() % 2 == 0 },
         60..62 => ForkAt { branch, mark: r() },

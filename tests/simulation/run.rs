@@ -561,7 +561,7 @@ fn some_bit(disk: &SimDisk, file: u64, bit: u64) -> Option<(String, usize)> {
     Some((name.clone(), length(bit) % (bytes * 8)))
 }
 
-/// A bit of a page of a file that is not all zeros.
+/// A bit of a page of a file that is not all zeros; of its first one, which says what counts, every other time.
 fn used_bit(disk: &SimDisk, name: &str, bit: u64) -> usize {
     const PAGE_BYTES: usize = 4096;
     let mut used = Vec::new();
@@ -569,7 +569,10 @@ fn used_bit(disk: &SimDisk, name: &str, bit: u64) -> usize {
         let pages = bytes.chunks(PAGE_BYTES).enumerate();
         used = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).map(|(nth, _)| nth).collect();
     });
-    let nth = length(bit) % (used.len() * PAGE_BYTES * 8).max(1);
+    if bit.is_multiple_of(2) {
+        used.truncate(1);
+    }
+    let nth = length(bit / 2) % (used.len() * PAGE_BYTES * 8).max(1);
     used.get(nth / (PAGE_BYTES * 8)).copied().unwrap_or(0) * PAGE_BYTES * 8 + nth % (PAGE_BYTES * 8)
 }
 

@@ -49,7 +49,7 @@ impl LaneKind {
 }
 
 /// Which file of which log this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneFileId {
     /// The timeline that writes it.
     pub timeline: TimelineId,

@@ -2,7 +2,7 @@
 //!
 //! A lane file is `lanes/TIMELINE.d.SEQUENCE` or `lanes/TIMELINE.w.SEQUENCE`, numbers in hexadecimal. Syncing into a
 //! file whose blocks were written before needs no journal commit, so the write-ahead lane, which syncs at every
-//! commit, takes its files from the pool `lanes/spare.N`. Files of dropped timelines go back to it. The data lane
+//! commit, takes its files from the pool `lanes/spare.N`. Files of sealed and dropped timelines go back to it. The data lane
 //! syncs at checkpoints and grows its files instead. A directory entry is durable after the lane's next sync.
 
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::storage::direct::ZEROS;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::{FILE_HEADER_BYTES, LaneFileId, LaneKind, RECORD_HEADER_BYTES};
 use crate::storage::page::TimelineId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +46,9 @@ pub struct LaneFiles {
     disk: Arc<dyn Disk>,
     store: u64,
     spares: Mutex<Vec<String>>,
+    /// Files of lanes that were there at the start. They are not recycled: a crash may have lost the name under which they
+    /// were another lane's last, and in the same place of that lane they would bring back records that were seen to be lost.
+    found: HashSet<LaneFileId>,
     next_spare: AtomicU64,
     /// Files that are out of their lanes, but may still be read.
     leaving: Mutex<Vec<Leaving>>,
@@ -86,9 +89,8 @@ fn parse_file_name(name: &str) -> Option<LaneFileId> {
     (file_name(id) == name).then_some(id)
 }
 
-/// Takes away what a spare file begins with. It may have been a lane's, if a crash lost that name and nothing else: taken for
-/// the same place in the same lane again, it would bring back a record that was seen to be lost. What is read there may not be
-/// what is on the medium, so nobody looks. False if the disk refuses.
+/// Takes away what a spare file begins with: like a lane's that is found at a start, it may be another lane's whose name is
+/// lost. What is read there may not be what is on the medium, so nobody looks. False if the disk refuses.
 fn clear(disk: &dyn Disk, name: &str) -> bool {
     let cleared = disk.open(&path(name)).and_then(|file| {
         file.write_all_at(&[&ZEROS[..FILE_HEADER_BYTES + RECORD_HEADER_BYTES]], 0)?;
@@ -125,6 +127,7 @@ impl LaneFiles {
         let files = Self {
             disk,
             store,
+            found: found.values().flatten().map(|(id, _)| *id).collect(),
             spares: Mutex::new(spares),
             next_spare: AtomicU64::new(next_spare),
             begun: AtomicUsize::new(0),
@@ -229,7 +232,7 @@ impl LaneFiles {
             let spare = self.spare_name();
             self.disk.rename(&name, &path(&spare)).map(|()| spares.push(spare))
         };
-        let recyclable = id.lane == LaneKind::Wal && length == WAL_FILE_BYTES;
+        let recyclable = id.lane == LaneKind::Wal && length == WAL_FILE_BYTES && !self.found.contains(&id);
         let outcome = if recyclable { recycle() } else { self.disk.remove(&name) };
         outcome.map_err(|e| Error::io(format!("recycle {name}"), &e))
     }
@@ -375,6 +378,21 @@ mod tests {
                 "rename lanes/00000002.w.00000000 lanes/spare.3"
             ]
         );
+    }
+
+    /// A crash may have lost the name under which it held another lane's first record, and kept this older one.
+    #[test]
+    fn a_file_that_was_there_at_the_start_is_not_recycled() {
+        let disk = SimDisk::default();
+        let (files, _) = LaneFiles::open(Arc::new(disk.clone()), 1).unwrap();
+        while files.refill().unwrap() {}
+        let id = LaneFileId { timeline: TimelineId(2), lane: LaneKind::Wal, sequence: 0 };
+        files.create_file(id).unwrap();
+        let (files, found) = LaneFiles::open(Arc::new(disk.clone()), 1).unwrap();
+        assert_eq!(found[&id.timeline], [(id, WAL_FILE_BYTES)]);
+        disk.take_trace();
+        files.retire(id, WAL_FILE_BYTES).unwrap();
+        assert_eq!(disk.take_trace(), ["remove lanes/00000002.w.00000000"]);
     }
 
     #[test]

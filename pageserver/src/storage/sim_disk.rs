@@ -7,25 +7,16 @@
 //! disk, and bytes changed at rest. A write that fails leaves some of its bytes, from the front. After a failed sync the cache
 //! shows what never reached the medium, as Linux does, until it is dropped.
 
+mod contents;
+
+use self::contents::{Contents, Image};
 use crate::storage::disk::{Disk, DiskFile, Mapping};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Unit that a power loss keeps or drops as a whole.
-const SECTOR_BYTES: usize = 512;
 /// How far from where it should a write goes that is misdirected.
 const MISDIRECTED_BY: usize = 4096;
-
-#[derive(Clone, Default)]
-struct Contents {
-    written: Vec<u8>,
-    synced: Vec<u8>,
-    /// Sectors written since the last sync.
-    dirty: BTreeSet<usize>,
-    /// Whether a sync failed, so that what was not synced will never be.
-    failed: bool,
-}
 
 #[derive(Default)]
 struct State {
@@ -114,7 +105,7 @@ impl SimDisk {
             let image = match unsynced {
                 Unsynced::Kept => contents.written.clone(),
                 Unsynced::Lost => contents.synced.clone(),
-                Unsynced::Mixed(_) => mix(contents, &mut random),
+                Unsynced::Mixed(_) => contents.mix(&mut random),
             };
             survivor.contents.insert(*number, Contents::synced(image));
             survivor.names.insert(name.clone(), *number);
@@ -231,8 +222,9 @@ impl SimDisk {
         let mut state = self.state();
         let number = state.names[name];
         let contents = state.contents.entry(number).or_default();
-        change(&mut contents.written);
-        *contents = Contents::synced(std::mem::take(&mut contents.written));
+        let mut bytes = contents.written.to_vec();
+        change(&mut bytes);
+        *contents = Contents::synced(Image::from(bytes.as_slice()));
     }
 
     /// The operations since the last call, one line each.
@@ -253,84 +245,6 @@ fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
         chosen.map(|(name, number)| (name.clone(), *number)).collect::<Vec<_>>()
     };
     kept(&state.names, true).into_iter().chain(kept(&state.synced_names, false)).collect()
-}
-
-fn mix(contents: &Contents, random: &mut Random) -> Vec<u8> {
-    let grown = contents.written.len().saturating_sub(contents.synced.len()) as u64;
-    let length = contents.synced.len() + usize::try_from(random.below(grown + 1)).unwrap_or(0);
-    let mut image = contents.synced.clone();
-    image.resize(length, 0);
-    for sector in &contents.dirty {
-        if random.below(2) == 1 {
-            contents.copy(*sector, &mut image);
-        }
-    }
-    image
-}
-
-impl Contents {
-    /// What is on the medium.
-    fn synced(image: Vec<u8>) -> Self {
-        Self { written: image.clone(), synced: image, ..Self::default() }
-    }
-
-    fn write(&mut self, start: usize, bytes: &[u8]) {
-        if self.written.len() < start + bytes.len() {
-            self.written.resize(start + bytes.len(), 0);
-        }
-        self.written[start..start + bytes.len()].copy_from_slice(bytes);
-        self.dirty.extend(start / SECTOR_BYTES..(start + bytes.len()).div_ceil(SECTOR_BYTES));
-    }
-
-    /// Puts a sector as it was written into `image`, as far as that has room for it.
-    fn copy(&self, sector: usize, image: &mut [u8]) {
-        let end = ((sector + 1) * SECTOR_BYTES).min(image.len()).min(self.written.len());
-        let start = (sector * SECTOR_BYTES).min(end);
-        image[start..end].copy_from_slice(&self.written[start..end]);
-    }
-
-    /// The bytes of a sector as they were written.
-    fn sector(&self, nth: usize) -> &[u8] {
-        let end = ((nth + 1) * SECTOR_BYTES).min(self.written.len());
-        &self.written[(nth * SECTOR_BYTES).min(end)..end]
-    }
-
-    /// What a sync that begins now has to reach.
-    fn begin_sync(&self) -> Vec<(usize, Vec<u8>)> {
-        self.dirty.iter().map(|nth| (*nth, self.sector(*nth).to_vec())).collect()
-    }
-
-    /// Ends a sync. What was written since it began is no more on the medium than before.
-    fn end_sync(&mut self, begun: &[(usize, Vec<u8>)], length: usize) {
-        let grown = self.synced.len().max(length);
-        self.synced.resize(grown, 0);
-        for (nth, bytes) in begun {
-            let start = nth * SECTOR_BYTES;
-            self.synced[start..start + bytes.len()].copy_from_slice(bytes);
-            if self.sector(*nth) == bytes {
-                self.dirty.remove(nth);
-            }
-        }
-    }
-
-    fn sync(&mut self) {
-        let mut image = std::mem::take(&mut self.synced);
-        image.resize(self.written.len(), 0);
-        self.dirty.iter().for_each(|sector| self.copy(*sector, &mut image));
-        self.synced = image;
-        self.dirty.clear();
-    }
-
-    /// All, none or some of it is on the medium; the rest the system takes for written from now on.
-    fn fail(&mut self, seed: u64) {
-        match seed % 4 {
-            0 => self.sync(),
-            1 => {}
-            _ => self.synced = mix(self, &mut Random(seed)),
-        }
-        self.dirty.clear();
-        self.failed = true;
-    }
 }
 
 /// A small seeded generator (xorshift64*), so that a failure replays from its seed.
@@ -396,9 +310,7 @@ impl DiskFile for SimFile {
         }
         let bytes = state.contents.get(&self.number).ok_or(io::ErrorKind::NotFound)?;
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let source = bytes.written.get(start..start + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buffer.copy_from_slice(source);
-        Ok(())
+        if bytes.written.read(start, buffer) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
@@ -471,9 +383,7 @@ impl DiskFile for SimFile {
         if grown > 0 && capacity.is_some_and(|capacity| (used + grown) as u64 > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        // What is cut off may come back as zeros.
-        contents.dirty.extend(length / SECTOR_BYTES..contents.written.len().div_ceil(SECTOR_BYTES));
-        contents.written.resize(length, 0);
+        contents.set_len(length);
         Ok(())
     }
 
@@ -489,14 +399,7 @@ impl DiskFile for SimFile {
 
     fn drop_cache(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        let contents = state.contents.entry(self.number).or_default();
-        if std::mem::take(&mut contents.failed) {
-            // The system knows the length without the medium.
-            let mut found = contents.synced.clone();
-            found.resize(contents.written.len(), 0);
-            contents.dirty.iter().for_each(|sector| contents.copy(*sector, &mut found));
-            contents.written = found;
-        }
+        state.contents.entry(self.number).or_default().drop_cache();
         Ok(())
     }
 }
