@@ -52,8 +52,7 @@ Logs go to stderr; RUST_LOG sets their level, such as RUST_LOG=debug.";
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    // fuser reports it as an error when the kernel interrupts a request that was just answered.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,fuser=off"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // Colour codes would stand between the words of a log file. NO_COLOR turns them off on a terminal too.
     let colour =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());

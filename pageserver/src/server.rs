@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+/// How often it is said what a server waits for that stops.
+const STOP_NEWS: Duration = Duration::from_secs(10);
 /// Name of the branch that a first start makes.
 const FIRST_BRANCH: &str = "main";
 
@@ -146,14 +148,27 @@ impl Running {
 
     /// Stops everything, from the outside in. Each step is tried whatever became of the one before.
     async fn stop(self) -> Result<()> {
-        self.imports.stop_all().await;
-        self.supervisor.stop_all().await;
+        stage("imports", self.imports.stop_all()).await;
+        stage("computes", self.supervisor.stop_all()).await;
         let Self { store, mount, .. } = self;
-        let closed = tokio::task::spawn_blocking(move || {
-            let unmounted = mount.unmount();
-            store.close().and(unmounted)
-        });
-        closed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        let unmounted = stage("the mount", blocking(move || mount.unmount())).await;
+        stage("the store", blocking(move || store.close())).await.and(unmounted)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// Waits for a part of stopping; while that takes long, the log says again and again what is waited for.
+async fn stage<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+    let (mut work, began) = (std::pin::pin!(work), Instant::now());
+    loop {
+        match tokio::time::timeout(STOP_NEWS, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) => tracing::warn!(what, seconds = began.elapsed().as_secs(), "stopping waits"),
+        }
     }
 }
 
@@ -170,8 +185,7 @@ async fn first_start(
     let data = mount.attach_new(timeline)?;
     let password = bootstrap::initialize(installation, user, &data, run).await?;
     let (filled, mounted) = (Arc::clone(mount), timeline);
-    let filled = tokio::task::spawn_blocking(move || filled.filled(mounted)).await;
-    filled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    blocking(move || filled.filled(mounted)).await?;
     store.timeline(timeline)?.sync_and_wait()?;
     let put_branches = vec![(FIRST_BRANCH.to_owned(), Branches::first_record(timeline, password))];
     store.publish(Update { put_branches, ..Update::default() })?;
@@ -315,12 +329,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     visits.abort();
     stop.send_replace(true);
     // Each client gets the farewell of its own Postgres while the proxy waits for its sessions.
-    running.supervisor.stop_all().await;
-    let _ = proxy.await;
-    let _ = api.await;
+    stage("computes", running.supervisor.stop_all()).await;
+    let _ = stage("sessions of the proxy", proxy).await;
+    let _ = stage("requests to the API", api).await;
     stop_background.store(true, Ordering::Relaxed);
     let join = move || background.into_iter().for_each(|thread| drop(thread.join()));
-    let _ = tokio::task::spawn_blocking(join).await;
+    stage("background work", blocking(join)).await;
     running.stop().await?;
     tracing::info!("stopped");
     Ok(())

@@ -129,7 +129,8 @@ impl World {
         };
         let mut outcomes = vec![(&slow.first, first)];
         for (asked, receiver) in &slow.others {
-            let outcome = receiver.try_recv().map_err(|_| "a sync that waited was never answered")?;
+            // Another thread does them, one after another.
+            let outcome = receiver.recv().map_err(|_| "a sync that waited was never answered")?;
             outcomes.push((asked, outcome));
         }
         for (asked, outcome) in outcomes {

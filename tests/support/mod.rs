@@ -260,12 +260,14 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The command that starts a server, for tests that start it in their own way.
+/// The command that starts a server, for tests that start it in their own way. Requests to the mount come the same way on each
+/// machine, unless `COPPICE_TEST_IO_URING` says another.
 pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
     let mut command = Command::new(program("pageserver"));
     command.arg("serve").arg("--data").arg(directory.path().join("data"));
-    // The same way on each machine; io_uring is in tests of its own.
-    for (flag, value) in [("--api", "127.0.0.1:0"), ("--proxy", "127.0.0.1:0"), ("--io-uring", "off")] {
+    let io_uring = std::env::var("COPPICE_TEST_IO_URING");
+    let io_uring = io_uring.as_deref().unwrap_or("off");
+    for (flag, value) in [("--api", "127.0.0.1:0"), ("--proxy", "127.0.0.1:0"), ("--io-uring", io_uring)] {
         if !args.iter().any(|arg| arg == flag) {
             command.args([flag, value]);
         }

@@ -382,7 +382,7 @@ impl Body {
         time_step: Duration,
     ) -> Self {
         let half = |flags: u64| u32::try_from(flags & u64::from(u32::MAX)).unwrap_or(0);
-        let max_pages = u16::try_from(max_write.div_ceil(4096)).unwrap_or(u16::MAX);
+        let max_pages = u16::try_from(max_write.div_ceil(kernel_page_bytes())).unwrap_or(u16::MAX);
         Self::default()
             .u32(VERSION.0)
             .u32(VERSION.1)
@@ -462,6 +462,13 @@ pub(super) struct Shown {
 }
 
 /// As in a directory; shifted, as in a mode.
+/// Of the kernel's pages, by which it counts.
+fn kernel_page_bytes() -> u32 {
+    use nix::unistd::{SysconfVar, sysconf};
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    bytes.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(4096)
+}
+
 fn file_type(kind: FileKind) -> u32 {
     match kind {
         FileKind::File => 8,

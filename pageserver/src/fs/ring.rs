@@ -9,6 +9,7 @@ use crate::sys::uring::Commands;
 use nix::errno::Errno;
 use std::fs::{self, File};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Requests that one processor's queue has under way, on a machine with few.
@@ -129,8 +130,14 @@ impl Ring {
         let fixed = &header[FIXED_OFFSET..FIXED_OFFSET + FIXED_BYTES];
         let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
             Ok(request) => {
-                serve(request, Reply::new(unique, Target::Slot(Arc::clone(&self.slot))));
-                self.slot.take()
+                let reply = Reply::new(unique, Target::Slot(Arc::clone(&self.slot)));
+                // If it panics, the reply that it drops is an error, and whoever asked gets that.
+                let served = catch_unwind(AssertUnwindSafe(|| serve(request, reply)));
+                let answer = self.slot.take();
+                if served.is_err() {
+                    tracing::error!("serving a request of the mount panicked");
+                }
+                answer
             }
             Err(_) => Answer::Error(Errno::EIO),
         };

@@ -39,6 +39,13 @@ impl SyncQueue {
         !std::mem::replace(&mut queue.running, true)
     }
 
+    /// Ends the turn of the thread unless requests wait.
+    fn is_served(&self) -> bool {
+        let mut queue = lock(&self.0);
+        queue.running = !queue.waiting.is_empty();
+        !queue.running
+    }
+
     /// All requests that wait; none ends the turn of the thread.
     pub(super) fn take(&self) -> Vec<Done> {
         let mut queue = lock(&self.0);
@@ -73,15 +80,16 @@ impl Syncer {
         Ok(Self { sender, inline: Arc::default() })
     }
 
-    /// Serves a lane whose queue has begun to fill: on the caller's own thread until no request waits if few others do
-    /// so at the moment, else on one of the syncer's.
+    /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so at the moment, else on one
+    /// of the syncer's; and there in any case what was asked meanwhile, as the caller's thread may have to bring it its answer.
     pub(super) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
-        if inline {
-            while timeline.run_sync(lane) {}
-        }
+        let served = inline && {
+            timeline.run_sync(lane);
+            timeline.sync_queue(lane).is_served()
+        };
         self.inline.fetch_sub(1, Ordering::SeqCst);
-        if inline {
+        if served {
             return;
         }
         // The threads live as long as a sender does, and this is one.

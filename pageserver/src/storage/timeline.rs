@@ -467,6 +467,11 @@ impl Timeline {
         wait_for(|done| self.sync(LaneKind::Data, done))
     }
 
+    /// The sync requests of a lane.
+    pub(super) fn sync_queue(&self, kind: LaneKind) -> &SyncQueue {
+        &self.lane(kind).queue
+    }
+
     /// Serves the sync requests of a lane that wait now; false if there were none.
     pub(super) fn run_sync(self: &Arc<Self>, kind: LaneKind) -> bool {
         let lane = self.lane(kind);
