@@ -24,14 +24,8 @@ struct State {
     names: BTreeMap<String, u64>,
     synced_names: BTreeMap<String, u64>,
     next_file: u64,
-    /// Writes and syncs left before one fails; `None` for never.
-    failure_after: Option<u64>,
-    /// Whether only one fails.
-    heals: bool,
-    /// Whether all fail because the process that asks is as good as dead, and the disk is sound.
-    stops: bool,
-    /// The file of which one fails, if not any.
-    failure_of: Option<&'static str>,
+    /// Which writes and syncs fail, after so many more that do not.
+    failure: Option<(Failure, u64)>,
     struck: bool,
     /// Reads left before one fails.
     read_failure_after: Option<u64>,
@@ -43,6 +37,17 @@ struct State {
     capacity_bytes: Option<u64>,
     /// What was done, one line each, for golden tests of the order of durability.
     trace: Vec<String>,
+}
+
+/// Writes and syncs that fail.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    All,
+    One,
+    /// One of this file.
+    OneOf(&'static str),
+    /// All, because the process that asks is as good as dead; the disk is sound.
+    Stop,
 }
 
 /// A sync that takes its time.
@@ -129,26 +134,22 @@ impl SimDisk {
 
     /// Lets `count` more writes and syncs succeed, then fails all; `None` for no more failures.
     pub fn fail_after(&self, count: Option<u64>) {
-        let mut state = self.state();
-        (state.failure_after, state.heals, state.stops, state.failure_of) = (count, false, false, None);
+        self.state().failure = count.map(|count| (Failure::All, count));
     }
 
     /// Lets `count` more writes and syncs be done, and the process that asks for more be stopped in the midst of the next.
     pub fn stop_after(&self, count: u64) {
-        self.fail_after(Some(count));
-        self.state().stops = true;
+        self.state().failure = Some((Failure::Stop, count));
     }
 
     /// Lets `count` more writes and syncs succeed, fails one, and lets all others succeed.
     pub fn fail_once_after(&self, count: u64) {
-        let mut state = self.state();
-        (state.failure_after, state.heals, state.stops, state.failure_of) = (Some(count), true, false, None);
+        self.state().failure = Some((Failure::One, count));
     }
 
     /// The same, counting only what is done to one file.
     pub fn fail_once_in(&self, name: &'static str, count: u64) {
-        self.fail_once_after(count);
-        self.state().failure_of = Some(name);
+        self.state().failure = Some((Failure::OneOf(name), count));
     }
 
     /// Lets `count` more syncs be done, and one only say so. The next one of the same file or directory does it for both.
@@ -278,23 +279,18 @@ impl State {
     /// Notes what is done to a file or directory, and says whether it fails.
     fn step(&mut self, verb: &str, name: &str, how: &str) -> io::Result<()> {
         self.trace.push(format!("{verb} {name}{}{how}", if how.is_empty() { "" } else { " " }));
-        if self.failure_of.is_some_and(|only| only != name) {
-            return Ok(());
-        }
-        match &mut self.failure_after {
-            Some(0) => {
-                self.struck = true;
-                if self.heals {
-                    self.failure_after = None;
-                }
-                Err(io::Error::other("simulated I/O failure"))
-            }
-            Some(left) => {
+        let Some((failure, left)) = &mut self.failure else { return Ok(()) };
+        match failure {
+            Failure::OneOf(only) if *only != name => return Ok(()),
+            _ if *left > 0 => {
                 *left -= 1;
-                Ok(())
+                return Ok(());
             }
-            None => Ok(()),
+            Failure::One | Failure::OneOf(_) => self.failure = None,
+            Failure::All | Failure::Stop => {}
         }
+        self.struck = true;
+        Err(io::Error::other("simulated I/O failure"))
     }
 }
 
@@ -353,7 +349,7 @@ impl DiskFile for SimFile {
         let lies = state.lies();
         let stalls =
             outcome.is_ok() && !lies && state.stall == Stall::Next && self.name.starts_with("lanes/");
-        let stops = state.stops;
+        let stops = matches!(state.failure, Some((Failure::Stop, _)));
         let contents = state.contents.entry(self.number).or_default();
         match &outcome {
             Err(_) if stops => {}
