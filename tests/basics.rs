@@ -1,24 +1,12 @@
 //! A branch is made, changed, reset and deleted on real Postgres.
 
 use coppice::{Directory, Server};
-use pageserver::sys::uring::Commands;
-use std::fs::{self, File, OpenOptions};
+use pageserver::fs::mount::IoUring;
 use std::sync::Arc;
-
-/// Whether a server that is told to can be served over io_uring.
-fn has_io_uring() -> bool {
-    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
-    let is_on = fs::read_to_string(SWITCH).is_ok_and(|value| value.starts_with('Y'));
-    let any = File::open("/dev/null").expect("open a file");
-    // With many processors it is done without.
-    let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= 16);
-    few && (is_on || OpenOptions::new().write(true).open(SWITCH).is_ok())
-        && Commands::new(Arc::new(any), 64, 1).is_ok()
-}
 
 #[test]
 fn a_branch_is_private_and_goes_back_to_its_parent() {
-    let can = has_io_uring();
+    let can = IoUring::On.is_possible();
     if !can {
         eprintln!(
             "NOT TESTED over io_uring: FUSE has none here (Linux 6.14 and later do), or it may not be used"

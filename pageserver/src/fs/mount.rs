@@ -47,6 +47,18 @@ pub enum IoUring {
     Off,
 }
 
+impl IoUring {
+    /// Whether requests can come so on this machine, after it was switched on if that is wanted.
+    pub fn is_possible(self) -> bool {
+        if self == Self::On
+            && let Err(error) = ring::switch_on()
+        {
+            tracing::warn!(%error, "the kernel does not let FUSE use io_uring; requests are read from /dev/fuse");
+        }
+        self != Self::Off && ring::is_possible()
+    }
+}
+
 /// The mounted store.
 pub struct Mount {
     store: Arc<Store>,
@@ -85,12 +97,7 @@ impl Mount {
     ) -> Result<Self> {
         let (mountpoint, wal) = (make_mountpoint(mountpoint)?, make_mountpoint(wal)?);
         let roots = Roots::default();
-        if io_uring == IoUring::On
-            && let Err(error) = ring::switch_on()
-        {
-            tracing::warn!(%error, "the kernel does not let FUSE use io_uring; requests are read from /dev/fuse");
-        }
-        let ring = io_uring != IoUring::Off;
+        let ring = io_uring.is_possible();
         let sides = [(Side::Wal, &wal), (Side::Data { wal: wal.clone() }, &mountpoint)];
         // If the second cannot be mounted, the first is unmounted as it goes.
         let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner, ring));

@@ -39,11 +39,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Serves the mount of `device`; over io_uring if that is wanted and possible.
+    /// Serves the mount of `device`; over io_uring if that is wanted and the kernel offers it.
     pub(super) fn start(adapter: &Arc<Adapter>, device: File, io_uring: bool) -> io::Result<Self> {
         let device = Arc::new(device);
-        let ring = io_uring && ring::is_possible(&device);
-        let over_io_uring = agree(&device, ring)?;
+        let over_io_uring = agree(&device, io_uring)?;
         let mut session = Self { device, threads: Vec::new(), over_io_uring };
         if over_io_uring {
             session.serve_rings(adapter)?;
