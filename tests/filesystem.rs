@@ -240,11 +240,12 @@ fn a_shared_mapping_reaches_the_store() {
     let volume = Volume::new();
     let file = open(&volume.root().join("file"));
     file.write_all_at(&[1; LENGTH], 0).unwrap();
-    let mut mapping = mapped::map(&file, 0, LENGTH).unwrap();
-    assert!(mapping.iter().all(|byte| *byte == 1));
-    mapping[20_000..30_000].fill(9);
-    mapping.flush().unwrap();
-    drop(mapping);
+    let change = |bytes: &mut [u8]| {
+        if bytes.iter().all(|byte| *byte == 1) {
+            bytes[20_000..30_000].fill(9);
+        }
+    };
+    mapped::change(&file, 0, LENGTH, change).unwrap();
     drop(file);
     let volume = volume.reopen();
     let found = fs::read(volume.root().join("file")).unwrap();
