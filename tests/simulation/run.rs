@@ -476,7 +476,9 @@ impl Run<'_> {
         if layers < 2 || self.world.tree(nth).is_err() {
             return Ok(());
         }
-        let range = length(first) % (layers - 1)..layers;
+        let start = length(first) % (layers - 1);
+        let end = layers - length(first / 1009) % (layers - start - 1);
+        let range = start..end;
         self.keep_in_shape("merge", id, meanwhile, |pace| store.merge(id, lane, range, pace))
     }
 

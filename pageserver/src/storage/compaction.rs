@@ -21,7 +21,10 @@ use std::sync::Arc;
 /// Layers that a busy lane may have of about the same size before they are merged.
 const MAX_ALIKE: usize = 4;
 /// Layers of a lane, whatever their sizes.
-const MAX_LAYERS: usize = 8;
+pub(super) const MAX_LAYERS: usize = 8;
+/// Layers that one merge reads. Where they piled up, because the server was busy or often killed, each merge is so over soon, and
+/// what it has done stays.
+const MAX_INPUTS: usize = 32;
 
 /// Less is left where it is.
 const MIN_GARBAGE_BYTES: u64 = 1 << 20;
@@ -66,16 +69,25 @@ pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
         (sum, alike) = (sum + bytes, alike + 1);
     }
     if alike >= MAX_ALIKE || (shape.quiet && alike >= 2) {
-        return Plan::Merge(0..alike);
+        return merge(&shape.layers[..alike]);
     }
     if shape.layers.len() > MAX_LAYERS {
-        return Plan::Merge(0..alike.max(shape.layers.len() - MAX_LAYERS + 1));
+        return merge(&shape.layers[..alike.max(shape.layers.len() - MAX_LAYERS + 1)]);
     }
     let all: u64 = shape.layers.iter().sum();
     if shape.garbage > MIN_GARBAGE_BYTES && shape.garbage > all / 4 {
         return Plan::Merge(0..shape.layers.len());
     }
     Plan::Nothing
+}
+
+/// Merges all of these, or, of too many, those that are smallest together: so each page is rewritten a few times only.
+fn merge(layers: &[u64]) -> Plan {
+    let count = layers.len().min(MAX_INPUTS);
+    let sum = |from: &usize| layers[*from..from + count].iter().sum::<u64>();
+    // Of equal ones the oldest.
+    let from = (0..=layers.len() - count).rev().min_by_key(sum).unwrap_or(0);
+    Plan::Merge(from..from + count)
 }
 
 /// A merged layer that is written and does not count yet.
@@ -356,5 +368,19 @@ mod tests {
             }
             assert!(layers.len() <= MAX_LAYERS, "{layers:?}");
         }
+    }
+
+    #[test]
+    fn layers_that_piled_up_are_merged_a_few_at_a_time() {
+        let mut layers: Vec<u64> = (0..8_000).map(|nth| 100 + nth * 37 % 100).collect();
+        let (all, mut rewritten): (u64, u64) = (layers.iter().sum(), 0);
+        while let Plan::Merge(range) = choose(&shape(0, false, &layers), LIMIT) {
+            assert!((2..=MAX_INPUTS).contains(&range.len()), "{range:?}");
+            let sum = layers[range.clone()].iter().sum();
+            rewritten += sum;
+            layers.splice(range, [sum]);
+        }
+        assert!(layers.len() <= MAX_LAYERS, "{layers:?}");
+        assert!(rewritten <= 5 * all, "{rewritten} bytes were written for {all}");
     }
 }

@@ -90,7 +90,7 @@ impl Maintenance {
         self.failed.retain(|_, failed| failed.elapsed() < RETRY);
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
             if self.duty == Duty::Tidy {
-                self.look(store, timeline);
+                self.look(store, timeline, stop);
             }
             for lane in LaneKind::ALL {
                 let mut pace = Slices::new(store, stop);
@@ -125,14 +125,18 @@ impl Maintenance {
         quiet.map(|(last, _)| *last)
     }
 
-    fn look(&mut self, store: &Store, timeline: &Arc<Timeline>) {
+    fn look(&mut self, store: &Store, timeline: &Arc<Timeline>, stop: &AtomicBool) {
         let last = timeline.last_positions();
         let rests = LaneKind::ALL
             .iter()
             .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
         let Limits { quiet, max_history_bytes, .. } = self.limits;
-        let looked = self.retention.look(store, timeline, (rests, quiet.max(SOON), max_history_bytes));
-        if let Err(error) = looked {
+        let mut pace = Slices::new(store, stop);
+        let wanted = (rests, quiet.max(SOON), max_history_bytes);
+        let looked = self.retention.look(store, timeline, wanted, &mut |bytes| pace.worked(bytes));
+        if let Err(error) = looked
+            && error.code != STOPPING
+        {
             tracing::error!(timeline = %timeline.id(), %error, "what a timeline keeps of its past could not be looked at");
         }
     }

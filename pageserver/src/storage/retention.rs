@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use crate::storage::catalog::LaneRecord;
+use crate::storage::compaction::{MAX_LAYERS, Pace};
 use crate::storage::format::LaneKind;
 use crate::storage::marks::Marks;
 use crate::storage::page::{Position, TimelineId};
@@ -22,13 +23,29 @@ const MAX_OPENED: usize = 4;
 const NOT_BEFORE_NS: i64 = 3_600_000_000_000;
 /// With the same layers and forks, only marks went since the last survey; that is looked at no more often.
 const SURVEY_AGAIN: Duration = Duration::from_secs(300);
+/// Surveys of a timeline take at most one part in so many of the time.
+const SURVEY_SHARE: u32 = 20;
 
 /// What was found of timelines, from one look to the next.
 #[derive(Default)]
 pub(super) struct Retention {
     looked: HashMap<TimelineId, Instant>,
-    surveyed: HashMap<TimelineId, (Instant, Seen)>,
+    surveyed: HashMap<TimelineId, Surveyed>,
     garbage: HashMap<(TimelineId, LaneKind), u64>,
+}
+
+/// When a survey ended, how long it took, and what it saw.
+struct Surveyed {
+    at: Instant,
+    took: Duration,
+    seen: Seen,
+}
+
+impl Surveyed {
+    fn is_enough(&self, seen: &Seen, every: Duration) -> bool {
+        let since = self.at.elapsed();
+        since < self.took * SURVEY_SHARE || (self.seen == *seen && since < SURVEY_AGAIN.max(every))
+    }
 }
 
 /// What a survey depends on: the newest layers and how many there are, and the number of forks.
@@ -53,12 +70,14 @@ impl Retention {
         self.garbage.retain(|(id, _), _| open.contains(id));
     }
 
-    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago.
+    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. While layers wait to be merged there is no
+    /// looking through all of them.
     pub(super) fn look(
         &mut self,
         store: &Store,
         timeline: &Arc<Timeline>,
         (rests, every, limit): (bool, Duration, u64),
+        pace: &mut Pace<'_>,
     ) -> Result<()> {
         let id = timeline.id();
         if self.looked.get(&id).is_some_and(|looked| looked.elapsed() < every) {
@@ -71,19 +90,21 @@ impl Retention {
         let forks = store.catalog().forks(id);
         let newest = LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
         let seen: Seen = (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
-        let before = self.surveyed.get(&id);
-        if before.is_some_and(|(at, before)| *before == seen && at.elapsed() < SURVEY_AGAIN.max(every)) {
+        let enough = self.surveyed.get(&id).is_some_and(|before| before.is_enough(&seen, every));
+        if enough || seen.1.iter().any(|layers| *layers > MAX_LAYERS) {
             return Ok(());
         }
-        self.surveyed.insert(id, (Instant::now(), seen));
+        let at = Instant::now();
+        self.surveyed.insert(id, Surveyed { at, took: Duration::ZERO, seen });
         let mut all = Survey::default();
         for lane in LaneKind::ALL {
             let mut retained = Retained::default();
             forks.iter().for_each(|fork| retained.add(fork.at[lane as usize]));
-            let found = timeline.survey(lane, &retained, &store.children(id, lane)?)?;
+            let found = timeline.survey(lane, &retained, &store.children(id, lane)?, pace)?;
             self.garbage.insert((id, lane), found.garbage);
             all.add(found);
         }
+        self.surveyed.insert(id, Surveyed { at: Instant::now(), took: at.elapsed(), seen });
         let cutoff = all.cutoff(limit);
         if cutoff > 0 {
             let marks = timeline.marks().into_iter().map(|mark| mark.position);

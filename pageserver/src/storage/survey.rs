@@ -4,8 +4,9 @@
 
 use crate::error::Result;
 use crate::storage::children::{self, Child};
-use crate::storage::compaction::{Fate, Input, next_block};
+use crate::storage::compaction::{Fate, Input, Pace, next_block};
 use crate::storage::format::LaneKind;
+use crate::storage::layer::ENTRY_BYTES;
 use crate::storage::page::Position;
 use crate::storage::timeline::Timeline;
 use crate::storage::versions::Retained;
@@ -47,6 +48,7 @@ impl Timeline {
         lane: LaneKind,
         forks: &Retained,
         children: &[Child],
+        pace: &mut Pace<'_>,
     ) -> Result<Survey> {
         let layers = self.layers(lane);
         let share: Vec<u64> =
@@ -54,6 +56,7 @@ impl Timeline {
         let mut inputs: Vec<_> = layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
         let (mut fate, mut of_forks, mut survey) = (Fate::default(), Fate::default(), Survey::default());
         while let Some(versions) = next_block(&mut inputs)? {
+            pace((versions.len() * ENTRY_BYTES) as u64)?;
             let inode = versions[0].0.inode;
             if fate.inode != inode {
                 fate = self.fate(lane, inode, true);
