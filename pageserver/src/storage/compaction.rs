@@ -183,7 +183,7 @@ impl Timeline {
         let state = read(&self.lane(lane).state);
         let layers = state.record.layers.iter().map(|layer| layer.bytes).collect();
         let last = state.log.last();
-        let log_bytes = if last == state.record.sealed { 0 } else { state.log.bytes() };
+        let log_bytes = if last == state.record.sealed { 0 } else { state.log.appended_bytes() };
         (Shape { log_bytes, quiet: last == before, layers, garbage: 0 }, last)
     }
 

@@ -93,16 +93,20 @@ impl Log {
         self.unsynced_bytes
     }
 
-    /// Bytes of all files of the lane.
+    /// Bytes of all files of the lane, with the room that was made beforehand.
     pub fn bytes(&self) -> u64 {
+        let room = self.tail.as_ref().filter(|_| self.lane == LaneKind::Wal);
+        self.appended_bytes() + room.map_or(0, |tail| WAL_FILE_BYTES.saturating_sub(tail.offset))
+    }
+
+    /// Bytes that were appended, as if all files but the tail were full.
+    pub fn appended_bytes(&self) -> u64 {
         let length = match self.lane {
             LaneKind::Wal => WAL_FILE_BYTES,
             LaneKind::Data => DATA_FILE_BYTES,
         };
-        match &self.tail {
-            Some(tail) if self.lane == LaneKind::Data => (self.files.len() as u64 - 1) * length + tail.offset,
-            _ => self.files.len() as u64 * length,
-        }
+        let others = self.files.len() - usize::from(self.tail.is_some());
+        others as u64 * length + self.tail.as_ref().map_or(0, |tail| tail.offset)
     }
 
     /// All files with their lengths.

@@ -434,3 +434,23 @@ fn a_flipped_bit_in_a_layer_costs_at_most_its_group() {
         assert!(wrong == 0 || !found.is_empty(), "check {nth} missed bit {bit}");
     }
 }
+
+/// A log file of the write-ahead lane has room for 16 MiB from the beginning: by that every log would be long.
+#[test]
+fn a_log_is_as_long_as_what_was_appended() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let log_bytes = || LaneKind::ALL.map(|lane| main.timeline().shape(lane, 0).0.log_bytes);
+    store.tick();
+    let written = pattern(1, 3);
+    for inode in [make(&main, b"f"), make_wal(&main, b"1")] {
+        main.write(inode, 0, &written).unwrap();
+    }
+    for bytes in log_bytes() {
+        assert!((written.len() as u64..100_000).contains(&bytes), "{bytes}");
+    }
+    main.timeline().sync_and_wait().unwrap();
+    assert!(seal(&store, id, LaneKind::Wal));
+    assert_eq!(log_bytes()[1], 0);
+}
