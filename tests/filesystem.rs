@@ -241,9 +241,8 @@ fn a_shared_mapping_reaches_the_store() {
     let file = open(&volume.root().join("file"));
     file.write_all_at(&[1; LENGTH], 0).unwrap();
     let change = |bytes: &mut [u8]| {
-        if bytes.iter().all(|byte| *byte == 1) {
-            bytes[20_000..30_000].fill(9);
-        }
+        assert!(bytes.iter().all(|byte| *byte == 1));
+        bytes[20_000..30_000].fill(9);
     };
     mapped::change(&file, 0, LENGTH, change).unwrap();
     drop(file);
