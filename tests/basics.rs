@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 #[test]
 fn a_branch_is_private_and_goes_back_to_its_parent() {
-    let can = IoUring::On.is_possible();
+    let can = IoUring::On.prepare();
     if !can {
         eprintln!(
             "NOT TESTED over io_uring: FUSE has none here (Linux 6.14 and later do), or it may not be used"

@@ -149,7 +149,7 @@ impl Running {
     /// Stops everything, from the outside in. Each step is tried whatever became of the one before.
     async fn stop(self) -> Result<()> {
         stage("imports", self.imports.stop_all()).await;
-        stage("computes", self.supervisor.stop_all()).await;
+        stage("computes of imports", self.supervisor.stop_all()).await;
         let Self { store, mount, .. } = self;
         let unmounted = stage("the mount", blocking(move || mount.unmount())).await;
         stage("the store", blocking(move || store.close())).await.and(unmounted)

@@ -473,12 +473,11 @@ impl Run<'_> {
             store.catalog().timeline(id).map_or(0, |record| record.lanes[lane as usize].layers.len());
         // A closed timeline is not worked on.
         let nth = self.world.index(branch);
-        if layers < 2 || self.world.tree(nth).is_err() {
+        if layers == 0 || self.world.tree(nth).is_err() {
             return Ok(());
         }
-        let start = length(first) % (layers - 1);
-        let end = layers - length(first / 1009) % (layers - start - 1);
-        let range = start..end;
+        let start = length(first) % layers;
+        let range = start..start + 1 + length(first / 1009) % (layers - start);
         self.keep_in_shape("merge", id, meanwhile, |pace| store.merge(id, lane, range, pace))
     }
 

@@ -1,6 +1,7 @@
 //! A sync that takes its time: it stands still in the disk, on a thread of its own, while other operations go on.
 //!
-//! Only one of the two threads ever works: the other one waits for it. So a run still follows from its seed.
+//! Only one of the threads ever works: the others wait for it, also for what was asked meanwhile, which the store's own threads do.
+//! So a run still follows from its seed.
 
 use crate::files::sync;
 use crate::world::{Outcome, World};
@@ -11,6 +12,10 @@ use pageserver::storage::sim_disk::SimDisk;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What takes longer does not end.
+const NEVER: Duration = Duration::from_secs(60);
 
 /// What a sync that was asked for and is not answered yet makes durable.
 pub(crate) struct Asked {
@@ -22,6 +27,7 @@ pub(crate) struct Asked {
 /// The sync that stands still, and those that wait for it.
 pub(crate) struct Slow {
     pub(crate) timeline: TimelineId,
+    tree: Arc<Tree>,
     disk: SimDisk,
     worker: Option<JoinHandle<Result<(), Error>>>,
     first: Asked,
@@ -89,7 +95,7 @@ impl World {
         }
         let timeline = tree.timeline().id();
         let (worker, others) = (Some(worker), Vec::new());
-        self.slow = Some(Slow { timeline, disk, worker, first, others, left });
+        self.slow = Some(Slow { timeline, tree: Arc::clone(tree), disk, worker, first, others, left });
         if self.disk.is_stalled() { Ok(()) } else { self.end_slow_sync() }
     }
 
@@ -122,6 +128,13 @@ impl World {
         slow.disk.end_stall();
         let Some(worker) = slow.worker.take() else { return Ok(()) };
         let first = worker.join().map_err(|_| "a sync panicked")?;
+        let began = Instant::now();
+        while slow.tree.timeline().is_syncing() {
+            if began.elapsed() > NEVER {
+                return Err("a sync that waited is never done".into());
+            }
+            std::thread::yield_now();
+        }
         // The branch may be gone, and with it what the sync was for.
         let Some(branch) = self.branches.iter().position(|branch| branch.timeline == Some(slow.timeline))
         else {
@@ -129,8 +142,7 @@ impl World {
         };
         let mut outcomes = vec![(&slow.first, first)];
         for (asked, receiver) in &slow.others {
-            // Another thread does them, one after another.
-            let outcome = receiver.recv().map_err(|_| "a sync that waited was never answered")?;
+            let outcome = receiver.try_recv().map_err(|_| "a sync that waited was never answered")?;
             outcomes.push((asked, outcome));
         }
         for (asked, outcome) in outcomes {

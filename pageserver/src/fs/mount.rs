@@ -48,8 +48,8 @@ pub enum IoUring {
 }
 
 impl IoUring {
-    /// Whether requests can come so on this machine, after it was switched on if that is wanted.
-    pub fn is_possible(self) -> bool {
+    /// Switches it on for the machine if that is wanted. Whether requests can come so.
+    pub fn prepare(self) -> bool {
         if self == Self::On
             && let Err(error) = ring::switch_on()
         {
@@ -97,7 +97,7 @@ impl Mount {
     ) -> Result<Self> {
         let (mountpoint, wal) = (make_mountpoint(mountpoint)?, make_mountpoint(wal)?);
         let roots = Roots::default();
-        let ring = io_uring.is_possible();
+        let ring = io_uring.prepare();
         let sides = [(Side::Wal, &wal), (Side::Data { wal: wal.clone() }, &mountpoint)];
         // If the second cannot be mounted, the first is unmounted as it goes.
         let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner, ring));

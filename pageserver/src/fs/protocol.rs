@@ -461,14 +461,14 @@ pub(super) struct Shown {
     pub(super) changed_ns: i64,
 }
 
-/// As in a directory; shifted, as in a mode.
-/// Of the kernel's pages, by which it counts.
+/// Bytes of a page of the kernel, in which it counts what a request may carry.
 fn kernel_page_bytes() -> u32 {
     use nix::unistd::{SysconfVar, sysconf};
     let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     bytes.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(4096)
 }
 
+/// As in a directory; shifted, as in a mode.
 fn file_type(kind: FileKind) -> u32 {
     match kind {
         FileKind::File => 8,

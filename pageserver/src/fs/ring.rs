@@ -132,7 +132,8 @@ impl Ring {
         let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
             Ok(request) => {
                 let reply = Reply::new(unique, Target::Slot(Arc::clone(&self.slot)));
-                // If it panics, the reply that it drops is an error, and whoever asked gets that.
+                // A panic ends the server. In builds where it does not, as in tests, whoever asked gets an error: the reply that is
+                // dropped is one.
                 let served = catch_unwind(AssertUnwindSafe(|| serve(request, reply)));
                 let answer = self.slot.take();
                 if served.is_err() {

@@ -43,7 +43,7 @@ pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
     Ok(report)
 }
 
-/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and recycle them.
+/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and remove them.
 pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
     let list = |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
     let catalog = list("")?.iter().any(|(name, length)| name == CATALOG_FILE && *length > 0);

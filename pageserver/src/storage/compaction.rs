@@ -9,7 +9,7 @@ use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::children::{self, Child};
 use crate::storage::format::LaneKind;
-use crate::storage::layer::{Entry, GROUP_PAGES, Layer, LayerId};
+use crate::storage::layer::{ENTRY_BYTES, Entry, GROUP_PAGES, Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
 use crate::storage::page::{PAGE_BYTES, Position};
 use crate::storage::timeline::Timeline;
@@ -21,10 +21,10 @@ use std::sync::Arc;
 /// Layers that a busy lane may have of about the same size before they are merged.
 const MAX_ALIKE: usize = 4;
 /// Layers of a lane, whatever their sizes.
-pub(super) const MAX_LAYERS: usize = 8;
-/// Layers that one merge reads. Where they piled up, because the server was busy or often killed, each merge is so over soon, and
-/// what it has done stays.
-const MAX_INPUTS: usize = 32;
+const MAX_LAYERS: usize = 8;
+/// Layers that one merge reads. Where small ones piled up, because the server was busy or often killed, they are merged in steps, and
+/// what one has done stays.
+pub(super) const MAX_INPUTS: usize = 32;
 
 /// Less is left where it is.
 const MIN_GARBAGE_BYTES: u64 = 1 << 20;
@@ -35,7 +35,7 @@ pub type Pace<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 /// What a lane looks like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes of the log's files.
+    /// Bytes appended to the log.
     pub log_bytes: u64,
     /// Whether nothing was appended for a while.
     pub quiet: bool,
@@ -231,6 +231,7 @@ impl Timeline {
         let mut fate = Fate::default();
         let mut page = vec![0; PAGE_BYTES];
         while let Some(versions) = next_block(&mut inputs)? {
+            pace((versions.len() * ENTRY_BYTES) as u64)?;
             let inode = versions[0].0.inode;
             if fate.inode != inode {
                 fate = self.fate(writer.lane(), inode, oldest);

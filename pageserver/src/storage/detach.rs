@@ -10,7 +10,7 @@ use crate::storage::catalog::{LaneRecord, LayerRecord, Update};
 use crate::storage::compaction::{Input, Pace, next_block};
 use crate::storage::format::{Attributes, Change, LaneKind};
 use crate::storage::index::{Index, Target};
-use crate::storage::layer::{Entry, LayerId, LayerPage};
+use crate::storage::layer::{ENTRY_BYTES, Entry, LayerId, LayerPage};
 use crate::storage::layer_writer::LayerWriter;
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId, inode_created};
 use crate::storage::read::{self, Source};
@@ -166,6 +166,7 @@ impl Timeline {
         let mut inputs: Vec<_> = layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
         let mut own: BTreeMap<u64, BTreeMap<u32, Versions>> = BTreeMap::new();
         while let Some(versions) = next_block(&mut inputs)? {
+            pace((versions.len() * ENTRY_BYTES) as u64)?;
             let (inode, block) = (versions[0].0.inode, versions[0].0.block);
             own.entry(inode).or_default().insert(block, versions);
         }

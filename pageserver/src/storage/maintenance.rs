@@ -89,12 +89,16 @@ impl Maintenance {
         self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
         self.failed.retain(|_, failed| failed.elapsed() < RETRY);
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
-            if self.duty == Duty::Tidy {
-                self.look(store, timeline, stop);
-            }
             for lane in LaneKind::ALL {
                 let mut pace = Slices::new(store, stop);
                 while !stop.load(Ordering::Relaxed) && self.lane(store, timeline, lane, &mut pace) {}
+            }
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            // Behind the merges: there are few layers to look through.
+            if self.duty == Duty::Tidy {
+                self.look(store, timeline, stop);
             }
         }
         if self.duty == Duty::Tidy {
@@ -168,7 +172,9 @@ impl Maintenance {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
             Plan::Merge(range) => {
-                self.retention.forget(id, lane);
+                if range.len() == shape.layers.len() {
+                    self.retention.forget(id, lane);
+                }
                 store.merge(id, lane, range.clone(), &mut |bytes| pace.worked(bytes))
             }
         };

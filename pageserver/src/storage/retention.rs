@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::storage::catalog::LaneRecord;
-use crate::storage::compaction::{MAX_LAYERS, Pace};
+use crate::storage::compaction::{MAX_INPUTS, Pace};
 use crate::storage::format::LaneKind;
 use crate::storage::marks::Marks;
 use crate::storage::page::{Position, TimelineId};
@@ -34,7 +34,7 @@ pub(super) struct Retention {
     garbage: HashMap<(TimelineId, LaneKind), u64>,
 }
 
-/// When a survey ended, how long it took, and what it saw.
+/// When a survey ended, or began if it did not end; how long it took, and what it saw.
 struct Surveyed {
     at: Instant,
     took: Duration,
@@ -57,7 +57,7 @@ impl Retention {
         self.garbage.get(&(id, lane)).copied().unwrap_or(0)
     }
 
-    /// The lane's layers are others now.
+    /// All of the lane's layers are written anew.
     pub(super) fn forget(&mut self, id: TimelineId, lane: LaneKind) {
         self.garbage.remove(&(id, lane));
     }
@@ -70,8 +70,8 @@ impl Retention {
         self.garbage.retain(|(id, _), _| open.contains(id));
     }
 
-    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. While layers wait to be merged there is no
-    /// looking through all of them.
+    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. Where layers have piled up there is no
+    /// looking through them before they are merged.
     pub(super) fn look(
         &mut self,
         store: &Store,
@@ -91,7 +91,7 @@ impl Retention {
         let newest = LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
         let seen: Seen = (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
         let enough = self.surveyed.get(&id).is_some_and(|before| before.is_enough(&seen, every));
-        if enough || seen.1.iter().any(|layers| *layers > MAX_LAYERS) {
+        if enough || seen.1.iter().any(|layers| *layers > MAX_INPUTS) {
             return Ok(());
         }
         let at = Instant::now();

@@ -225,7 +225,7 @@ impl Store {
     }
 
     /// Publishes `update`. Returns the timelines that are out of the catalog with it; once nothing uses them any
-    /// more, [`Store::free`] recycles their files.
+    /// more, [`Store::free`] recycles or removes their files.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
         self.catalog.publish(update)
     }
@@ -243,7 +243,7 @@ impl Store {
         published.inspect_err(|_| drop(lock(&self.slots).remove(&id)))
     }
 
-    /// Recycles the files of timelines that are out of the catalog. A failure leaves them to the next start.
+    /// Recycles or removes the files of timelines that are out of the catalog. A failure leaves them to the next start.
     pub fn free(&self, freed: &[TimelineId]) {
         for id in freed {
             let Some(slot) = lock(&self.slots).remove(id) else { continue };

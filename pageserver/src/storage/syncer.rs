@@ -39,25 +39,28 @@ impl SyncQueue {
         !std::mem::replace(&mut queue.running, true)
     }
 
-    /// Ends the turn of the thread unless requests wait.
-    fn is_served(&self) -> bool {
+    /// All requests that wait.
+    pub(super) fn take(&self) -> Vec<Done> {
+        std::mem::take(&mut lock(&self.0).waiting)
+    }
+
+    /// Ends the turn of the thread, unless requests wait; whether it did.
+    fn end_turn(&self) -> bool {
         let mut queue = lock(&self.0);
         queue.running = !queue.waiting.is_empty();
         !queue.running
     }
 
-    /// All requests that wait; none ends the turn of the thread.
-    pub(super) fn take(&self) -> Vec<Done> {
-        let mut queue = lock(&self.0);
-        queue.running = !queue.waiting.is_empty();
-        std::mem::take(&mut queue.waiting)
+    /// Whether somebody serves requests.
+    pub(super) fn is_running(&self) -> bool {
+        lock(&self.0).running
     }
 }
 
 /// The threads; they end when the last clone of the syncer is dropped.
 #[derive(Clone)]
 pub struct Syncer {
-    sender: mpsc::Sender<Job>,
+    sender: Arc<mpsc::Sender<Job>>,
     /// Threads of callers that sync themselves at the moment.
     inline: Arc<AtomicUsize>,
 }
@@ -66,13 +69,19 @@ impl Syncer {
     /// Starts the threads.
     pub fn start() -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel::<Job>();
-        let receiver = Arc::new(Mutex::new(receiver));
+        let (sender, receiver) = (Arc::new(sender), Arc::new(Mutex::new(receiver)));
         for nth in 0..THREADS {
-            let receiver = Arc::clone(&receiver);
+            let (receiver, again) = (Arc::clone(&receiver), Arc::downgrade(&sender));
             let run = move || {
                 // The guard is gone before the job runs.
                 while let Ok((timeline, lane)) = { lock(&receiver).recv() } {
-                    while timeline.run_sync(lane) {}
+                    while !run_once(&timeline, lane) {
+                        // Other lanes that wait come first.
+                        let job = (Arc::clone(&timeline), lane);
+                        if again.upgrade().is_some_and(|sender| sender.send(job).is_ok()) {
+                            break;
+                        }
+                    }
                 }
             };
             std::thread::Builder::new().name(format!("sync-{nth}")).spawn(run)?;
@@ -81,13 +90,10 @@ impl Syncer {
     }
 
     /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so at the moment, else on one
-    /// of the syncer's; and there in any case what was asked meanwhile, as the caller's thread may have to bring it its answer.
+    /// of the syncer's, which serve what was asked meanwhile in any case: the caller's own answer may go out only when this returns.
     pub(super) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
-        let served = inline && {
-            timeline.run_sync(lane);
-            timeline.sync_queue(lane).is_served()
-        };
+        let served = inline && run_once(timeline, lane);
         self.inline.fetch_sub(1, Ordering::SeqCst);
         if served {
             return;
@@ -97,4 +103,10 @@ impl Syncer {
             unreachable!("the sync threads ended before their sender");
         }
     }
+}
+
+/// Serves the requests of a lane that wait now; whether that were all.
+fn run_once(timeline: &Arc<Timeline>, lane: LaneKind) -> bool {
+    timeline.run_sync(lane);
+    timeline.sync_queue(lane).end_turn()
 }

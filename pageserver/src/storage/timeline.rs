@@ -472,13 +472,15 @@ impl Timeline {
         &self.lane(kind).queue
     }
 
-    /// Serves the sync requests of a lane that wait now; false if there were none.
-    pub(super) fn run_sync(self: &Arc<Self>, kind: LaneKind) -> bool {
+    /// Whether a sync goes on, or waits.
+    pub fn is_syncing(&self) -> bool {
+        LaneKind::ALL.iter().any(|kind| self.sync_queue(*kind).is_running())
+    }
+
+    /// Serves the sync requests of a lane that wait now.
+    pub(super) fn run_sync(self: &Arc<Self>, kind: LaneKind) {
         let lane = self.lane(kind);
         let waiting = lane.queue.take();
-        if waiting.is_empty() {
-            return false;
-        }
         let outcome = self.refuse_if_latched().and_then(|()| {
             let work = write(&lane.state).log.begin_sync();
             let _watch = Watch::new("sync of the disk");
@@ -493,7 +495,6 @@ impl Timeline {
         for done in waiting {
             done(outcome.clone());
         }
-        true
     }
 
     /// Ends each lane with a record that says all before it is synced, so that damage to the last records is noticed at the
