@@ -2,8 +2,9 @@
 //!
 //! A lane file is `lanes/TIMELINE.d.SEQUENCE` or `lanes/TIMELINE.w.SEQUENCE`, numbers in hexadecimal. Syncing into a
 //! file whose blocks were written before needs no journal commit, so the write-ahead lane, which syncs at every
-//! commit, takes its files from the pool `lanes/spare.N`. Files of sealed and dropped timelines go back to it, if they were not there at the start. The data lane
-//! syncs at checkpoints and grows its files instead. A directory entry is durable after the lane's next sync.
+//! commit, takes its files from the pool `lanes/spare.N`. Files of sealed and dropped timelines go back to it, if they
+//! were not there at the start. The data lane syncs at checkpoints and grows its files instead. A directory entry is
+//! durable after the lane's next sync.
 
 use crate::error::{Error, Result};
 use crate::storage::direct::ZEROS;

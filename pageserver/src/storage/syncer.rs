@@ -90,7 +90,8 @@ impl Syncer {
     }
 
     /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so at the moment, else on one
-    /// of the syncer's, which serve what was asked meanwhile in any case: the caller's own answer may go out only when this returns.
+    /// of the syncer's, which serve what was asked meanwhile in any case: the caller's own answer may go out only when this
+    /// returns.
     pub(super) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
         let served = inline && run_once(timeline, lane);
