@@ -121,12 +121,12 @@ fn an_import_that_fails_in_the_middle_leaves_nothing() {
     let before = timelines_on_disk(&server);
     let request = CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
     let import = client.start_import(&request).unwrap();
-    let now = || -> Import { client.import(&import.id).unwrap() };
-    eventually("a part is copied", || now().bytes_done > 8 << 20 || now().state != ImportState::Running);
-    assert_eq!(now().state, ImportState::Running, "the import was over before the source died");
-    assert_ne!(timelines_on_disk(&server), before);
     let reserved = client.create(&CreateBranch { name: "prod".into(), ..Default::default() }).unwrap_err();
     assert_eq!(reserved.code, "branch_exists", "{reserved}");
+    let now = || -> Import { client.import(&import.id).unwrap() };
+    source.freeze_copy();
+    assert_eq!(now().state, ImportState::Running, "the import was over before the source died");
+    assert_ne!(timelines_on_disk(&server), before);
     source.crash();
     eventually("the import fails", || now().state == ImportState::Failed);
     let error = now().error.unwrap();

@@ -80,6 +80,16 @@ impl Source {
         self.sql("select pg_reload_conf()").expect("reload pg_hba.conf");
     }
 
+    /// Waits until a part is copied, and lets the copy stand still there.
+    pub fn freeze_copy(&self) {
+        let sending = "select coalesce(max(pid)::text, '') from pg_stat_progress_basebackup where backup_streamed > 8000000";
+        super::eventually("a part is copied", || {
+            let pid = self.sql(sending).expect("ask who copies");
+            let pid = pid.trim();
+            !pid.is_empty() && Command::new("kill").args(["-STOP", pid]).status().is_ok()
+        });
+    }
+
     /// Ends it as a crash would.
     pub fn crash(&mut self) {
         if let Ok(None) = self.child.try_wait() {
