@@ -26,7 +26,6 @@ pub(crate) struct Asked {
 
 /// The sync that stands still, and those that wait for it.
 pub(crate) struct Slow {
-    pub(crate) timeline: TimelineId,
     tree: Arc<Tree>,
     disk: SimDisk,
     worker: Option<JoinHandle<Result<(), Error>>>,
@@ -34,6 +33,12 @@ pub(crate) struct Slow {
     others: Vec<(Asked, Receiver<Result<(), Error>>)>,
     /// Operations until it ends.
     pub(crate) left: u64,
+}
+
+impl Slow {
+    fn timeline(&self) -> TimelineId {
+        self.tree.timeline().id()
+    }
 }
 
 impl Drop for Slow {
@@ -72,7 +77,7 @@ impl World {
 
     /// Whether a branch's sync stands still.
     pub(crate) fn is_slow(&self, branch: usize) -> bool {
-        self.slow.as_ref().is_some_and(|slow| Some(slow.timeline) == self.branches[branch].timeline)
+        self.slow.as_ref().is_some_and(|slow| Some(slow.timeline()) == self.branches[branch].timeline)
     }
 
     /// Begins a sync of a directory that stands still, if it has anything to do.
@@ -93,9 +98,8 @@ impl World {
         while !disk.is_stalled() && !worker.is_finished() {
             std::thread::yield_now();
         }
-        let timeline = tree.timeline().id();
         let (worker, others) = (Some(worker), Vec::new());
-        self.slow = Some(Slow { timeline, tree: Arc::clone(tree), disk, worker, first, others, left });
+        self.slow = Some(Slow { tree: Arc::clone(tree), disk, worker, first, others, left });
         if self.disk.is_stalled() { Ok(()) } else { self.end_slow_sync() }
     }
 
@@ -136,7 +140,7 @@ impl World {
             std::thread::yield_now();
         }
         // The branch may be gone, and with it what the sync was for.
-        let Some(branch) = self.branches.iter().position(|branch| branch.timeline == Some(slow.timeline))
+        let Some(branch) = self.branches.iter().position(|branch| branch.timeline == Some(slow.timeline()))
         else {
             return Ok(());
         };
