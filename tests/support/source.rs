@@ -82,12 +82,21 @@ impl Source {
 
     /// Waits until a part is copied, and lets the copy stand still there.
     pub fn freeze_copy(&self) {
-        let sending = "select coalesce(max(pid)::text, '') from pg_stat_progress_basebackup where backup_streamed > 8000000";
-        super::eventually("a part is copied", || {
-            let pid = self.sql(sending).expect("ask who copies");
-            let pid = pid.trim();
-            !pid.is_empty() && Command::new("kill").args(["-STOP", pid]).status().is_ok()
-        });
+        super::eventually("a part is copied", || self.signal_senders("-STOP", 8_000_000));
+    }
+
+    /// Lets copies that stand still go on.
+    pub fn thaw_copy(&self) {
+        assert!(self.signal_senders("-CONT", 0), "no copy stands still");
+    }
+
+    /// Signals whoever sends a copy and has sent more than so many bytes; whether there is anybody.
+    fn signal_senders(&self, signal: &str, sent_bytes: u64) -> bool {
+        let who = format!("select pid from pg_stat_progress_basebackup where backup_streamed > {sent_bytes}");
+        let senders = self.sql(&who).expect("ask who copies");
+        let signalled =
+            senders.lines().map(|pid| Command::new("kill").args([signal, pid]).status().expect("run kill"));
+        signalled.filter(|status| status.success()).count() > 0
     }
 
     /// Ends it as a crash would.

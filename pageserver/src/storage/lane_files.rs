@@ -12,7 +12,7 @@ use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::{FILE_HEADER_BYTES, LaneFileId, LaneKind, RECORD_HEADER_BYTES};
 use crate::storage::page::TimelineId;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ pub const LANES_DIRECTORY: &str = "lanes";
 pub const WAL_FILE_BYTES: u64 = 16 << 20;
 /// Length at which the data lane begins its next file.
 pub const DATA_FILE_BYTES: u64 = 64 << 20;
-/// Spare files kept ready at rest: a wake takes one, and a busy branch one every 16 MiB of log.
+/// Spare files kept ready at rest: a wake borrows one until its log is sealed, and a busy branch takes one every 16 MiB of log.
 const SPARES: usize = 3;
 /// Spare files kept ready at most, when lanes found none.
 const MAX_SPARES: usize = 32;
@@ -58,6 +58,9 @@ pub struct LaneFiles {
     synced: AtomicUsize,
     /// Spare files to keep ready.
     wanted: AtomicUsize,
+    /// Whether they are being written: from when half are gone until all are there. One that a wake takes comes back when
+    /// its log is sealed, so it is not replaced at once.
+    filling: AtomicBool,
     /// Refills since a file was begun.
     quiet: AtomicUsize,
 }
@@ -134,6 +137,7 @@ impl LaneFiles {
             begun: AtomicUsize::new(0),
             synced: AtomicUsize::new(0),
             wanted: AtomicUsize::new(SPARES),
+            filling: AtomicBool::new(true),
             quiet: AtomicUsize::new(0),
             leaving: Mutex::default(),
         };
@@ -279,8 +283,7 @@ impl LaneFiles {
             self.keep_at_most(SPARES)?;
             return Ok(false);
         }
-        let ready = self.spares.lock().unwrap_or_else(PoisonError::into_inner).len();
-        if synced < begun * COMMITS_PER_FILE || ready >= self.wanted.load(Ordering::Relaxed) {
+        if synced < begun * COMMITS_PER_FILE || !self.is_filling() {
             return Ok(false);
         }
         let name = self.spare_name();
@@ -292,6 +295,14 @@ impl LaneFiles {
         }
         self.spares.lock().unwrap_or_else(PoisonError::into_inner).push(name);
         Ok(true)
+    }
+
+    fn is_filling(&self) -> bool {
+        let ready = self.spares.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let filling = ready < if self.filling.load(Ordering::Relaxed) { wanted } else { wanted.div_ceil(2) };
+        self.filling.store(filling, Ordering::Relaxed);
+        filling
     }
 
     /// Lets go of spare files that were not needed for a while.
@@ -379,6 +390,24 @@ mod tests {
                 "rename lanes/00000002.w.00000000 lanes/spare.3"
             ]
         );
+    }
+
+    #[test]
+    fn a_file_that_comes_back_is_not_replaced_meanwhile() {
+        let (files, _) = LaneFiles::open(Arc::new(SimDisk::default()), 1).unwrap();
+        let fill = || {
+            let written = (0..).take_while(|_| files.refill().unwrap());
+            written.count()
+        };
+        let id = |sequence| LaneFileId { timeline: TimelineId(2), lane: LaneKind::Wal, sequence };
+        assert_eq!(fill(), SPARES);
+        files.create_file(id(0)).unwrap();
+        // The first refill after a file was begun waits for what comes.
+        assert_eq!((fill(), fill()), (0, 0));
+        files.retire(id(0), WAL_FILE_BYTES).unwrap();
+        (1..3).for_each(|sequence| drop(files.create_file(id(sequence)).unwrap()));
+        assert_eq!((fill(), fill()), (0, 2), "half of them are gone");
+        assert_eq!(fill(), 0);
     }
 
     /// A crash may have lost the name under which it held another lane's first record, and kept this older one.
