@@ -76,8 +76,8 @@ pub(crate) struct World {
     pub(crate) store: Arc<Store>,
     pub(crate) branches: Vec<Branch>,
     pub(crate) moments: BTreeMap<(TimelineId, Position), Moment>,
-    /// The branches as they are if a publication of unknown outcome took place.
-    pub(crate) alternative: Option<Vec<Branch>>,
+    /// The branches as they are if a publication of unknown outcome took place: one of those since the catalog could last be asked.
+    pub(crate) alternatives: Vec<Vec<Branch>>,
     /// A sync that has begun and not ended.
     pub(crate) slow: Option<Slow>,
     /// Whether something goes on that waits for syncs, so that none may be slow.
@@ -139,7 +139,7 @@ impl World {
             store,
             branches,
             moments: BTreeMap::new(),
-            alternative: None,
+            alternatives: Vec::new(),
             slow: None,
             busy: false,
             doubt: None,
@@ -198,7 +198,7 @@ impl World {
             }
             Err(error) => {
                 self.failed(None, what, &error)?;
-                self.alternative = Some(maybe);
+                self.alternatives.push(maybe);
                 if self.store.catalog().is_open() {
                     self.follow_catalog()?;
                 }
@@ -220,7 +220,7 @@ impl World {
                 })
         };
         if !fits(&self.branches) {
-            let alternative = self.alternative.take().filter(|alternative| fits(alternative));
+            let alternative = self.alternatives.iter().find(|alternative| fits(alternative)).cloned();
             let names: Vec<_> = found.iter().map(|(name, record)| (name, record.timeline)).collect();
             let expected: Vec<_> =
                 self.branches.iter().map(|branch| (&branch.name, branch.timeline)).collect();
@@ -230,7 +230,7 @@ impl World {
                 branch.timeline = found.get(&branch.name).map(|record| TimelineId(record.timeline));
             }
         }
-        self.alternative = None;
+        self.alternatives.clear();
         Ok(())
     }
 
@@ -376,7 +376,7 @@ impl World {
     /// Opens the store that is on `disk` in place of the one that ran.
     pub(crate) fn start_again(&mut self, disk: SimDisk) -> Outcome {
         self.branches.iter_mut().for_each(Branch::close);
-        self.alternative.iter_mut().flatten().for_each(Branch::close);
+        self.alternatives.iter_mut().flatten().for_each(Branch::close);
         self.armed = false;
         self.openings += 1;
         self.store = open(&disk, self.now_s).map_err(|error| format!("the store does not open: {error}"))?;

@@ -7,7 +7,7 @@ use super::user::OsUser;
 use crate::error::{Error, Result};
 use crate::storage::page::TimelineId;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -19,10 +19,12 @@ const OWNER_FILE: &str = "coppice.timeline";
 const STALE_FILES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal"];
 
 /// What a start needs to know of a directory.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Prepared {
     /// Whether it has a `postgresql.conf`.
     pub(crate) has_config: bool,
+    /// Whether nothing was started on this timeline before.
+    pub(crate) is_new: bool,
 }
 
 /// Makes `data` ready for a start on `timeline`.
@@ -77,12 +79,16 @@ fn clean(data: &Path, timeline: TimelineId) -> io::Result<Prepared> {
     }
     let owner = data.join(OWNER_FILE);
     let own_name = timeline.to_string();
-    if read_start(&owner).ok().as_deref() != Some(&own_name) {
+    let is_new = read_start(&owner).ok().as_deref() != Some(&own_name);
+    if is_new {
         remove_slots(&data.join("pg_replslot"))?;
         if_there(fs::remove_file(&owner))?;
-        fs::write(&owner, &own_name)?;
+        let mut file = File::create_new(&owner)?;
+        file.write_all(own_name.as_bytes())?;
+        // Lost in a crash, it would cost a slot that was made since.
+        file.sync_data()?;
     }
-    Ok(Prepared { has_config: data.join("postgresql.conf").exists() })
+    Ok(Prepared { has_config: data.join("postgresql.conf").exists(), is_new })
 }
 
 fn remove_slots(slots: &Path) -> io::Result<()> {
@@ -164,13 +170,13 @@ mod tests {
             fs::write(data.join("standby.signal"), "").unwrap();
         };
         make();
-        clean(&data, TimelineId(1)).unwrap();
+        assert!(clean(&data, TimelineId(1)).unwrap().is_new);
         assert!(!slot.exists() && !data.join("standby.signal").exists());
         make();
-        clean(&data, TimelineId(1)).unwrap();
+        assert!(!clean(&data, TimelineId(1)).unwrap().is_new);
         assert!(slot.exists() && !data.join("standby.signal").exists());
         let prepared = clean(&data, TimelineId(2)).unwrap();
-        assert!(!slot.exists() && !prepared.has_config);
+        assert!(!slot.exists() && !prepared.has_config && prepared.is_new);
         fs::remove_dir_all(&data).unwrap();
     }
 }

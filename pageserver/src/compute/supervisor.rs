@@ -4,7 +4,7 @@
 //! wait for it, so a waker that goes away takes nothing with it and a hundred of them share one Postgres. Nothing is
 //! kept of a compute that sleeps.
 
-use super::data_directory::{self, LOCK_FILE};
+use super::data_directory::{self, LOCK_FILE, Prepared};
 use super::leftovers::{Records, remove_sockets};
 use super::postgres::Postgres;
 use super::room::{self, Room, has_clients};
@@ -318,7 +318,7 @@ impl Supervisor {
         let opened = self.blocking(move |this| this.directories.open(timeline)).await??;
         let (data, prepared) = (opened.clone(), self.prepare(timeline, opened).await);
         let spawned = match prepared {
-            Ok((has_config, user)) => self.spawn(timeline, &user, &data, has_config).await,
+            Ok((prepared, user)) => self.spawn(timeline, &user, &data, prepared).await,
             Err(error) => Err(error),
         };
         if spawned.is_err() {
@@ -327,16 +327,15 @@ impl Supervisor {
         spawned
     }
 
-    /// Readies the data directory and the socket directory; says whether there is a `postgresql.conf`, and who is to run
-    /// Postgres there.
-    async fn prepare(self: &Arc<Self>, timeline: TimelineId, data: PathBuf) -> Result<(bool, OsUser)> {
+    /// Readies the data directory and the socket directory; says what it found there, and who is to run Postgres.
+    async fn prepare(self: &Arc<Self>, timeline: TimelineId, data: PathBuf) -> Result<(Prepared, OsUser)> {
         let prepare = move |this: &Self| {
             let config = &this.config;
             let user = config.user.owner_of(&data)?;
             let prepared = data_directory::prepare(&data, timeline, config.installation.major, &user)?;
             make_private(&this.sockets(timeline), &user)?;
             this.records.write(timeline, &data, None)?;
-            Ok((prepared.has_config, user))
+            Ok((prepared, user))
         };
         self.blocking(prepare).await?
     }
@@ -346,7 +345,7 @@ impl Supervisor {
         timeline: TimelineId,
         user: &OsUser,
         data: &Path,
-        has_config: bool,
+        prepared: Prepared,
     ) -> Result<Postgres> {
         let situation = Situation {
             timeline,
@@ -354,7 +353,8 @@ impl Supervisor {
             data,
             sockets: &self.sockets(timeline),
             managed: &self.managed,
-            has_config,
+            has_config: prepared.has_config,
+            is_new: prepared.is_new,
         };
         let mut postgres = Postgres::spawn(&self.config.installation, user, &situation).await?;
         if let Err(error) = self.records.write(timeline, data, Some(postgres.pid())) {
