@@ -60,18 +60,29 @@ fn first_rows(server: &Server, client: &Client, runtime: &tokio::runtime::Runtim
             let _ = connection.await;
         });
     };
-    let (mut firsts, mut wakes) = (Vec::new(), Vec::new());
+    let (mut running, mut firsts, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
+    let url = |name: &str| server.url("main").replace("%40main", &format!("%40{name}"));
+    let first_row = |name: &str| {
+        timed(|| {
+            client.create(&branch(name)).expect("create");
+            one_row(&url(name));
+        })
+    };
+    client.wake("main").expect("wake");
     for nth in 0..WAKES {
         let name = format!("row-{nth}");
-        let url = server.url("main").replace("%40main", &format!("%40{name}"));
-        firsts.push(timed(|| {
-            client.create(&branch(&name)).expect("create");
-            one_row(&url);
-        }));
-        client.suspend(&name).expect("suspend");
-        wakes.push(timed(|| one_row(&url)));
+        running.push(first_row(&name));
         client.delete(&name).expect("delete");
     }
+    client.suspend("main").expect("suspend");
+    for nth in 0..WAKES {
+        let name = format!("row-{nth}");
+        firsts.push(first_row(&name));
+        client.suspend(&name).expect("suspend");
+        wakes.push(timed(|| one_row(&url(&name))));
+        client.delete(&name).expect("delete");
+    }
+    row(&format!("create to first row, running parent, {label}"), running);
     row(&format!("create to first row, idle parent, {label}"), firsts);
     row(&format!("wake to first row, {label}"), wakes);
 }

@@ -8,6 +8,7 @@ mod basebackup;
 mod check;
 pub(crate) mod source;
 
+use crate::compute::leftovers::Records;
 use crate::compute::{Installation, OsUser, secret};
 use crate::error::{Error, Result};
 use crate::locks::lock;
@@ -16,7 +17,7 @@ use api::types::{CreateImport, Import, ImportState};
 use basebackup::Progress;
 use source::Source;
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
@@ -41,6 +42,7 @@ pub struct Imports {
     installation: Installation,
     user: OsUser,
     target: Arc<dyn ImportTarget>,
+    records: Records,
     /// Oldest first.
     known: Mutex<VecDeque<Import>>,
     running: watch::Sender<usize>,
@@ -48,16 +50,22 @@ pub struct Imports {
 }
 
 impl Imports {
-    /// No imports yet. The tools run as `user`.
-    pub fn new(installation: Installation, user: OsUser, target: Arc<dyn ImportTarget>) -> Arc<Self> {
-        Arc::new(Self {
+    /// No imports yet. The tools run as `user`, and are recorded in `run_dir`.
+    pub fn new(
+        installation: Installation,
+        user: OsUser,
+        run_dir: &Path,
+        target: Arc<dyn ImportTarget>,
+    ) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
             installation,
             user,
             target,
+            records: Records::open(run_dir)?,
             known: Mutex::default(),
             running: watch::Sender::new(0),
             closing: watch::Sender::new(false),
-        })
+        }))
     }
 
     /// Checks the source, reserves the name and starts to copy. Fails at once if the source cannot be reached or
@@ -79,8 +87,8 @@ impl Imports {
         // A task of its own: a caller that goes away must not part the reservation from the copy.
         let (this, started) = (self.clone(), import.clone());
         let begun = tokio::spawn(async move {
-            let (target, name) = (this.target.clone(), started.name.clone());
-            let begun = tokio::task::spawn_blocking(move || target.begin(&name)).await;
+            let (begin, name) = (this.clone(), started.name.clone());
+            let begun = tokio::task::spawn_blocking(move || begin.begin(&name)).await;
             let (timeline, directory) = begun.map_err(|e| panicked(&e))??;
             this.remember(started.clone());
             tokio::spawn(async move {
@@ -91,6 +99,14 @@ impl Imports {
         });
         begun.await.map_err(|e| panicked(&e))??;
         Ok(import)
+    }
+
+    /// Reserves the name, and makes the directory and the record of who will write there.
+    fn begin(&self, name: &str) -> Result<(TimelineId, PathBuf)> {
+        let (timeline, directory) = self.target.begin(name)?;
+        let recorded = self.records.write(timeline, &directory, None);
+        recorded.inspect_err(|_| self.target.abort(name, timeline))?;
+        Ok((timeline, directory))
     }
 
     /// How far an import is; none of this `id` after a restart of the server.
@@ -117,11 +133,12 @@ impl Imports {
         let begun = std::time::Instant::now();
         let copy = self.clone().copy(import.id.clone(), source, facts, directory);
         let copied = tokio::spawn(copy).await.unwrap_or_else(|e| Err(panicked(&e)));
-        let (target, name) = (self.target.clone(), import.name.clone());
+        let (this, name) = (self.clone(), import.name.clone());
         let published = tokio::task::spawn_blocking(move || {
-            let published = copied.and_then(|()| target.publish(&name, timeline));
+            this.records.remove(timeline);
+            let published = copied.and_then(|()| this.target.publish(&name, timeline));
             if published.is_err() {
-                target.abort(&name, timeline);
+                this.target.abort(&name, timeline);
             }
             published
         });

@@ -142,7 +142,7 @@ impl Running {
         }
         let about = About { postgres_version: installation.version.clone(), proxy_address };
         let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
-        let imports = Imports::new(installation, user, Arc::clone(&branches) as _);
+        let imports = Imports::new(installation, user, &layout.run, Arc::clone(&branches) as _)?;
         Ok(Self { store, mount, supervisor, branches, imports })
     }
 

@@ -77,7 +77,7 @@ impl Scene {
 
     fn imports(&self) -> Arc<Imports> {
         let lab = &self.target.lab;
-        Imports::new(lab.installation.clone(), lab.user.clone(), self.target.clone())
+        Imports::new(lab.installation.clone(), lab.user.clone(), &lab.run_dir(), self.target.clone()).unwrap()
     }
 
     fn sockets(&self) -> &str {
@@ -220,7 +220,8 @@ async fn sources_that_cannot_be_copied_are_refused_at_once() {
     let mut other = lab.installation.clone();
     other.major += 1;
     other.version = format!("{}.0", other.major);
-    let imports_of_other = Imports::new(other.clone(), lab.user.clone(), scene.target.clone());
+    let imports_of_other =
+        Imports::new(other.clone(), lab.user.clone(), &lab.run_dir(), scene.target.clone()).unwrap();
     let error = imports_of_other.start(scene.request()).await.unwrap_err();
     assert_eq!(error.code, "import_version");
     assert!(

@@ -1,7 +1,8 @@
-//! What a killed server leaves: records of its computes, found and cleaned up by the next one.
+//! What a killed server leaves: records of its computes and imports, found and cleaned up by the next one.
 //!
-//! Computes get a parent-death signal, so as a rule nothing is left but files. A postmaster that hangs on the dead mount
-//! and a busy orphan of it can remain, and would go on writing. Each compute therefore has a record, in a directory
+//! Their processes get a parent-death signal, so as a rule nothing is left but files. A postmaster that hangs on the dead mount
+//! and a busy orphan of it can remain, and would go on writing; the process of `pg_basebackup` that receives the log waits for
+//! it as long as its source has none, and keeps the source from removing any. Each compute and each import therefore has a record, in a directory
 //! that the user of Postgres cannot write to: a branch's superuser must not choose whom a root server kills.
 
 use super::processes::{self, end_one};
@@ -36,7 +37,7 @@ impl Records {
         Ok(Self { directory })
     }
 
-    /// Remembers that Postgres runs, or is about to (then without `pid`), on `data`.
+    /// Remembers that Postgres runs, or is about to (then without `pid`), on `data`, or that a copy is made there.
     pub(crate) fn write(&self, timeline: TimelineId, data: &Path, pid: Option<i32>) -> Result<()> {
         let (pid, started) = pid.and_then(|pid| Some((pid, processes::start_time(pid)?))).unwrap_or_default();
         // Processes are found by this path, so it must be the one that the kernel shows.
@@ -57,7 +58,7 @@ impl Records {
     }
 }
 
-/// Ends every compute that an earlier server with this run directory left, and removes its sockets. Call it before a
+/// Ends every compute and copy that an earlier server with this run directory left, and removes its sockets. Call it before a
 /// stale mount is removed, and only when no other server uses the run directory. Returns how many records there were.
 pub fn clean(run_dir: &Path) -> Result<usize> {
     let directory = run_dir.join("computes");

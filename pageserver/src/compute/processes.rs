@@ -1,13 +1,14 @@
 //! Looks at processes through `/proc`: which ones use a data directory, and whether a number still means the same one.
 //!
 //! Every Postgres process works in its data directory, which is unique to a timeline, and each has a session of its
-//! own, so neither process groups nor parents find the orphans of a killed postmaster. Their directory does. Orphans
+//! own, so neither process groups nor parents find the orphans of a killed postmaster. Their directory does, and `pg_basebackup`
+//! has it among its arguments. Orphans
 //! matter: one that is busy goes on writing beside the next start's processes, and corrupts the data.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Numbers of the Postgres processes whose working directory is `data` (without symbolic links).
+/// Numbers of the processes of Postgres that work in `data` (without symbolic links) or copy to it.
 pub(crate) fn in_directory(data: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -44,16 +45,26 @@ pub(crate) fn in_directory(data: &Path) -> Vec<i32> {
 fn works_in(pid: i32, data: &Path) -> bool {
     // An administrator's shell may be in the directory as well; only Postgres writes there.
     let link = |name| fs::read_link(format!("/proc/{pid}/{name}"));
-    link("cwd").is_ok_and(|cwd| cwd == data) && link("exe").is_ok_and(|exe| is_postgres(&exe))
+    match link("exe").ok().as_deref().and_then(program_name) {
+        Some("postgres") => link("cwd").is_ok_and(|cwd| cwd == data),
+        Some("pg_basebackup") => {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| names(&line, data))
+        }
+        _ => false,
+    }
 }
 
 /// The kernel adds ` (deleted)` to the program of a process that lived through an upgrade.
-fn is_postgres(program: &Path) -> bool {
-    let name = program.file_name().and_then(OsStr::to_str);
-    name.is_some_and(|name| name.trim_end_matches(" (deleted)") == "postgres")
+fn program_name(program: &Path) -> Option<&str> {
+    Some(program.file_name()?.to_str()?.trim_end_matches(" (deleted)"))
 }
 
-/// Kills every Postgres process in `data` and waits until all are gone; false if some are not.
+/// Whether `data` is one of the arguments.
+fn names(command_line: &[u8], data: &Path) -> bool {
+    command_line.split(|byte| *byte == 0).any(|argument| argument == data.as_os_str().as_bytes())
+}
+
+/// Kills every such process and waits until all are gone; false if some are not.
 pub(crate) fn end_all_in(data: &Path) -> bool {
     let deadline = Instant::now() + GONE_LIMIT;
     loop {
