@@ -6,6 +6,7 @@
 
 use api::client::Client;
 use api::types::CreateBranch;
+use coppice::processes::wait_until_at_rest;
 use coppice::{Server, postgres_program};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -72,9 +73,11 @@ fn first_rows(server: &Server, client: &Client, runtime: &tokio::runtime::Runtim
     for nth in 0..WAKES {
         let name = format!("row-{nth}");
         running.push(first_row(&name));
+        client.suspend(&name).expect("suspend");
         client.delete(&name).expect("delete");
     }
     client.suspend("main").expect("suspend");
+    wait_until_at_rest(server);
     for nth in 0..WAKES {
         let name = format!("row-{nth}");
         firsts.push(first_row(&name));

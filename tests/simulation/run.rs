@@ -200,6 +200,7 @@ impl Run<'_> {
     /// name if that is wanted.
     fn fork(&mut self, parent: usize, at: Option<Position>, replaces: Option<(usize, bool)>) -> Outcome {
         let world = &mut self.world;
+        world.ask_catalog()?;
         if world.is_slow(parent) {
             world.end_slow_sync()?;
         }
@@ -271,6 +272,7 @@ impl Run<'_> {
 
     fn rename(&mut self, branch: usize) -> Outcome {
         let world = &mut self.world;
+        world.ask_catalog()?;
         let Some(id) = world.branches[branch].timeline else { return Ok(()) };
         world.named += 1;
         let mut after = world.branches.clone();
@@ -287,6 +289,7 @@ impl Run<'_> {
 
     fn delete(&mut self, branch: usize) -> Outcome {
         let world = &mut self.world;
+        world.ask_catalog()?;
         if world.branches.len() == 1 {
             return Ok(());
         }

@@ -76,8 +76,8 @@ pub(crate) struct World {
     pub(crate) store: Arc<Store>,
     pub(crate) branches: Vec<Branch>,
     pub(crate) moments: BTreeMap<(TimelineId, Position), Moment>,
-    /// The branches as they are if a publication of unknown outcome took place: one of those since the catalog could last be asked.
-    pub(crate) alternatives: Vec<Vec<Branch>>,
+    /// The branches as they are if a publication of unknown outcome took place.
+    pub(crate) alternative: Option<Vec<Branch>>,
     /// A sync that has begun and not ended.
     pub(crate) slow: Option<Slow>,
     /// Whether something goes on that waits for syncs, so that none may be slow.
@@ -139,7 +139,7 @@ impl World {
             store,
             branches,
             moments: BTreeMap::new(),
-            alternatives: Vec::new(),
+            alternative: None,
             slow: None,
             busy: false,
             doubt: None,
@@ -193,18 +193,28 @@ impl World {
     ) -> Outcome<Option<T>> {
         match outcome {
             Ok(done) => {
+                self.alternative = None;
                 self.branches = after(&done);
                 Ok(Some(done))
             }
             Err(error) => {
                 self.failed(None, what, &error)?;
-                self.alternatives.push(maybe);
+                // Behind one of unknown outcome the catalog takes no other until it has been asked.
+                self.alternative.get_or_insert(maybe);
                 if self.store.catalog().is_open() {
                     self.follow_catalog()?;
                 }
                 Ok(None)
             }
         }
+    }
+
+    /// Asks the catalog about a publication of unknown outcome, if it can be asked now.
+    pub(crate) fn ask_catalog(&mut self) -> Outcome {
+        if self.alternative.is_some() && self.store.catalog().require().is_ok() {
+            return self.follow_catalog();
+        }
+        Ok(())
     }
 
     /// Takes over what the catalog says became of a publication of unknown outcome.
@@ -220,7 +230,7 @@ impl World {
                 })
         };
         if !fits(&self.branches) {
-            let alternative = self.alternatives.iter().find(|alternative| fits(alternative)).cloned();
+            let alternative = self.alternative.take().filter(|alternative| fits(alternative));
             let names: Vec<_> = found.iter().map(|(name, record)| (name, record.timeline)).collect();
             let expected: Vec<_> =
                 self.branches.iter().map(|branch| (&branch.name, branch.timeline)).collect();
@@ -230,7 +240,7 @@ impl World {
                 branch.timeline = found.get(&branch.name).map(|record| TimelineId(record.timeline));
             }
         }
-        self.alternatives.clear();
+        self.alternative = None;
         Ok(())
     }
 
@@ -376,7 +386,7 @@ impl World {
     /// Opens the store that is on `disk` in place of the one that ran.
     pub(crate) fn start_again(&mut self, disk: SimDisk) -> Outcome {
         self.branches.iter_mut().for_each(Branch::close);
-        self.alternatives.iter_mut().flatten().for_each(Branch::close);
+        self.alternative.iter_mut().flatten().for_each(Branch::close);
         self.armed = false;
         self.openings += 1;
         self.store = open(&disk, self.now_s).map_err(|error| format!("the store does not open: {error}"))?;

@@ -79,7 +79,13 @@ fn clean(data: &Path, timeline: TimelineId) -> io::Result<Prepared> {
     }
     let owner = data.join(OWNER_FILE);
     let own_name = timeline.to_string();
-    let is_new = read_start(&owner).ok().as_deref() != Some(&own_name);
+    // On a timeline that has lived, a failure must not pass for a first start, at which nothing is synced.
+    let is_new = match read_start(&owner) {
+        Ok(name) => name != own_name,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => true,
+        Err(error) => return Err(error),
+    };
     if is_new {
         remove_slots(&data.join("pg_replslot"))?;
         if_there(fs::remove_file(&owner))?;

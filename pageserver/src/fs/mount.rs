@@ -148,7 +148,8 @@ impl Mount {
         self.show_tree(id, &mut lock(&entry), tree)
     }
 
-    /// The tools are done with a new timeline: what they wrote is handed over, and its directory no longer reachable.
+    /// The tools are done with a new timeline: its directory is no longer reachable. They synced what they wrote; the rest the kernel
+    /// is asked for, without being sure that it waits.
     pub fn filled(&self, id: TimelineId) -> Result<()> {
         let failed = |e| Error::io(format!("sync {}", self.mountpoint.display()), &e);
         let directory = fs::File::open(&self.mountpoint).map_err(failed)?;

@@ -22,7 +22,8 @@ pub const LANES_DIRECTORY: &str = "lanes";
 pub const WAL_FILE_BYTES: u64 = 16 << 20;
 /// Length at which the data lane begins its next file.
 pub const DATA_FILE_BYTES: u64 = 64 << 20;
-/// Spare files kept ready at rest: a wake borrows one until its log is sealed, and a busy branch takes one every 16 MiB of log.
+/// Spare files kept ready at rest, but for one that may be on loan: a wake takes one until its log is sealed, and a busy branch
+/// takes one every 16 MiB of log.
 const SPARES: usize = 3;
 /// Spare files kept ready at most, when lanes found none.
 const MAX_SPARES: usize = 32;
@@ -58,8 +59,8 @@ pub struct LaneFiles {
     synced: AtomicUsize,
     /// Spare files to keep ready.
     wanted: AtomicUsize,
-    /// Whether they are being written: from when half are gone until all are there. One that a wake takes comes back when
-    /// its log is sealed, so it is not replaced at once.
+    /// Whether they are being written, until all are there. One that a wake takes comes back when its log is sealed, so at
+    /// rest the first one is not replaced.
     filling: AtomicBool,
     /// Refills since a file was begun.
     quiet: AtomicUsize,
@@ -283,7 +284,7 @@ impl LaneFiles {
             self.keep_at_most(SPARES)?;
             return Ok(false);
         }
-        if synced < begun * COMMITS_PER_FILE || !self.is_filling() {
+        if synced < begun * COMMITS_PER_FILE || !self.decide_to_fill() {
             return Ok(false);
         }
         let name = self.spare_name();
@@ -297,10 +298,12 @@ impl LaneFiles {
         Ok(true)
     }
 
-    fn is_filling(&self) -> bool {
+    /// Whether one is to be written now. At rest the first one that goes is waited for.
+    fn decide_to_fill(&self) -> bool {
         let ready = self.spares.lock().unwrap_or_else(PoisonError::into_inner).len();
         let wanted = self.wanted.load(Ordering::Relaxed);
-        let filling = ready < if self.filling.load(Ordering::Relaxed) { wanted } else { wanted.div_ceil(2) };
+        let waits = wanted == SPARES && !self.filling.load(Ordering::Relaxed);
+        let filling = ready < wanted - usize::from(waits);
         self.filling.store(filling, Ordering::Relaxed);
         filling
     }
@@ -406,8 +409,13 @@ mod tests {
         assert_eq!((fill(), fill()), (0, 0));
         files.retire(id(0), WAL_FILE_BYTES).unwrap();
         (1..3).for_each(|sequence| drop(files.create_file(id(sequence)).unwrap()));
-        assert_eq!((fill(), fill()), (0, 2), "half of them are gone");
+        assert_eq!((fill(), fill()), (0, 2), "two are gone");
         assert_eq!(fill(), 0);
+        // Under a load each is replaced.
+        (3..7).for_each(|sequence| drop(files.create_file(id(sequence)).unwrap()));
+        assert_eq!((fill(), fill()), (0, 2 * SPARES));
+        files.create_file(id(7)).unwrap();
+        assert_eq!((fill(), fill()), (0, 1));
     }
 
     /// A crash may have lost the name under which it held another lane's first record, and kept this older one.
