@@ -1,9 +1,9 @@
 //! Looks at processes through `/proc`: which ones use a data directory, and whether a number still means the same one.
 //!
 //! Every Postgres process works in its data directory, which is unique to a timeline, and each has a session of its
-//! own, so neither process groups nor parents find the orphans of a killed postmaster. Their directory does, and `pg_basebackup`
-//! has it among its arguments. Orphans
-//! matter: one that is busy goes on writing beside the next start's processes, and corrupts the data.
+//! own, so neither process groups nor parents find the orphans of a killed postmaster. Their directory does, and
+//! `pg_basebackup` has it among its arguments. Orphans matter: one that is busy goes on writing beside the next start's
+//! processes, and corrupts the data.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -80,8 +80,8 @@ pub fn arguments(situation: &Situation<'_>) -> Vec<OsString> {
     let mut arguments = vec![OsString::from("-D"), situation.data.into()];
     let mut settings = fixed(situation.major);
     if situation.is_new && situation.major >= 14 {
-        // Before it recovers, Postgres makes durable what a life before it wrote: file by file, three requests for each of a
-        // thousand files. Of a new timeline the kernel has nothing that is not durable. It holds for one recovery only, and this
+        // Before it recovers, Postgres makes durable what a life before it wrote: file by file, two requests for each of some
+        // 1,300 files. Of a new timeline the kernel has nothing that is not durable. It holds for one recovery only, and this
         // Postgres does no other, as `restart_after_crash` is off.
         settings.push(("recovery_init_sync_method", "syncfs"));
     }
