@@ -252,6 +252,18 @@ fn a_shared_mapping_reaches_the_store() {
     assert!(found.iter().enumerate().all(|(at, byte)| *byte == expected(at)));
 }
 
+#[test]
+fn whoever_looks_at_a_mount_for_a_moment_does_not_keep_it() {
+    let volume = Volume::new();
+    let looked_at = File::open(volume.root()).unwrap();
+    let look = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(looked_at);
+    });
+    drop(volume.reopen());
+    look.join().unwrap();
+}
+
 /// Steps, with looks at everything in between.
 fn walk(mirrors: &mut [&mut Mirror], steps: usize) {
     for step in 1..=steps {

@@ -11,9 +11,15 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// What the mount is called in the system's list.
 const NAME: &str = "coppice";
+
+/// How long somebody may still be at the mount as it is taken away: `df`, or what watches the machine, is for a moment.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often that is tried.
+const STEP: Duration = Duration::from_millis(10);
 
 /// A mount, which is taken away as this goes.
 pub(super) struct Mounted {
@@ -28,7 +34,7 @@ impl Mounted {
         &self.at
     }
 
-    /// Unmounts what nobody uses any more. If it is in use after all it stays.
+    /// Unmounts what nobody uses any more. If it is in use after all, and stays so for a while, it stays.
     pub(super) fn unmount(&mut self) -> Result<()> {
         self.leave();
         unmount(&self.at)
@@ -86,21 +92,39 @@ fn mount_as_user(mountpoint: &Path, everybody: bool) -> io::Result<File> {
 }
 
 fn unmount(mountpoint: &Path) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return unmount_as_user(mountpoint);
+    let is_root = nix::unistd::geteuid().is_root();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let outcome =
+            if is_root { umount(mountpoint).map_err(io::Error::from) } else { unmount_as_user(mountpoint) };
+        match outcome {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(STEP);
+            }
+            outcome => return outcome.map_err(|error| cannot_unmount(mountpoint, &error)),
+        }
     }
-    umount(mountpoint).map_err(|errno| Error::io(format!("unmount {}", mountpoint.display()), &errno.into()))
 }
 
-fn unmount_as_user(mountpoint: &Path) -> Result<()> {
-    let output = Command::new("fusermount3").arg("-u").arg("--").arg(mountpoint).output();
-    let output = output.map_err(|e| Error::io("run fusermount3", &e))?;
+fn unmount_as_user(mountpoint: &Path) -> io::Result<()> {
+    let mut command = Command::new("fusermount3");
+    let output = command.arg("-u").arg("--").arg(mountpoint).env("LC_ALL", "C").output()?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let detail = format!("cannot unmount {}: {}", mountpoint.display(), said.trim());
-    Err(Error::unavailable("unmount_failed", detail))
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let busy = said.contains("busy");
+    let kind = if busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+    Err(io::Error::new(kind, said))
+}
+
+fn cannot_unmount(mountpoint: &Path, error: &io::Error) -> Error {
+    let at = mountpoint.display();
+    let remedy = match error.kind() {
+        io::ErrorKind::ResourceBusy => format!("; `fuser -vm {at}` lists the processes that use it"),
+        _ => String::new(),
+    };
+    Error::unavailable("unmount_failed", format!("cannot unmount {at}: {error}{remedy}"))
 }
 
 /// Takes a mount away though it may be in use; false if that is not possible.
