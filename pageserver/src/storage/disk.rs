@@ -6,6 +6,7 @@
 
 use crate::storage::direct::{self, DirectFile};
 use crate::sys;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -19,6 +20,10 @@ pub type Mapping = Box<dyn AsRef<[u8]> + Send + Sync>;
 pub trait DiskFile: Send + Sync {
     /// Fills `buffer` from `offset`; `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// The same of a file that never changes again. If the medium has to be asked, it is for what lies around as well.
+    fn read_around_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buffer, offset)
+    }
     /// Writes `parts` one behind the other from `offset`.
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
     /// Makes the contents, and the length if it changed, survive a power loss.
@@ -91,12 +96,34 @@ impl LocalDisk {
     }
 }
 
+/// What is read together: of compressed pages, which lie close, the next that is wanted is likely in it. On a disk that counts
+/// operations it costs no more than one page.
+const AROUND_BYTES: u64 = 32 << 10;
+
 /// A file through the page cache.
 pub(super) struct LocalFile(pub(super) fs::File);
+
+impl LocalFile {
+    fn advise(&self, offset: u64, length: u64, advice: PosixFadviseAdvice) -> io::Result<()> {
+        let (from, count) = (i64::try_from(offset), i64::try_from(length));
+        let (from, count) = (from.map_err(io::Error::other)?, count.map_err(io::Error::other)?);
+        Ok(posix_fadvise(&self.0, from, count, advice)?)
+    }
+}
 
 impl DiskFile for LocalFile {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(buffer, offset)
+    }
+
+    fn read_around_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        // Of one that is longer, as in a scan, the system reads ahead by itself.
+        if (buffer.len() as u64) < AROUND_BYTES {
+            let start = offset / AROUND_BYTES * AROUND_BYTES;
+            let end = (offset + buffer.len() as u64).next_multiple_of(AROUND_BYTES);
+            self.advise(start, end - start, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?;
+        }
+        self.read_exact_at(buffer, offset)
     }
 
     fn write_all_at(&self, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
@@ -139,8 +166,7 @@ impl DiskFile for LocalFile {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
-        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-        Ok(posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+        self.advise(0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
     }
 }
 
@@ -203,5 +229,46 @@ impl Disk for LocalDisk {
     fn total_bytes(&self) -> io::Result<u64> {
         let stat = nix::sys::statvfs::statvfs(&self.root)?;
         Ok(stat.blocks() * stat.fragment_size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that this thread had the system read from a medium; `None` where that is not counted.
+    fn asked_for() -> Option<u64> {
+        let counts = fs::read_to_string("/proc/thread-self/io").ok()?;
+        counts.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok())
+    }
+
+    #[test]
+    fn a_short_read_of_the_medium_brings_what_lies_around() {
+        // Beside the test's own program: `/tmp` may be in memory.
+        let name = format!("around-{}", std::process::id());
+        let path = std::env::current_exe().unwrap().with_file_name(name);
+        let written: Vec<u8> =
+            (0..4 * AROUND_BYTES + 100).map(|at| (at / 50 % 251).to_le_bytes()[0]).collect();
+        fs::write(&path, &written).unwrap();
+        let file = LocalFile(OpenOptions::new().read(true).open(&path).unwrap());
+        fs::remove_file(&path).unwrap();
+        file.sync().unwrap();
+        let read = |at: u64, length: usize| {
+            let (before, mut bytes) = (asked_for(), vec![0; length]);
+            file.read_around_at(&mut bytes, at).unwrap();
+            assert_eq!(bytes, written[usize::try_from(at).unwrap()..][..length]);
+            asked_for().zip(before).map_or(0, |(after, before)| after - before)
+        };
+        file.drop_cache().unwrap();
+        if read(AROUND_BYTES + 5000, 100) == 0 {
+            return println!("skipped: nothing was read from a medium, or it is not counted");
+        }
+        let near = [AROUND_BYTES, AROUND_BYTES + 20_000, 2 * AROUND_BYTES - 100].map(|at| read(at, 100));
+        assert_eq!(near, [0; 3], "read once more");
+        assert!(read(3 * AROUND_BYTES, 100) > 0, "read without being asked for");
+        assert!(read(4 * AROUND_BYTES - 10, 110) > 0);
+        read(0, written.len());
+        let beyond = file.read_around_at(&mut [0; 6], written.len() as u64 - 5);
+        assert_eq!(beyond.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -22,7 +22,7 @@ pub const LAYER_VERSION: u32 = 1;
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of the footer, which ends the file, twice.
 pub const FOOTER_BYTES: usize = 128;
-/// Most pages that are compressed together.
+/// Most pages in a group, which are compressed together.
 pub const GROUP_PAGES: usize = 4;
 /// Bytes of a block of the index or of the group table, each with a checksum of its own.
 pub const BLOCK_BYTES: usize = 4096;
@@ -427,7 +427,7 @@ impl Layer {
         }
         let mut stored = vec![0; total];
         let failed = |e| Error::io(format!("read {} at {start}", self.footer.id.path()), &e);
-        self.file.read_exact_at(&mut stored, *start).map_err(failed)?;
+        self.file.read_around_at(&mut stored, *start).map_err(failed)?;
         UNPACKER.with_borrow_mut(|unpacker| {
             for (group, (offset, length, compressed)) in groups.zip(&places) {
                 let from = usize::try_from(offset - start).unwrap_or(0);
