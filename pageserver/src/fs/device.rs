@@ -34,15 +34,20 @@ impl Mounted {
         &self.at
     }
 
-    /// Unmounts what nobody uses any more. If it is in use after all, and stays so for a while, it stays.
-    pub(super) fn unmount(&mut self) -> Result<()> {
-        self.leave();
-        unmount(&self.at)
-    }
-
-    /// Lets what is there be: somebody else has unmounted it, and it may be another mount.
-    pub(super) fn leave(&mut self) {
+    /// Unmounts what nobody uses any more. If it is in use after all, and stays so for a while, it stays. What is there when
+    /// it `is_gone` is let be: somebody else has unmounted it, and it may be another mount.
+    pub(super) fn unmount(&mut self, is_gone: impl Fn() -> bool) -> Result<()> {
         self.left = true;
+        let deadline = Instant::now() + PATIENCE;
+        while !is_gone() {
+            match unmount(&self.at) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    std::thread::sleep(STEP);
+                }
+                outcome => return outcome.map_err(|error| cannot_unmount(&self.at, &error)),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -91,29 +96,18 @@ fn mount_as_user(mountpoint: &Path, everybody: bool) -> io::Result<File> {
     }
 }
 
-fn unmount(mountpoint: &Path) -> Result<()> {
-    let is_root = nix::unistd::geteuid().is_root();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let outcome =
-            if is_root { umount(mountpoint).map_err(io::Error::from) } else { unmount_as_user(mountpoint) };
-        match outcome {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                std::thread::sleep(STEP);
-            }
-            outcome => return outcome.map_err(|error| cannot_unmount(mountpoint, &error)),
-        }
+fn unmount(mountpoint: &Path) -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(umount(mountpoint)?);
     }
-}
-
-fn unmount_as_user(mountpoint: &Path) -> io::Result<()> {
     let mut command = Command::new("fusermount3");
-    let output = command.arg("-u").arg("--").arg(mountpoint).env("LC_ALL", "C").output()?;
+    let output = command.arg("-u").arg("--").arg(mountpoint).env("LC_ALL", "C").output();
+    let output = output.map_err(|e| io::Error::new(e.kind(), format!("run fusermount3: {e}")))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let busy = said.contains("busy");
+    let busy = said.ends_with("Device or resource busy");
     let kind = if busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
     Err(io::Error::new(kind, said))
 }

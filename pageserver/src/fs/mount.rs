@@ -268,11 +268,7 @@ impl Served {
 
     fn unmount(self) -> Result<()> {
         let Self { mut mounted, session } = self;
-        if session.is_over() {
-            mounted.leave();
-        } else {
-            mounted.unmount()?;
-        }
+        mounted.unmount(|| session.is_over())?;
         session.join().map_err(|e| Error::io(format!("unmount {}", mounted.at().display()), &e))
     }
 }

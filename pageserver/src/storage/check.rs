@@ -5,7 +5,7 @@ use crate::storage::catalog::{CATALOG_FILE, Catalog, LaneRecord};
 use crate::storage::disk::Disk;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
 use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
-use crate::storage::layer::{Entry, LAYERS_DIRECTORY, Layer};
+use crate::storage::layer::{Access, Entry, LAYERS_DIRECTORY, Layer};
 use crate::storage::layer_writer::UNFINISHED_PREFIX;
 use crate::storage::page::{PAGE_BYTES, TimelineId};
 use crate::storage::recovery::{self, Found, Start};
@@ -123,7 +123,7 @@ fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
     let mut page = vec![0; PAGE_BYTES];
     for of_group in entries.chunk_by(|a, b| a.page.map(|page| page.group) == b.page.map(|page| page.group)) {
         let Some(group) = of_group[0].page.map(|page| page.group) else { continue };
-        layer.read_groups(group..group + 1, |_, pages| {
+        layer.read_groups(group..group + 1, Access::InOrder, |_, pages| {
             for entry in of_group {
                 match layer.take_page(&pages, entry, &mut page) {
                     Ok(()) => report.pages += 1,

@@ -9,7 +9,7 @@ use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::children::{self, Child};
 use crate::storage::format::LaneKind;
-use crate::storage::layer::{ENTRY_BYTES, Entry, GROUP_PAGES, Layer, LayerId};
+use crate::storage::layer::{Access, ENTRY_BYTES, Entry, GROUP_PAGES, Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
 use crate::storage::page::{PAGE_BYTES, Position};
 use crate::storage::timeline::Timeline;
@@ -275,7 +275,7 @@ impl<I: Iterator<Item = Result<Entry>>> Input<I> {
         if self.group.as_ref().is_none_or(|(known, _)| *known != group) {
             let mut pages = Vec::with_capacity(GROUP_PAGES * PAGE_BYTES);
             let mut outcome = Ok(());
-            self.layer.read_groups(group..group + 1, |_, found| match found {
+            self.layer.read_groups(group..group + 1, Access::InOrder, |_, found| match found {
                 Ok(found) => pages.extend_from_slice(found),
                 Err(error) => outcome = Err(error),
             })?;

@@ -252,6 +252,15 @@ impl Unpacker {
     }
 }
 
+/// Where a reader of groups goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Behind what it read, which the system reads ahead by itself.
+    InOrder,
+    /// Anywhere; what lies around is brought as well.
+    Scattered,
+}
+
 /// An open layer.
 pub struct Layer {
     footer: Footer,
@@ -415,7 +424,12 @@ impl Layer {
     }
 
     /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with the pages of each.
-    pub fn read_groups(&self, groups: Range<u32>, mut take: impl FnMut(u32, Result<&[u8]>)) -> Result<()> {
+    pub fn read_groups(
+        &self,
+        groups: Range<u32>,
+        access: Access,
+        mut take: impl FnMut(u32, Result<&[u8]>),
+    ) -> Result<()> {
         let places = groups.clone().map(|group| self.group(group)).collect::<Result<Vec<_>>>()?;
         let Some((start, ..)) = places.first() else { return Ok(()) };
         let mut total = 0;
@@ -427,7 +441,11 @@ impl Layer {
         }
         let mut stored = vec![0; total];
         let failed = |e| Error::io(format!("read {} at {start}", self.footer.id.path()), &e);
-        self.file.read_around_at(&mut stored, *start).map_err(failed)?;
+        let read = match access {
+            Access::InOrder => self.file.read_exact_at(&mut stored, *start),
+            Access::Scattered => self.file.read_around_at(&mut stored, *start),
+        };
+        read.map_err(failed)?;
         UNPACKER.with_borrow_mut(|unpacker| {
             for (group, (offset, length, compressed)) in groups.zip(&places) {
                 let from = usize::try_from(offset - start).unwrap_or(0);

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 /// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
 const LEVEL: i32 = 1;
-/// Pages that are compressed together. A read of one unpacks all, and each on its own would take 40% more disk.
-const PAGES_TOGETHER: usize = 2;
+/// Pages that are compressed together. A read of one unpacks all, and each on its own would take a quarter more disk.
+pub(super) const PAGES_TOGETHER: usize = 2;
 /// Bytes gathered before they are written and brought to the medium. Were all of a layer brought there at its end, or with a sync
 /// each time, the commits of others would wait behind that.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -41,6 +41,8 @@ pub(super) struct LayerWriter<'d> {
     offset: u64,
     /// Before here all is synced.
     synced: u64,
+    /// Most pages in a group.
+    together: usize,
     group: Vec<u8>,
     groups: Vec<u8>,
     group_count: u32,
@@ -74,6 +76,7 @@ impl<'d> LayerWriter<'d> {
             buffer,
             offset: 0,
             synced: 0,
+            together: PAGES_TOGETHER,
             group: Vec::with_capacity(PAGES_TOGETHER * PAGE_BYTES),
             groups: Vec::new(),
             group_count: 0,
@@ -81,6 +84,13 @@ impl<'d> LayerWriter<'d> {
             entries: 0,
             last: None,
         })
+    }
+
+    /// Puts up to `pages` in a group.
+    #[cfg(test)]
+    pub(super) fn together(self, pages: usize) -> Self {
+        assert!(pages <= GROUP_PAGES, "nobody would read groups of {pages}");
+        Self { together: pages, ..self }
     }
 
     /// The lane that it is of.
@@ -108,7 +118,7 @@ impl<'d> LayerWriter<'d> {
         };
         put(&mut self.index, &layer::encode_entry(&Entry { inode, block, position, page }));
         self.entries += 1;
-        if self.group.len() == PAGES_TOGETHER * PAGE_BYTES { self.end_group() } else { Ok(()) }
+        if self.group.len() == self.together * PAGE_BYTES { self.end_group() } else { Ok(()) }
     }
 
     fn end_group(&mut self) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::storage::disk::DiskFile;
 use crate::storage::format::LaneFileId;
 use crate::storage::index::{Block, PageAt, Parts};
 use crate::storage::lane_files::LaneFiles;
-use crate::storage::layer::{Entry, Layer, LayerPage};
+use crate::storage::layer::{Access, Entry, Layer, LayerPage};
 use crate::storage::page::{PAGE_BYTES, Position, inode_created};
 use crate::storage::parts;
 use crate::storage::sabotage::{self, Defect};
@@ -186,6 +186,9 @@ fn groups_in_a_row(layer: &Arc<Layer>, first: &LayerPage, sources: &[Option<Sour
     sources.iter().take_while(in_a_row).count()
 }
 
+/// Most blocks of a read that is not taken for part of a scan.
+const FEW_BLOCKS: usize = 8;
+
 fn fetch_from_layer(layer: &Layer, sources: &[Option<Source>], buffer: &mut [u8]) -> Result<()> {
     let wanted: Vec<(&Entry, &LayerPage)> =
         sources
@@ -196,7 +199,8 @@ fn fetch_from_layer(layer: &Layer, sources: &[Option<Source>], buffer: &mut [u8]
             .collect();
     let (first, last) = (wanted[0].1.group, wanted[wanted.len() - 1].1.group);
     let (mut nth, mut outcome) = (0, Ok(()));
-    layer.read_groups(first..last + 1, |group, pages| {
+    let access = if sources.len() > FEW_BLOCKS { Access::InOrder } else { Access::Scattered };
+    layer.read_groups(first..last + 1, access, |group, pages| {
         while nth < wanted.len() && wanted[nth].1.group == group {
             let page = &mut buffer[nth * PAGE_BYTES..(nth + 1) * PAGE_BYTES];
             let taken = layer.take_page(&pages, wanted[nth].0, page);

@@ -8,7 +8,9 @@ use super::{STORE, flip_a_bit};
 use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::format::{self, Change, LaneKind};
-use crate::storage::layer::{self, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, Layer, LayerId};
+use crate::storage::layer::{
+    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, Layer, LayerId,
+};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sim_disk::SimDisk;
 
@@ -90,8 +92,8 @@ fn page(layer: &Layer, entry: &Entry) -> Option<Vec<u8>> {
         }
     };
     // With the one before, which lies in front of it in a sound file.
-    layer.read_groups(at.group.saturating_sub(1)..at.group + 1, &mut take).ok();
-    layer.read_groups(at.group..at.group + 1, take).ok()?;
+    layer.read_groups(at.group.saturating_sub(1)..at.group + 1, Access::InOrder, &mut take).ok();
+    layer.read_groups(at.group..at.group + 1, Access::Scattered, take).ok()?;
     taken?;
     assert_eq!(crc32fast::hash(&page), at.crc, "a page that does not check was given out");
     Some(page)
@@ -139,15 +141,20 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::layer_writer::LayerWriter;
+    use crate::storage::layer_writer::{LayerWriter, PAGES_TOGETHER};
     use crate::storage::page::ROOT_INODE;
     use crate::storage::sim_disk::Random;
 
     /// The bytes of a layer with `blocks` of a file, some of them zeros and some of them twice.
     fn made(blocks: u32, seed: u64) -> Vec<u8> {
+        made_of_groups(PAGES_TOGETHER, blocks, seed)
+    }
+
+    /// The same with up to `pages` in a group.
+    fn made_of_groups(pages: usize, blocks: u32, seed: u64) -> Vec<u8> {
         let disk = SimDisk::default();
         let mut random = Random(seed);
-        let mut writer = LayerWriter::begin(&disk, STORE, ID, (10, 1000)).unwrap();
+        let mut writer = LayerWriter::begin(&disk, STORE, ID, (10, 1000)).unwrap().together(pages);
         for block in 0..blocks {
             for position in 0..1 + u64::from(block % 2) {
                 let byte = random.below(256).to_le_bytes()[0];
@@ -172,6 +179,18 @@ mod tests {
         let mut bytes = Vec::new();
         disk.alter(&ID.path(), |file| bytes = file.clone());
         bytes
+    }
+
+    /// As they were written once, four pages, or as they may be written one day.
+    #[test]
+    fn groups_of_one_to_four_pages_are_read() {
+        for pages in [1, 2, 3, 4] {
+            for blocks in [1, 6, 300] {
+                let found = look(&made_of_groups(pages, blocks, 1)).expect("a sound layer");
+                assert!(found.pages.iter().all(Option::is_some), "{blocks} blocks, {pages} in a group");
+                assert_eq!(found.pages, look(&made(blocks, 1)).expect("a sound layer").pages);
+            }
+        }
     }
 
     #[test]
