@@ -96,8 +96,7 @@ impl LocalDisk {
     }
 }
 
-/// What is read together: of compressed pages, which lie close, the next that is wanted is likely in it. On a disk that counts
-/// operations it costs no more than one page.
+/// What is read together: of compressed pages, which lie close, the next that is wanted is likely in it.
 const AROUND_BYTES: u64 = 32 << 10;
 
 /// A file through the page cache.
