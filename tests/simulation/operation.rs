@@ -128,7 +128,7 @@ pub(crate) enum Operation {
     FailOnce {
         count: u64,
     },
-    /// The same, among those of the catalog's file.
+    /// The same, among those of one of the catalog's files.
     FailCatalog {
         count: u64,
     },

@@ -377,7 +377,7 @@ impl Run<'_> {
                 self.arm();
             }
             FailCatalog { count } => {
-                disk.fail_once_in("catalog", count);
+                disk.fail_once_in(catalog_file(count), count / 2);
                 self.arm();
             }
             FailReadOnce { count } => {
@@ -406,8 +406,9 @@ impl Run<'_> {
             }
             FlipCatalog { bit, sector, killed } => {
                 let found = if killed { disk.after_kill() } else { self.world.restart()? };
-                let bit = used_bit(&found, "catalog", bit);
-                self.open_damaged(&found, "catalog", bit, sector)?;
+                let file = catalog_file(bit);
+                let bit = used_bit(&found, file, bit / 2);
+                self.open_damaged(&found, file, bit, sector)?;
             }
             Lie { count, meanwhile, unsynced } => self.lie(count, meanwhile, unsynced)?,
             Misdirect { count } => {
@@ -578,6 +579,11 @@ fn used_bit(disk: &SimDisk, name: &str, bit: u64) -> usize {
     }
     let nth = length(bit / 2) % (used.len() * PAGE_BYTES * 8).max(1);
     used.get(nth / (PAGE_BYTES * 8)).copied().unwrap_or(0) * PAGE_BYTES * 8 + nth % (PAGE_BYTES * 8)
+}
+
+/// One of the two files of which the catalog is.
+fn catalog_file(draw: u64) -> &'static str {
+    if draw.is_multiple_of(2) { "journal" } else { "catalog" }
 }
 
 fn flip(disk: &SimDisk, name: &str, bit: usize) {

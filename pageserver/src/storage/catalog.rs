@@ -1,9 +1,9 @@
 //! The catalog: which branches and timelines exist. Every branch operation is published by one transaction here.
 //!
-//! It is a `redb` database in the store's file `catalog`; the values are JSON objects, described in
-//! `docs/format.md`. All of it is also held in memory, one small record for each branch and timeline, and memory
-//! changes only after the transaction is durable. After a transaction that failed nobody knows whether it happened, and
-//! `redb` refuses all work, so the database is opened anew at once and memory follows what it says.
+//! It is a `redb` database in the store's file `catalog`, with a journal of its newest changes beside it; the values are JSON
+//! objects, described in `docs/format.md`. All of it is also held in memory, one small record for each branch and timeline, and
+//! memory changes only after the transaction is durable. After a transaction that failed nobody knows whether it happened, so
+//! the database and the journal are opened anew at once, and memory follows what they say.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
@@ -119,6 +119,7 @@ pub struct Update {
 
 /// The open catalog.
 pub struct Catalog {
+    disk: Arc<dyn Disk>,
     file: Arc<dyn DiskFile>,
     /// Held while something is published. None after a failure that a new opening could not settle.
     database: Mutex<Option<Opened>>,
@@ -151,12 +152,13 @@ impl Catalog {
         let witness = Witness::open(disk)?;
         // What is found may so far be only in the cache, or there only, if a sync failed.
         file.sync().and_then(|()| file.drop_cache()).map_err(|e| Error::io("open the catalog", &e))?;
-        let mut opened = Opened::open(&file)?;
+        let mut opened = Opened::open(disk, &file)?;
         witness.check(opened.store()?, opened.changes)?;
         let (store, run) = opened.begin_run(new_store)?;
         let state = opened.load()?;
         witness.begin(store, opened.changes);
-        Ok(Self { file, database: Mutex::new(Some(opened)), state: RwLock::new(state), witness, store, run })
+        let (disk, database, state) = (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
+        Ok(Self { disk, file, database, state, witness, store, run })
     }
 
     /// The store's own random number.
@@ -258,8 +260,7 @@ impl Catalog {
             *slot = Some(opened);
             return Err(Error::io("reserve room for the catalog", &error));
         }
-        let change = Change { update: &update, put_timelines: &timelines, freed: &freed, next: &next };
-        match opened.commit(&change) {
+        match opened.commit(self.store, Change::new(&update, timelines, &freed, &next)) {
             Ok(()) => {
                 self.witness.note(self.store, opened.changes);
                 *slot = Some(opened);
@@ -315,7 +316,8 @@ impl Catalog {
     fn open_anew(&self) -> Result<(Opened, State)> {
         // After a failed sync the cache may hold what never reached the disk.
         self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
-        let opened = Opened::open(&self.file)?;
+        let mut opened = Opened::open(&self.disk, &self.file)?;
+        opened.fold()?;
         let found = opened.load()?;
         Ok((opened, found))
     }

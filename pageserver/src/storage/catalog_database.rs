@@ -1,22 +1,31 @@
 //! The database below the catalog: how it is opened, changed and read.
 //!
+//! A change goes to the [journal](crate::storage::catalog_journal), and along with others to the database once that is full, so
+//! the database knows less than is durable while it is open. An opening folds in what the journal has.
+//!
 //! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a crash left. After a stop
 //! in order, or a crash right after it recovered, it would trust what it finds; damage would then be shown, or end the server in the
 //! middle of `redb`. So a file is never closed in order: what `redb` wants to write as it is closed is kept from it, and each
 //! opening checks everything ([`CatalogFile`] sees to it).
 
 use crate::error::{Error, Kind, Result};
-use crate::storage::catalog::{CATALOG_FILE, DEFAULT_BRANCH, TimelineRecord, Update, decode, encode};
+use crate::storage::catalog::{
+    BranchRecord, CATALOG_FILE, DEFAULT_BRANCH, TimelineRecord, Update, decode, encode,
+};
 use crate::storage::catalog_file::{Backend, CatalogFile};
+use crate::storage::catalog_journal::{self, JOURNAL_FILE, Journal};
 use crate::storage::catalog_state::State;
-use crate::storage::disk::DiskFile;
+use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::page::TimelineId;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Version of the values, kept under `format`.
-const CATALOG_FORMAT: u64 = 1;
+/// Version of the catalog, kept under `format`.
+const CATALOG_FORMAT: u64 = 2;
+/// The version before there was a journal, which is read, too.
+const FORMAT_WITHOUT_JOURNAL: u64 = 1;
 /// What `redb` may keep in memory. What it reads twice it would not check twice, so it is more than most catalogs have.
 const CACHE_BYTES: usize = 64 << 20;
 
@@ -26,20 +35,46 @@ const BRANCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("branche
 /// Key of the number of changes so far.
 const CHANGES: &str = "changes";
 
-/// The database with the file below it.
+/// The database with the files below and beside it.
 pub(super) struct Opened {
     database: Database,
     pub(super) file: Arc<CatalogFile>,
-    /// How often it was changed.
+    disk: Arc<dyn Disk>,
+    /// None if it could not be written to: then each change goes to the database by itself.
+    journal: Option<Journal>,
+    /// What is in the journal and not in the database.
+    pending: Vec<Change>,
+    /// How often the catalog was changed.
     pub(super) changes: u64,
 }
 
-/// What a change is made of, beside the update.
-pub(super) struct Change<'a> {
-    pub(super) update: &'a Update,
-    pub(super) put_timelines: &'a [(TimelineId, TimelineRecord)],
-    pub(super) freed: &'a [TimelineId],
-    pub(super) next: &'a BTreeMap<&'static str, u64>,
+/// What a change puts and removes.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Change {
+    put_timelines: Vec<(u64, TimelineRecord)>,
+    remove_timelines: Vec<u64>,
+    /// Before names are put.
+    remove_branches: Vec<String>,
+    put_branches: Vec<(String, BranchRecord)>,
+    /// The next free numbers.
+    next: BTreeMap<String, u64>,
+}
+
+impl Change {
+    pub(super) fn new(
+        update: &Update,
+        timelines: Vec<(TimelineId, TimelineRecord)>,
+        freed: &[TimelineId],
+        next: &BTreeMap<&'static str, u64>,
+    ) -> Self {
+        Self {
+            put_timelines: timelines.into_iter().map(|(id, record)| (id.0, record)).collect(),
+            remove_timelines: freed.iter().map(|id| id.0).collect(),
+            remove_branches: update.remove_branches.clone(),
+            put_branches: update.put_branches.clone(),
+            next: next.iter().map(|(of, next)| ((*of).to_owned(), *next)).collect(),
+        }
+    }
 }
 
 impl Drop for Opened {
@@ -59,16 +94,34 @@ fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
 }
 
 impl Opened {
-    /// Opens or makes the database in `file`; all of it is checked.
-    pub(super) fn open(file: &Arc<dyn DiskFile>) -> Result<Self> {
+    /// Opens or makes the database in `file`, of `disk`; all of it is checked. What the journal has is counted, and goes in with the next
+    /// change.
+    pub(super) fn open(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>) -> Result<Self> {
         let file = CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
         let file = Arc::new(file);
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let database = builder.create_with_backend(Backend(Arc::clone(&file)));
-        let mut opened = Self { database: database.map_err(|e| failed("open", e))?, file, changes: 0 };
+        let database = database.map_err(|e| failed("open", e))?;
+        let (disk, journal, pending) = (Arc::clone(disk), None, Vec::new());
+        let mut opened = Self { database, file, disk, journal, pending, changes: 0 };
         opened.changes = opened.number(CHANGES)?.unwrap_or(0);
+        opened.read_journal()?;
         Ok(opened)
+    }
+
+    fn read_journal(&mut self) -> Result<()> {
+        let store = self.store()?;
+        for found in catalog_journal::read(&*self.disk, self.changes)? {
+            if store != Some(found.store) {
+                return Err(Error::corrupt(format!(
+                    "the files {CATALOG_FILE} and {JOURNAL_FILE} are of different stores; restore the store from a backup"
+                )));
+            }
+            self.pending.push(decode(&format!("change {}", found.number), &found.payload)?);
+            self.changes = found.number;
+        }
+        Ok(())
     }
 
     /// The store's number; none if the database is new.
@@ -97,28 +150,22 @@ impl Opened {
     }
 
     /// Makes `change` durable, or fails and leaves it open whether it happened.
-    pub(super) fn commit(&mut self, change: &Change<'_>) -> Result<()> {
-        let Change { update, put_timelines, freed, next } = change;
-        self.write("commit a change of", |transaction, numbers| {
-            for (key, value) in *next {
-                numbers.insert(*key, value).map_err(|e| failed("change", e))?;
-            }
-            let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
-            for (id, record) in *put_timelines {
-                timelines.insert(id.0, &*encode(record)).map_err(|e| failed("change", e))?;
-            }
-            for id in *freed {
-                timelines.remove(id.0).map_err(|e| failed("change", e))?;
-            }
-            let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
-            for name in &update.remove_branches {
-                branches.remove(&**name).map_err(|e| failed("change", e))?;
-            }
-            for (name, record) in &update.put_branches {
-                branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
-            }
-            Ok(())
-        })
+    pub(super) fn commit(&mut self, store: u64, change: Change) -> Result<()> {
+        let bytes = encode(&change);
+        if let Some(journal) = self.journal.as_mut().filter(|journal| journal.takes(bytes.len())) {
+            let appended = journal.append(store, self.changes + 1, &bytes);
+            appended.map_err(|e| Error::io("commit a change of the catalog", &e))?;
+            self.changes += 1;
+            self.pending.push(change);
+            return Ok(());
+        }
+        self.pending.push(change);
+        self.write("commit a change of", |_, _| Ok(()))
+    }
+
+    /// Brings what the journal had into the database.
+    pub(super) fn fold(&mut self) -> Result<()> {
+        self.write("open", |_, _| Ok(()))
     }
 
     /// Numbers the store if it is new, checks the format, and counts the run. The numbers of the store and of the run.
@@ -138,12 +185,14 @@ impl Opened {
                 Ok(found.ok_or_else(missing)?.value())
             };
             let (format, store, run) = (number("format")?, number("store")?, number("run")? + 1);
-            if format != CATALOG_FORMAT {
+            if ![FORMAT_WITHOUT_JOURNAL, CATALOG_FORMAT].contains(&format) {
                 return Err(Error::corrupt(format!(
                     "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
                 )));
             }
-            numbers.insert("run", run).map_err(|e| failed("change", e))?;
+            for (key, value) in [("format", CATALOG_FORMAT), ("run", run)] {
+                numbers.insert(key, value).map_err(|e| failed("change", e))?;
+            }
             Ok((store, run))
         })
     }
@@ -165,7 +214,7 @@ impl Opened {
         })
     }
 
-    /// Runs one transaction, which counts itself.
+    /// Runs one transaction, which counts itself, behind what the journal has. That begins anew then.
     fn write<T>(
         &mut self,
         doing: &str,
@@ -176,10 +225,15 @@ impl Opened {
         let value = {
             let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
             numbers.insert(CHANGES, changes).map_err(|e| failed("change", e))?;
+            put(&transaction, &mut numbers, &self.pending)?;
             work(&transaction, &mut numbers)?
         };
         transaction.commit().map_err(|e| failed(doing, e))?;
         self.changes = changes;
+        self.pending.clear();
+        self.journal = Journal::begin(&*self.disk)
+            .inspect_err(|error| tracing::warn!(%error, "the file {JOURNAL_FILE} cannot be written to; changes take longer"))
+            .ok();
         Ok(value)
     }
 
@@ -210,4 +264,35 @@ impl Opened {
         state.check()?;
         Ok(state)
     }
+}
+
+/// Brings changes into the tables, oldest first.
+fn put(
+    transaction: &WriteTransaction,
+    numbers: &mut Table<'_, &'static str, u64>,
+    changes: &[Change],
+) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
+    let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
+    for change in changes {
+        for (key, value) in &change.next {
+            numbers.insert(&**key, value).map_err(|e| failed("change", e))?;
+        }
+        for (id, record) in &change.put_timelines {
+            timelines.insert(id, &*encode(record)).map_err(|e| failed("change", e))?;
+        }
+        for id in &change.remove_timelines {
+            timelines.remove(id).map_err(|e| failed("change", e))?;
+        }
+        for name in &change.remove_branches {
+            branches.remove(&**name).map_err(|e| failed("change", e))?;
+        }
+        for (name, record) in &change.put_branches {
+            branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
+        }
+    }
+    Ok(())
 }

@@ -2,14 +2,15 @@
 //!
 //! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and refuses everything
 //! after one failed write. On a full disk even a deletion, which needs a few pages, would then fail, though it is
-//! what frees space. So when `redb` grows its file, as much again is written out behind it, and the file on disk never
-//! shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
+//! what frees space. So when `redb` grows its file, as much again is written out behind it, and at least what a full
+//! journal needs, and the file on disk never shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
 //! growth are left to deletions. An opening hands all that is written out to `redb`; it knows what is in use.
 //!
 //! And `redb` never hears from its header that its newest change is to be trusted: so it looks at every checksum before it
 //! believes a page.
 
 use crate::locks::lock;
+use crate::storage::catalog_journal::JOURNAL_BYTES;
 use crate::storage::disk::DiskFile;
 use crate::storage::sabotage::{self, Defect};
 use std::io;
@@ -17,6 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ZEROS_BYTES: usize = 1 << 20;
+/// What `redb` counts the length of its file in.
+const PAGE_BYTES: u64 = 4096;
+/// Room for all that a journal holds, in pages of which half are full.
+const RESERVE_BYTES: u64 = 2 * JOURNAL_BYTES as u64;
 /// Where the header of `redb`, at the file's start, says how the file was left.
 pub(super) const STATE_AT: usize = 9;
 /// Its newest change took two syncs, so that `redb` reads it before, or without, looking at checksums.
@@ -24,7 +29,7 @@ pub(super) const TRUSTED: u8 = 4;
 
 /// What `redb` reads and writes.
 ///
-/// Invariant: `believed <= written`, the length of the file. After an opening both are the same, which `redb`
+/// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the same, which `redb`
 /// takes for a file that grew, and shrinks with its next changes.
 pub(super) struct CatalogFile {
     file: Arc<dyn DiskFile>,
@@ -42,7 +47,8 @@ struct Lengths {
 
 impl CatalogFile {
     pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
-        let written = file.len_bytes()?;
+        // A crash while the file grew may have left a part of a page at its end, with which `redb` would refuse it.
+        let written = file.len_bytes()? / PAGE_BYTES * PAGE_BYTES;
         let lengths = Mutex::new(Lengths { believed: written, written, wanted: written });
         Ok(Self { file, lengths, refuses: AtomicBool::new(false) })
     }
@@ -69,7 +75,6 @@ impl CatalogFile {
 
     /// Lengthens the file to `length`, with blocks that the disk has really given.
     fn write_out(&self, lengths: &mut Lengths, length: u64) -> io::Result<()> {
-        // The length first, in one step: `redb` cannot open a file that a crash left with half a page at its end.
         let grown = self.file.set_len(length).and_then(|()| {
             let zeros = vec![0; ZEROS_BYTES];
             let mut offset = lengths.written;
@@ -122,7 +127,7 @@ impl redb::StorageBackend for Backend {
             self.0.write_out(&mut lengths, length)?;
         }
         if length > lengths.believed {
-            lengths.wanted = lengths.wanted.max(2 * length);
+            lengths.wanted = lengths.wanted.max(length + length.max(RESERVE_BYTES));
         }
         lengths.believed = length;
         Ok(())

@@ -1,7 +1,7 @@
 //! The number of the catalog's newest change, kept in a file beside it: the catalog cannot go back unnoticed.
 //!
-//! `redb` makes a change durable with one sync. If the newest change does not check after a crash, it takes that for one
-//! that the crash cut off, and shows what was before it. That is right, unless it was durable and something damaged it
+//! `redb` and the journal make a change durable with one sync. If the newest change does not check after a crash, it is taken for
+//! one that the crash cut off, and what was before it is shown. That is right, unless it was durable and something damaged it
 //! since. So the number of each change that is durable is noted here, and an opening refuses a catalog that has fewer.
 //!
 //! A note costs a write and no sync, which follows within a second. A power loss in between can lose notes: they say
@@ -129,7 +129,7 @@ impl Witness {
         }
         if changes < newest && !sabotage::active(Defect::CatalogWitness) {
             return Err(Error::corrupt(format!(
-                "the file catalog is damaged or from an older backup: {newest} changes were made to it, and it knows {changes}; \
+                "the file catalog or journal is damaged or from an older backup: {newest} changes were made, and they know {changes}; \
                  put back the whole store from a backup"
             )));
         }

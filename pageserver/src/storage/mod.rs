@@ -8,6 +8,7 @@
 pub mod catalog;
 mod catalog_database;
 mod catalog_file;
+mod catalog_journal;
 mod catalog_state;
 mod catalog_witness;
 pub mod check;

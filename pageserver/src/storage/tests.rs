@@ -173,9 +173,9 @@ fn the_order_of_durability_is_data_then_names() {
     assert_eq!(trace[1], "sync lanes/00000001.d.00000000");
     let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
     let fork = disk.take_trace();
-    let [change @ .., synced, noted] = &fork[..] else { panic!("{fork:?}") };
-    assert!(change.iter().all(|line| line.starts_with("write catalog ")), "a fork made files: {fork:?}");
-    assert_eq!(synced, "sync catalog");
+    let [change, synced, noted] = &fork[..] else { panic!("{fork:?}") };
+    assert!(change.starts_with("write journal ") && change.ends_with("+4096"), "not one block: {fork:?}");
+    assert_eq!(synced, "sync journal");
     assert!(noted.starts_with("write witness "), "what is noted is durable: {fork:?}");
     let child = Tree::new(store.timeline(child).unwrap());
     let inode = child.lookup(ROOT_INODE, b"f").unwrap().0;
