@@ -107,6 +107,8 @@ pub struct Layout {
     pub token: PathBuf,
     /// Catalog and lane files.
     pub store: PathBuf,
+    /// Contents of temporary files.
+    pub scratch: PathBuf,
     /// Sockets and managed settings of the computes.
     pub run: PathBuf,
     /// Default mountpoint of the data directories.
@@ -126,6 +128,7 @@ impl Layout {
             lock: data.join("lock"),
             token: data.join("api-token"),
             store: data.join("store"),
+            scratch: data.join("scratch"),
             run: data.join("run"),
             mount: data.join("mount"),
             wal_mount: data.join("mount-wal"),

@@ -9,7 +9,7 @@ use crate::compute::{
 };
 use crate::config::{Config, DETACH_AFTER, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK, VISITS_TICK};
 use crate::error::{Error, Result};
-use crate::fs::mount::Mount;
+use crate::fs::mount::{Mount, Places};
 use crate::gateway::Gateway;
 use crate::import::Imports;
 use crate::storage::catalog::Update;
@@ -124,11 +124,10 @@ impl Running {
         leftovers::clean(&layout.run)?;
         let store = Arc::new(Store::open(open_disk(&config.data)?, random_number()?)?);
         store.keep_history(Duration::from_secs(config.history))?;
-        let mountpoint = config.mount.as_deref().unwrap_or(&layout.mount);
+        let data = config.mount.as_deref().unwrap_or(&layout.mount);
         let mount = Arc::new(Mount::new(
             Arc::clone(&store),
-            mountpoint,
-            &layout.wal_mount,
+            Places { data, wal: &layout.wal_mount, scratch: &layout.scratch },
             (user.uid, user.gid),
             OsUser::ids_from(config.compute_uids),
             config.io_uring,

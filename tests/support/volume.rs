@@ -5,7 +5,7 @@
 use super::Directory;
 use pageserver::branches::Branches;
 pub use pageserver::fs::mount::IoUring;
-use pageserver::fs::mount::Mount;
+use pageserver::fs::mount::{Mount, Places};
 use pageserver::server::{open_disk, random_number};
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::format::LaneKind;
@@ -46,8 +46,9 @@ impl Volume {
         let store = Arc::new(Store::open(disk, number).expect("open the store"));
         let made = std::fs::metadata(&data).expect("look at the data directory");
         let me = (made.uid(), made.gid());
-        let (at, wal) = (data.join("mount"), data.join("mount-wal"));
-        let mount = Mount::new(Arc::clone(&store), &at, &wal, me, None, io_uring).expect("mount the store");
+        let [at, wal, scratch] = ["mount", "mount-wal", "scratch"].map(|name| data.join(name));
+        let places = Places { data: &at, wal: &wal, scratch: &scratch };
+        let mount = Mount::new(Arc::clone(&store), places, me, None, io_uring).expect("mount the store");
         let known = store.catalog().timelines().into_iter().min_by_key(|id| id.0);
         let (timeline, root) = known.map_or_else(
             || {

@@ -11,6 +11,7 @@ use crate::fs::fuse::{Adapter, Roots, Side, set_root};
 use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::{self, Owner, Owners};
 use crate::fs::ring;
+use crate::fs::scratch;
 use crate::fs::session::Session;
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
@@ -59,10 +60,22 @@ impl IoUring {
     }
 }
 
+/// Where a store is mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// Its data directories.
+    pub data: &'a Path,
+    /// Their write-ahead logs.
+    pub wal: &'a Path,
+    /// Where contents of their temporary files are, on a local file system.
+    pub scratch: &'a Path,
+}
+
 /// The mounted store.
 pub struct Mount {
     store: Arc<Store>,
     mountpoint: PathBuf,
+    scratch: Option<PathBuf>,
     roots: Roots,
     served: Mutex<Vec<Served>>,
     /// A lock for each, as opening one timeline may take long.
@@ -83,19 +96,18 @@ struct Attached {
 }
 
 impl Mount {
-    /// Mounts the store at `mountpoint` and its write-ahead logs at `wal`. New data directories will belong to `owner`; if that is
+    /// Mounts the store. New data directories will belong to `owner`; if that is
     /// somebody else than the user of this process, everybody may enter the mounts and the kernel checks permissions. With
     /// `first_uid`, which only root may give, each timeline is shown to belong to a user of its own. Where io_uring is wanted and
     /// cannot be had, it is done without.
     pub fn new(
         store: Arc<Store>,
-        mountpoint: &Path,
-        wal: &Path,
+        places: Places<'_>,
         owner: Owner,
         first_uid: Option<u32>,
         io_uring: IoUring,
     ) -> Result<Self> {
-        let (mountpoint, wal) = (make_mountpoint(mountpoint)?, make_mountpoint(wal)?);
+        let (mountpoint, wal) = (make_mountpoint(places.data)?, make_mountpoint(places.wal)?);
         let roots = Roots::default();
         let ring = io_uring.prepare();
         let sides = [(Side::Wal, &wal), (Side::Data { wal: wal.clone() }, &mountpoint)];
@@ -103,7 +115,8 @@ impl Mount {
         let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner, ring));
         let served = served.into_iter().collect::<Result<Vec<_>>>()?;
         let (served, attached) = (Mutex::new(served), Mutex::default());
-        Ok(Self { store, mountpoint, roots, served, attached, owner, first_uid })
+        let scratch = scratch::prepare(places.scratch);
+        Ok(Self { store, mountpoint, scratch, roots, served, attached, owner, first_uid })
     }
 
     /// Makes a timeline reachable; returns its directory. One that was latched is opened anew.
@@ -128,7 +141,8 @@ impl Mount {
     }
 
     fn show(&self, id: TimelineId, entry: &mut Attached, owners: Owners) -> Result<PathBuf> {
-        self.show_tree(id, entry, Tree::to_run(self.store.timeline(id)?, owners))
+        let tree = Tree::to_run(self.store.timeline(id)?, owners, self.scratch.clone());
+        self.show_tree(id, entry, tree)
     }
 
     fn show_tree(&self, id: TimelineId, entry: &mut Attached, tree: Tree) -> Result<PathBuf> {

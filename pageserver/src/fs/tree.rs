@@ -7,10 +7,12 @@
 use crate::error::{Error, Kind};
 use crate::fs::links;
 use crate::fs::owners::Owners;
+use crate::fs::pieces::{Piece, block_number, bytes_len, pieces, shorten, write_part};
+use crate::fs::scratch::{self, Scratch};
 use crate::locks::lock;
 use crate::storage::commit::Commit;
 use crate::storage::format::{
-    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS, TO_END,
+    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS,
 };
 use crate::storage::index::Target;
 use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
@@ -19,6 +21,9 @@ use crate::storage::timeline::{Timeline, lane_of};
 use nix::errno::Errno;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 /// Name in a timeline's root directory that begins the write-ahead log class.
@@ -127,21 +132,24 @@ pub struct Tree {
     owners: Owners,
     /// The directory of the write-ahead log, if that is shown elsewhere.
     wal_apart: Option<u64>,
+    scratch: Scratch,
 }
 
 impl Tree {
     /// The tree of `timeline`.
     pub fn new(timeline: Arc<Timeline>) -> Self {
-        Self { timeline, times: Mutex::default(), owners: Owners::default(), wal_apart: None }
+        let (times, owners, scratch) = (Mutex::default(), Owners::default(), Scratch::default());
+        Self { timeline, times, owners, wal_apart: None, scratch }
     }
 
-    /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than the store says, and its
-    /// write-ahead log, if it has one, is shown apart.
-    pub fn to_run(timeline: Arc<Timeline>, owners: Owners) -> Self {
+    /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than the store says, its
+    /// write-ahead log, if it has one, is shown apart, and contents of temporary files are in the directory `scratch`, if there is one.
+    pub fn to_run(timeline: Arc<Timeline>, owners: Owners, scratch: Option<PathBuf>) -> Self {
         let wal = timeline.lookup(ROOT_INODE, WAL_DIRECTORY);
         let wal =
             wal.filter(|target| target.kind == FileKind::Directory && lane_of(target.inode) == LaneKind::Wal);
-        Self { owners, wal_apart: wal.map(|target| target.inode), ..Self::new(timeline) }
+        let (wal_apart, scratch) = (wal.map(|target| target.inode), Scratch::in_directory(scratch));
+        Self { owners, wal_apart, scratch, ..Self::new(timeline) }
     }
 
     /// The directory of the write-ahead log, if that is shown apart.
@@ -190,6 +198,9 @@ impl Tree {
         let target = self.timeline.lookup(directory, name).ok_or(Errno::ENOENT)?;
         // A name can outlive its inode only if a crash came between the two lanes' records: then it is not there.
         let attributes = self.attributes(target.inode).map_err(|_| Errno::ENOENT)?;
+        if target.kind == FileKind::Directory {
+            self.scratch.meet_directory(directory, name, target.inode);
+        }
         Ok((target.inode, attributes))
     }
 
@@ -214,6 +225,8 @@ impl Tree {
         let (class, lane) = if wal { (WAL_CLASS, LaneKind::Wal) } else { (0, LaneKind::Data) };
         let attributes = new.attributes(now_ns);
         let kind = new.kind;
+        let is_temporary = kind == FileKind::File && self.scratch.takes(directory, name);
+        let contents = is_temporary.then(|| self.scratch.make()).transpose().map_err(temporary("make"))?;
         let inode = self.timeline.commit(lane, |commit| -> Result<u64> {
             let inode = commit.position() | class;
             commit.push(Change::Attributes { inode, attributes: attributes.clone() });
@@ -227,6 +240,11 @@ impl Tree {
                 put_name(commit, directory, name, Target { inode, kind }, now_ns);
                 Ok(())
             })?;
+        }
+        if let Some(contents) = contents {
+            self.scratch.keep(inode, contents);
+        } else if kind == FileKind::Directory {
+            self.scratch.meet_directory(directory, name, inode);
         }
         Ok((inode, attributes))
     }
@@ -244,7 +262,7 @@ impl Tree {
     /// Gives an inode another name.
     pub fn link(&self, inode: u64, directory: u64, name: &[u8], now_ns: i64) -> Result<Attributes> {
         self.check_new_name(directory, name)?;
-        if lane_of(inode) != lane_of(directory) {
+        if lane_of(inode) != lane_of(directory) || !self.scratch.lets_move(inode, directory, name) {
             return Err(Errno::EXDEV.into());
         }
         self.timeline.commit(lane_of(inode), |commit| {
@@ -295,6 +313,9 @@ impl Tree {
             return Err(Errno::EXDEV.into());
         }
         let (inode, attributes) = self.lookup(directory, name)?;
+        if !self.scratch.lets_move(inode, new_directory, new_name) {
+            return Err(Errno::EXDEV.into());
+        }
         if directory != new_directory && attributes.kind != FileKind::File {
             links::check_move(self, (inode, &attributes), new_directory)?;
         }
@@ -342,7 +363,10 @@ impl Tree {
                 (attributes.modified_ns, attributes.changed_ns) = times;
             }
             if let Some(size) = wanted.size.filter(|size| *size < attributes.size) {
-                shorten(commit, inode, size)?;
+                match self.scratch.file(inode) {
+                    Some(contents) => contents.set_len(size).map_err(temporary("shorten"))?,
+                    None => shorten(commit, inode, size)?,
+                }
             }
             wanted.apply(&mut attributes);
             commit.push(Change::Attributes { inode, attributes: attributes.clone() });
@@ -356,6 +380,12 @@ impl Tree {
         let end = offset.saturating_add(u64::from(length)).min(size);
         if offset >= end {
             return Ok((Vec::new(), 0..0));
+        }
+        if let Some(contents) = self.scratch.file(inode) {
+            let mut buffer = vec![0; bytes_len(end - offset)?];
+            scratch::read(&contents, &mut buffer, offset).map_err(temporary("read"))?;
+            let length = buffer.len();
+            return Ok((buffer, 0..length));
         }
         let (first, last) = (offset / PAGE, (end - 1) / PAGE);
         let mut buffer = vec![0; bytes_len((last - first + 1) * PAGE)?];
@@ -377,6 +407,10 @@ impl Tree {
         let end = offset + data.len() as u64;
         if end > MAX_FILE_BYTES {
             return Err(Errno::EFBIG.into());
+        }
+        if let Some(contents) = self.scratch.file(inode) {
+            contents.write_all_at(data, offset).map_err(temporary("write"))?;
+            return self.lengthen(inode, end);
         }
         // Checksums are computed before the lane's lock is taken.
         let pieces = pieces(offset, data)?;
@@ -406,6 +440,18 @@ impl Tree {
         })
     }
 
+    /// Notes that a file has contents up to `end`.
+    fn lengthen(&self, inode: u64, end: u64) -> Result<()> {
+        if self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size >= end {
+            return Ok(());
+        }
+        self.timeline.commit(lane_of(inode), |commit| {
+            let attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+            commit.push_size(inode, Attributes { size: end.max(attributes.size), ..attributes });
+            Ok(())
+        })
+    }
+
     /// Makes sure the file is at least `end` bytes long. Space is not set aside: the log takes it when written.
     pub fn extend(&self, inode: u64, end: u64) -> Result<()> {
         let size = self.attributes(inode)?.size;
@@ -420,7 +466,7 @@ impl Tree {
         let size = self.attributes(inode)?.size;
         let end = offset.saturating_add(length).min(size);
         // The index keeps an entry for each block, so the length is bounded: Postgres's files are no longer.
-        if end.saturating_sub(offset) > MAX_PUNCH_BYTES {
+        if end.saturating_sub(offset) > MAX_PUNCH_BYTES || self.scratch.file(inode).is_some() {
             return Err(Errno::EOPNOTSUPP.into());
         }
         let zeros = [0; PAGE_BYTES];
@@ -475,6 +521,7 @@ impl Tree {
     /// Ends an inode without a name that the kernel has forgotten.
     pub fn reap(&self, inode: u64) -> Result<()> {
         lock(&self.times).remove(&inode);
+        self.scratch.forget(inode);
         self.timeline.commit(lane_of(inode), |commit| {
             if commit.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
                 commit.push(Change::Gone { inode });
@@ -498,6 +545,11 @@ impl NewInode<'_> {
             target: self.target.to_vec(),
         }
     }
+}
+
+/// What went wrong with the contents of a temporary file.
+fn temporary(doing: &'static str) -> impl Fn(io::Error) -> TreeError {
+    move |error| Error::io(format!("{doing} a temporary file"), &error).into()
 }
 
 fn put_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], target: Target, now_ns: i64) {
@@ -524,75 +576,4 @@ fn unlink(commit: &mut Commit<'_, '_>, inode: u64, now_ns: i64) -> Result<()> {
     attributes.changed_ns = now_ns;
     commit.push(Change::Attributes { inode, attributes });
     Ok(())
-}
-
-/// Drops what lies beyond `size`, in whole blocks and within the last one.
-fn shorten(commit: &mut Commit<'_, '_>, inode: u64, size: u64) -> Result<()> {
-    let kept = size.div_ceil(PAGE);
-    let rest = bytes_len(size % PAGE)?;
-    if rest > 0 {
-        let block = block_number(kept - 1)?;
-        let mut page = commit.read_block(inode, block)?;
-        if page[rest..].iter().any(|byte| *byte != 0) {
-            page[rest..].fill(0);
-            commit.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
-        }
-    }
-    commit.push(Change::Zeros { inode, block: block_number(kept)?, count: TO_END });
-    Ok(())
-}
-
-fn write_part(commit: &mut Commit<'_, '_>, inode: u64, block: u32, start: usize, bytes: &[u8]) -> Result<()> {
-    let mut page = commit.read_block(inode, block)?;
-    page[start..start + bytes.len()].copy_from_slice(bytes);
-    commit.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
-    Ok(())
-}
-
-/// A write cut at page boundaries.
-enum Piece<'a> {
-    Part { block: u32, start: usize, bytes: &'a [u8] },
-    Zeros { block: u32, count: u32 },
-    Pages { block: u32, crcs: Vec<u32>, bytes: &'a [u8] },
-}
-
-fn pieces(offset: u64, data: &[u8]) -> Result<Vec<Piece<'_>>> {
-    let mut pieces = Vec::new();
-    let (mut block, mut rest) = (block_number(offset / PAGE)?, data);
-    let start = bytes_len(offset % PAGE)?;
-    if start > 0 {
-        let (bytes, behind) = rest.split_at(rest.len().min(PAGE_BYTES - start));
-        pieces.push(Piece::Part { block, start, bytes });
-        (block, rest) = (block + 1, behind);
-    }
-    // A run of pages is one piece as long as they are all zeros or all not.
-    while rest.len() >= PAGE_BYTES {
-        let zeros = is_zeros(&rest[..PAGE_BYTES]);
-        let count = rest.chunks_exact(PAGE_BYTES).take_while(|page| is_zeros(page) == zeros).count();
-        let (bytes, behind) = rest.split_at(count * PAGE_BYTES);
-        let blocks = block_number(count as u64)?;
-        pieces.push(if zeros {
-            Piece::Zeros { block, count: blocks }
-        } else {
-            Piece::Pages { block, crcs: bytes.chunks_exact(PAGE_BYTES).map(crc32fast::hash).collect(), bytes }
-        });
-        (block, rest) = (block + blocks, behind);
-    }
-    if !rest.is_empty() {
-        pieces.push(Piece::Part { block, start: 0, bytes: rest });
-    }
-    Ok(pieces)
-}
-
-fn is_zeros(page: &[u8]) -> bool {
-    // A comparison of slices stops at the first word that differs, which in a page in use is its header.
-    *page == [0; PAGE_BYTES]
-}
-
-fn block_number(block: u64) -> Result<u32> {
-    u32::try_from(block).map_err(|_| Errno::EFBIG.into())
-}
-
-fn bytes_len(length: u64) -> Result<usize> {
-    usize::try_from(length).map_err(|_| Errno::EFBIG.into())
 }
