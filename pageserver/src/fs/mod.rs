@@ -15,6 +15,6 @@ mod pieces;
 mod protocol;
 mod reply;
 mod ring;
-mod scratch;
+pub mod scratch;
 mod session;
 pub mod tree;

@@ -6,20 +6,39 @@
 //! log, layer or branch, no sync writes them, and they go with their tree. A branch finds zeros in their place.
 
 use crate::locks::lock;
+use crate::storage::page::ROOT_INODE;
 use nix::libc::O_TMPFILE;
+use nix::sys::resource::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Name of a directory of temporary files, and what the names in it begin with.
 const PREFIX: &[u8] = b"pgsql_tmp";
 
+/// Where contents are.
+pub struct Place {
+    directory: PathBuf,
+    /// Files that are open, and how many may be: the process has other uses for them.
+    open: AtomicU64,
+    most: u64,
+}
+
+/// A file without a name, for the contents of a temporary one.
+pub(super) struct Contents {
+    file: File,
+    place: Arc<Place>,
+}
+
 /// What is temporary in a directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Temporary {
+    /// Nothing but a directory with the prefix for a name, as Postgres has one for each tablespace.
+    Nothing,
     /// What Postgres would remove: names with the prefix.
     Prefixed,
     /// All, since the directory is temporary itself.
@@ -29,28 +48,101 @@ enum Temporary {
 /// The temporary files of a tree.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Where their contents are; if nowhere, they are where those of other files are.
-    place: Option<PathBuf>,
+    /// If there is none, their contents are where those of other files are.
+    place: Option<Arc<Place>>,
     directories: Mutex<HashMap<u64, Temporary>>,
-    files: Mutex<HashMap<u64, Arc<File>>>,
+    files: Mutex<HashMap<u64, Arc<Contents>>>,
+}
+
+impl Place {
+    /// The directory `path`, made if missing; none if the file system there has no nameless files.
+    pub fn prepare(path: &Path) -> Option<Arc<Self>> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path).and_then(|()| nameless(path));
+        let limit = made.and_then(|_| Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1));
+        match limit {
+            Ok(limit) => {
+                let (directory, open) = (path.to_owned(), AtomicU64::new(0));
+                Some(Arc::new(Self { directory, open, most: limit / 4 }))
+            }
+            Err(error) => {
+                tracing::warn!(place = %path.display(), %error, "what queries spill goes to the store, and its history");
+                None
+            }
+        }
+    }
+}
+
+fn nameless(directory: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(O_TMPFILE).open(directory)
+}
+
+impl Drop for Contents {
+    fn drop(&mut self) {
+        self.place.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Contents {
+    /// A new file; none if there are as many as may be.
+    fn make(place: &Arc<Place>) -> io::Result<Option<Self>> {
+        if place.open.fetch_add(1, Ordering::SeqCst) >= place.most {
+            place.open.fetch_sub(1, Ordering::SeqCst);
+            return Ok(None);
+        }
+        let file = nameless(&place.directory).inspect_err(|_| {
+            place.open.fetch_sub(1, Ordering::SeqCst);
+        })?;
+        Ok(Some(Self { file, place: Arc::clone(place) }))
+    }
+
+    /// Fills `buffer` from `offset`, with zeros where nothing was written.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer[done..].fill(0);
+        Ok(())
+    }
+
+    pub(super) fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    /// Cuts off what lies behind `length`.
+    pub(super) fn set_length(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
 }
 
 impl Scratch {
-    /// With contents in nameless files in the directory `place`, if there is one.
-    pub(super) fn in_directory(place: Option<PathBuf>) -> Self {
+    /// With contents in `place`, if there is one.
+    pub(super) fn at(place: Option<Arc<Place>>) -> Self {
         Self { place, ..Self::default() }
     }
 
     /// Learns that `name` in `directory` is the directory `inode`.
     pub(super) fn meet_directory(&self, directory: u64, name: &[u8], inode: u64) {
-        let temporary = if self.takes(directory, name) {
-            Temporary::All
-        } else if self.place.is_some() && name == PREFIX {
-            Temporary::Prefixed
-        } else {
+        if self.place.is_none() {
             return;
+        }
+        let mut known = lock(&self.directories);
+        let temporary = match known.get(&directory) {
+            Some(Temporary::All) => Temporary::All,
+            Some(Temporary::Prefixed) if name.starts_with(PREFIX) => Temporary::All,
+            Some(Temporary::Nothing) if name == PREFIX => Temporary::Prefixed,
+            // The default tablespace, and the directory of this version of Postgres in any other.
+            _ if (directory == ROOT_INODE && name == b"base") || name.starts_with(b"PG_") => {
+                Temporary::Nothing
+            }
+            _ => return,
         };
-        lock(&self.directories).insert(inode, temporary);
+        known.insert(inode, temporary);
     }
 
     /// Whether what gets this name is temporary.
@@ -58,110 +150,135 @@ impl Scratch {
         match lock(&self.directories).get(&directory) {
             Some(Temporary::All) => true,
             Some(Temporary::Prefixed) => name.starts_with(PREFIX),
-            None => false,
+            Some(Temporary::Nothing) | None => false,
         }
     }
 
     /// Whether the inode may get this name: what is temporary must not become anything else.
     pub(super) fn lets_move(&self, inode: u64, directory: u64, name: &[u8]) -> bool {
-        let is_temporary = lock(&self.directories).contains_key(&inode) || self.file(inode).is_some();
-        !is_temporary || self.takes(directory, name)
+        let holds = lock(&self.directories).get(&inode).is_some_and(|holds| *holds != Temporary::Nothing);
+        !(holds || self.contents(inode).is_some()) || self.takes(directory, name)
     }
 
-    /// Makes a file for contents.
-    pub(super) fn make(&self) -> io::Result<File> {
-        nameless(self.place.as_ref().ok_or(io::ErrorKind::NotFound)?)
+    /// What is to keep the contents of a new file of this name; none if it is not temporary.
+    pub(super) fn make(&self, directory: u64, name: &[u8]) -> io::Result<Option<Contents>> {
+        let place = self.place.as_ref().filter(|_| self.takes(directory, name));
+        place.map_or(Ok(None), Contents::make)
     }
 
-    /// Has `file` keep the contents of the inode.
-    pub(super) fn keep(&self, inode: u64, file: File) {
-        lock(&self.files).insert(inode, Arc::new(file));
+    /// Has it keep the contents of the inode.
+    pub(super) fn keep(&self, inode: u64, contents: Contents) {
+        lock(&self.files).insert(inode, Arc::new(contents));
     }
 
     /// What keeps the contents of the inode, if it is a temporary file.
-    pub(super) fn file(&self, inode: u64) -> Option<Arc<File>> {
+    pub(super) fn contents(&self, inode: u64) -> Option<Arc<Contents>> {
         lock(&self.files).get(&inode).cloned()
     }
 
     /// Lets go of what is known of an inode.
     pub(super) fn forget(&self, inode: u64) {
-        lock(&self.files).remove(&inode);
         lock(&self.directories).remove(&inode);
+        let gone = lock(&self.files).remove(&inode);
+        // Not under the lock: a long file takes its time.
+        drop(gone);
     }
-}
-
-/// Makes the directory `place`; none if the file system there has no nameless files.
-pub(super) fn prepare(place: &Path) -> Option<PathBuf> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(place).and_then(|()| nameless(place));
-    match made {
-        Ok(_) => Some(place.to_owned()),
-        Err(error) => {
-            tracing::warn!(place = %place.display(), %error, "temporary files of queries go to the store, and its history");
-            None
-        }
-    }
-}
-
-fn nameless(place: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(O_TMPFILE).open(place)
-}
-
-/// Fills `buffer` from `offset`, with zeros where nothing was written.
-pub(super) fn read(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(count) => done += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    buffer[done..].fill(0);
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::owners::Owners;
+    use crate::fs::tree::{NewInode, Tree, Wanted};
+    use crate::storage::disk::Disk;
+    use crate::storage::format::FileKind;
+    use crate::storage::sim_disk::SimDisk;
+    use crate::storage::store::Store;
+    use nix::errno::Errno;
 
+    fn place() -> Arc<Place> {
+        Place::prepare(&std::env::temp_dir()).unwrap()
+    }
+
+    /// With the directory 7 for temporary files.
     fn scratch() -> Scratch {
-        Scratch::in_directory(Some(std::env::temp_dir()))
+        let scratch = Scratch::at(Some(place()));
+        scratch.meet_directory(ROOT_INODE, b"base", 6);
+        scratch.meet_directory(6, b"pgsql_tmp", 7);
+        scratch
     }
 
     #[test]
     fn temporary_is_what_postgres_removes_unread() {
         let scratch = scratch();
-        scratch.meet_directory(5, b"base", 6);
-        scratch.meet_directory(6, b"pgsql_tmp", 7);
         scratch.meet_directory(7, b"pgsql_tmp81.0.fileset", 8);
         scratch.meet_directory(7, b"other", 9);
         assert!(!scratch.takes(6, b"pgsql_tmp81.0"), "not in the directory");
         assert!(scratch.takes(7, b"pgsql_tmp81.0") && !scratch.takes(7, b"1.0"));
         assert!(scratch.takes(8, b"1.0") && !scratch.takes(9, b"1.0"));
+        scratch.meet_directory(30, b"PG_15_202209061", 31);
+        scratch.meet_directory(31, b"pgsql_tmp", 32);
+        scratch.meet_directory(33, b"pgsql_tmp", 34);
+        assert!(scratch.takes(32, b"pgsql_tmp1") && !scratch.takes(34, b"pgsql_tmp1"), "somebody's own");
         let nowhere = Scratch::default();
+        nowhere.meet_directory(ROOT_INODE, b"base", 6);
         nowhere.meet_directory(6, b"pgsql_tmp", 7);
         assert!(!nowhere.takes(7, b"pgsql_tmp81.0"));
     }
 
     #[test]
-    fn what_is_temporary_stays_so() {
-        let scratch = scratch();
-        scratch.meet_directory(6, b"pgsql_tmp", 7);
-        scratch.keep(20, nameless(&std::env::temp_dir()).unwrap());
-        assert!(scratch.lets_move(20, 7, b"pgsql_tmp1") && !scratch.lets_move(20, 7, b"kept"));
-        assert!(!scratch.lets_move(20, 6, b"pgsql_tmp1") && !scratch.lets_move(7, 6, b"kept"));
-        assert!(scratch.lets_move(21, 6, b"kept"));
-        scratch.forget(20);
-        assert!(scratch.file(20).is_none() && scratch.lets_move(20, 6, b"kept"));
+    fn there_are_only_so_many() {
+        let place = Arc::new(Place { most: 2, directory: std::env::temp_dir(), open: AtomicU64::new(0) });
+        let make = || Contents::make(&place).unwrap();
+        let (first, second) = (make(), make());
+        assert!(first.is_some() && second.is_some() && make().is_none());
+        drop(first);
+        assert!(make().is_some());
     }
 
     #[test]
-    fn nothing_was_written_reads_as_zeros() {
-        let file = nameless(&std::env::temp_dir()).unwrap();
-        file.write_all_at(b"abc", 10).unwrap();
-        let mut found = [9; 20];
-        read(&file, &mut found, 2).unwrap();
-        assert_eq!(found, *b"\0\0\0\0\0\0\0\0abc\0\0\0\0\0\0\0\0\0");
+    fn a_tree_keeps_contents_apart_and_what_is_temporary_stays_so() {
+        let disk = SimDisk::default();
+        let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
+        let timeline = store.timeline(store.create_root().unwrap()).unwrap();
+        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
+        tree.make_root((0, 0), 1).unwrap();
+        let make = |directory: u64, name: &[u8], kind: FileKind| {
+            tree.make(directory, name, &NewInode { kind, mode: 0o700, owner: (0, 0), target: &[] }, 1)
+                .unwrap()
+                .0
+        };
+        let base = make(ROOT_INODE, b"base", FileKind::Directory);
+        let directory = make(base, b"pgsql_tmp", FileKind::Directory);
+        let file = make(directory, b"pgsql_tmp1.0", FileKind::File);
+        let read = |tree: &Tree| {
+            let (bytes, range) = tree.read(file, 0, 1 << 20).unwrap();
+            bytes[range].to_vec()
+        };
+        disk.take_trace();
+        tree.write(file, 100, &[7; 20_000]).unwrap();
+        assert_eq!(read(&tree), [[0; 100].as_slice(), &[7; 20_000]].concat());
+        let cut =
+            |size| tree.set_attributes(file, &Wanted { size: Some(size), ..Wanted::default() }).unwrap();
+        cut(5_000);
+        cut(6_000);
+        let expected = [[0; 100].as_slice(), &[7; 4_900], &[0; 1_000]].concat();
+        assert_eq!(read(&tree), expected, "what was cut off came back");
+        let written: usize =
+            disk.take_trace().iter().filter_map(|line| line.rsplit('+').next()?.parse::<usize>().ok()).sum();
+        assert!(written < 1_000, "{written} bytes went to the store");
+        let refused = |outcome: crate::fs::tree::Result<()>| outcome.unwrap_err().errno();
+        assert_eq!(refused(tree.punch(file, 0, 100)), Errno::EOPNOTSUPP);
+        let (from, to) = ((directory, b"pgsql_tmp1.0".as_slice()), (base, b"kept".as_slice()));
+        assert_eq!(refused(tree.rename(from, to, false, 2)), Errno::EXDEV);
+        assert_eq!(refused(tree.rename((base, b"pgsql_tmp"), to, false, 2)), Errno::EXDEV);
+        assert_eq!(refused(tree.link(file, base, b"kept", 2).map(drop)), Errno::EXDEV);
+        tree.rename(from, (directory, b"pgsql_tmp2.0"), false, 2).unwrap();
+        assert_eq!(read(&tree), expected);
+        assert_eq!(read(&Tree::new(Arc::clone(&timeline))), [0; 6_000], "as a branch has it");
+        tree.remove(directory, b"pgsql_tmp2.0", false, 3).unwrap();
+        assert_eq!(read(&tree), expected, "it is open");
+        tree.reap(file).unwrap();
+        assert_eq!(tree.read(file, 0, 1).unwrap_err().errno(), Errno::ESTALE);
     }
 }

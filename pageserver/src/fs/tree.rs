@@ -8,7 +8,7 @@ use crate::error::{Error, Kind};
 use crate::fs::links;
 use crate::fs::owners::Owners;
 use crate::fs::pieces::{Piece, block_number, bytes_len, pieces, shorten, write_part};
-use crate::fs::scratch::{self, Scratch};
+use crate::fs::scratch::{Place, Scratch};
 use crate::locks::lock;
 use crate::storage::commit::Commit;
 use crate::storage::format::{
@@ -22,8 +22,6 @@ use nix::errno::Errno;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 /// Name in a timeline's root directory that begins the write-ahead log class.
@@ -143,12 +141,12 @@ impl Tree {
     }
 
     /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than the store says, its
-    /// write-ahead log, if it has one, is shown apart, and contents of temporary files are in the directory `scratch`, if there is one.
-    pub fn to_run(timeline: Arc<Timeline>, owners: Owners, scratch: Option<PathBuf>) -> Self {
+    /// write-ahead log, if it has one, is shown apart, and contents of temporary files are in `scratch`, if there is one.
+    pub fn to_run(timeline: Arc<Timeline>, owners: Owners, scratch: Option<Arc<Place>>) -> Self {
         let wal = timeline.lookup(ROOT_INODE, WAL_DIRECTORY);
         let wal =
             wal.filter(|target| target.kind == FileKind::Directory && lane_of(target.inode) == LaneKind::Wal);
-        let (wal_apart, scratch) = (wal.map(|target| target.inode), Scratch::in_directory(scratch));
+        let (wal_apart, scratch) = (wal.map(|target| target.inode), Scratch::at(scratch));
         Self { owners, wal_apart, scratch, ..Self::new(timeline) }
     }
 
@@ -225,8 +223,10 @@ impl Tree {
         let (class, lane) = if wal { (WAL_CLASS, LaneKind::Wal) } else { (0, LaneKind::Data) };
         let attributes = new.attributes(now_ns);
         let kind = new.kind;
-        let is_temporary = kind == FileKind::File && self.scratch.takes(directory, name);
-        let contents = is_temporary.then(|| self.scratch.make()).transpose().map_err(temporary("make"))?;
+        let contents = match kind {
+            FileKind::File => self.scratch.make(directory, name).map_err(temporary("make"))?,
+            _ => None,
+        };
         let inode = self.timeline.commit(lane, |commit| -> Result<u64> {
             let inode = commit.position() | class;
             commit.push(Change::Attributes { inode, attributes: attributes.clone() });
@@ -356,17 +356,18 @@ impl Tree {
             lock(&self.times).insert(inode, (attributes.modified_ns, attributes.changed_ns));
             return Ok(attributes);
         }
+        let contents = self.scratch.contents(inode);
+        if let (Some(contents), Some(size)) = (&contents, wanted.size) {
+            contents.set_length(size).map_err(temporary("cut"))?;
+        }
         let times = lock(&self.times).remove(&inode);
         self.timeline.commit(lane_of(inode), |commit| {
             let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
             if let Some(times) = times {
                 (attributes.modified_ns, attributes.changed_ns) = times;
             }
-            if let Some(size) = wanted.size.filter(|size| *size < attributes.size) {
-                match self.scratch.file(inode) {
-                    Some(contents) => contents.set_len(size).map_err(temporary("shorten"))?,
-                    None => shorten(commit, inode, size)?,
-                }
+            if let Some(size) = wanted.size.filter(|size| *size < attributes.size && contents.is_none()) {
+                shorten(commit, inode, size)?;
             }
             wanted.apply(&mut attributes);
             commit.push(Change::Attributes { inode, attributes: attributes.clone() });
@@ -381,9 +382,9 @@ impl Tree {
         if offset >= end {
             return Ok((Vec::new(), 0..0));
         }
-        if let Some(contents) = self.scratch.file(inode) {
+        if let Some(contents) = self.scratch.contents(inode) {
             let mut buffer = vec![0; bytes_len(end - offset)?];
-            scratch::read(&contents, &mut buffer, offset).map_err(temporary("read"))?;
+            contents.read(&mut buffer, offset).map_err(temporary("read"))?;
             let length = buffer.len();
             return Ok((buffer, 0..length));
         }
@@ -408,8 +409,8 @@ impl Tree {
         if end > MAX_FILE_BYTES {
             return Err(Errno::EFBIG.into());
         }
-        if let Some(contents) = self.scratch.file(inode) {
-            contents.write_all_at(data, offset).map_err(temporary("write"))?;
+        if let Some(contents) = self.scratch.contents(inode) {
+            contents.write(data, offset).map_err(temporary("write"))?;
             return self.lengthen(inode, end);
         }
         // Checksums are computed before the lane's lock is taken.
@@ -466,7 +467,7 @@ impl Tree {
         let size = self.attributes(inode)?.size;
         let end = offset.saturating_add(length).min(size);
         // The index keeps an entry for each block, so the length is bounded: Postgres's files are no longer.
-        if end.saturating_sub(offset) > MAX_PUNCH_BYTES || self.scratch.file(inode).is_some() {
+        if end.saturating_sub(offset) > MAX_PUNCH_BYTES || self.scratch.contents(inode).is_some() {
             return Err(Errno::EOPNOTSUPP.into());
         }
         let zeros = [0; PAGE_BYTES];

@@ -40,8 +40,10 @@ pub(super) struct Opened {
     database: Database,
     pub(super) file: Arc<CatalogFile>,
     disk: Arc<dyn Disk>,
-    /// None if it could not be written to: then each change goes to the database by itself.
+    /// None if it could not be written to: then each change goes to the database by itself, and the next one tries again.
     journal: Option<Journal>,
+    /// Whether it was said that there is none.
+    warned: bool,
     /// What is in the journal and not in the database.
     pending: Vec<Change>,
     /// How often the catalog was changed.
@@ -104,10 +106,20 @@ impl Opened {
         let database = builder.create_with_backend(Backend(Arc::clone(&file)));
         let database = database.map_err(|e| failed("open", e))?;
         let (disk, journal, pending) = (Arc::clone(disk), None, Vec::new());
-        let mut opened = Self { database, file, disk, journal, pending, changes: 0 };
+        let mut opened = Self { database, file, disk, journal, warned: false, pending, changes: 0 };
+        opened.check_format()?;
         opened.changes = opened.number(CHANGES)?.unwrap_or(0);
         opened.read_journal()?;
         Ok(opened)
+    }
+
+    fn check_format(&self) -> Result<()> {
+        match self.number("format")? {
+            None | Some(FORMAT_WITHOUT_JOURNAL | CATALOG_FORMAT) => Ok(()),
+            Some(format) => Err(Error::corrupt(format!(
+                "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
+            ))),
+        }
     }
 
     fn read_journal(&mut self) -> Result<()> {
@@ -118,7 +130,10 @@ impl Opened {
                     "the files {CATALOG_FILE} and {JOURNAL_FILE} are of different stores; restore the store from a backup"
                 )));
             }
-            self.pending.push(decode(&format!("change {}", found.number), &found.payload)?);
+            self.pending.push(decode(
+                &format!("change {} in the file {JOURNAL_FILE}", found.number),
+                &found.payload,
+            )?);
             self.changes = found.number;
         }
         Ok(())
@@ -175,21 +190,18 @@ impl Opened {
             if is_new {
                 transaction.open_table(TIMELINES).map_err(|e| failed("open", e))?;
                 transaction.open_table(BRANCHES).map_err(|e| failed("open", e))?;
-                for (key, value) in [("format", CATALOG_FORMAT), ("store", new_store), ("run", 0)] {
+                for (key, value) in [("store", new_store), ("run", 0)] {
                     numbers.insert(key, value).map_err(|e| failed("change", e))?;
                 }
             }
             let number = |key: &str| -> Result<u64> {
                 let found = numbers.get(key).map_err(|e| failed("read", e))?;
-                let missing = || Error::corrupt(format!("the file {CATALOG_FILE} is damaged: it has no number \"{key}\""));
+                let missing = || {
+                    Error::corrupt(format!("the file {CATALOG_FILE} is damaged: it has no number \"{key}\""))
+                };
                 Ok(found.ok_or_else(missing)?.value())
             };
-            let (format, store, run) = (number("format")?, number("store")?, number("run")? + 1);
-            if ![FORMAT_WITHOUT_JOURNAL, CATALOG_FORMAT].contains(&format) {
-                return Err(Error::corrupt(format!(
-                    "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
-                )));
-            }
+            let (store, run) = (number("store")?, number("run")? + 1);
             for (key, value) in [("format", CATALOG_FORMAT), ("run", run)] {
                 numbers.insert(key, value).map_err(|e| failed("change", e))?;
             }
@@ -228,13 +240,22 @@ impl Opened {
             put(&transaction, &mut numbers, &self.pending)?;
             work(&transaction, &mut numbers)?
         };
+        let used_pages = transaction.stats().map_err(|e| failed("change", e))?.allocated_pages();
         transaction.commit().map_err(|e| failed(doing, e))?;
+        self.file.want_reserve(used_pages);
         self.changes = changes;
         self.pending.clear();
-        self.journal = Journal::begin(&*self.disk)
-            .inspect_err(|error| tracing::warn!(%error, "the file {JOURNAL_FILE} cannot be written to; changes take longer"))
-            .ok();
+        self.begin_journal();
         Ok(value)
+    }
+
+    fn begin_journal(&mut self) {
+        let begun = Journal::begin(&*self.disk);
+        if let Some(error) = begun.as_ref().err().filter(|_| !self.warned) {
+            tracing::warn!(%error, "the file {JOURNAL_FILE} cannot be written to; changes take longer");
+        }
+        self.warned = begun.is_err();
+        self.journal = begun.ok();
     }
 
     /// All that it says.
@@ -295,4 +316,34 @@ fn put(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim_disk::SimDisk;
+
+    #[test]
+    fn a_catalog_from_before_the_journal_is_taken_over_and_one_of_a_later_version_refused() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
+        let file = disk.create(CATALOG_FILE).unwrap();
+        let mut opened = Opened::open(&disk, &file).unwrap();
+        opened.begin_run(7).unwrap();
+        let set = |opened: &mut Opened, format: u64| {
+            let set = opened.write("test", |_, numbers| {
+                numbers.insert("format", format).unwrap();
+                Ok(())
+            });
+            set.unwrap();
+        };
+        set(&mut opened, FORMAT_WITHOUT_JOURNAL);
+        drop(opened);
+        let mut opened = Opened::open(&disk, &file).unwrap();
+        assert_eq!(opened.begin_run(8).unwrap(), (7, 2));
+        assert_eq!(opened.number("format").unwrap(), Some(CATALOG_FORMAT));
+        set(&mut opened, CATALOG_FORMAT + 1);
+        drop(opened);
+        let error = Opened::open(&disk, &file).err().unwrap();
+        assert!(error.detail.contains("version 3") && error.detail.contains("use the build"), "{error}");
+    }
 }

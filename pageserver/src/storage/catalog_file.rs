@@ -1,10 +1,10 @@
 //! The catalog's file, as `redb` wants it, with room written out ahead.
 //!
 //! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and refuses everything
-//! after one failed write. On a full disk even a deletion, which needs a few pages, would then fail, though it is
-//! what frees space. So when `redb` grows its file, as much again is written out behind it, and at least what a full
-//! journal needs, and the file on disk never shrinks. While there is no room for that, changes that need space are refused, and the pages of the last
-//! growth are left to deletions. An opening hands all that is written out to `redb`; it knows what is in use.
+//! after one failed write. On a full disk even a deletion would then fail, though it is what frees space, and so would the next
+//! opening, which takes in what the journal has. So there are always as many free pages as it takes to write all others once more,
+//! and what the journal may hold; or else as much as `redb` knows of is written out behind that, and changes that need space are
+//! refused while there is no room for it. The file on disk never shrinks. An opening hands all that is written out to `redb`.
 //!
 //! And `redb` never hears from its header that its newest change is to be trusted: so it looks at every checksum before it
 //! believes a page.
@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex};
 const ZEROS_BYTES: usize = 1 << 20;
 /// What `redb` counts the length of its file in.
 const PAGE_BYTES: u64 = 4096;
-/// Room for all that a journal holds, in pages of which half are full.
-const RESERVE_BYTES: u64 = 2 * JOURNAL_BYTES as u64;
+/// What a full journal adds at most, in pages of which half are full.
+const FOLD_BYTES: u64 = 2 * JOURNAL_BYTES as u64;
 /// Where the header of `redb`, at the file's start, says how the file was left.
 pub(super) const STATE_AT: usize = 9;
 /// Its newest change took two syncs, so that `redb` reads it before, or without, looking at checksums.
@@ -29,8 +29,7 @@ pub(super) const TRUSTED: u8 = 4;
 
 /// What `redb` reads and writes.
 ///
-/// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the same, which `redb`
-/// takes for a file that grew, and shrinks with its next changes.
+/// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the same.
 pub(super) struct CatalogFile {
     file: Arc<dyn DiskFile>,
     lengths: Mutex<Lengths>,
@@ -63,6 +62,15 @@ impl CatalogFile {
             Err(io::Error::other("the catalog is closed"))
         } else {
             Ok(())
+        }
+    }
+
+    /// Learns how many pages are in use. If those that are not are too few to write all of these once more, and what a journal
+    /// holds, there is to be a reserve in which `redb` can double its file.
+    pub(super) fn want_reserve(&self, used_pages: u64) {
+        let mut lengths = lock(&self.lengths);
+        if lengths.believed < 2 * used_pages * PAGE_BYTES + FOLD_BYTES {
+            lengths.wanted = lengths.wanted.max(lengths.believed + lengths.believed.max(FOLD_BYTES));
         }
     }
 
@@ -125,9 +133,6 @@ impl redb::StorageBackend for Backend {
         let mut lengths = lock(&self.0.lengths);
         if length > lengths.written {
             self.0.write_out(&mut lengths, length)?;
-        }
-        if length > lengths.believed {
-            lengths.wanted = lengths.wanted.max(length + length.max(RESERVE_BYTES));
         }
         lengths.believed = length;
         Ok(())

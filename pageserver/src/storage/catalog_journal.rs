@@ -54,10 +54,6 @@ struct Record {
     payload: Range<usize>,
 }
 
-fn corrupt(what: &str) -> Error {
-    Error::corrupt(format!("the file {JOURNAL_FILE} is damaged: {what}; restore the store from a backup"))
-}
-
 /// The record without the zeros behind it.
 fn encode(store: u64, number: u64, after: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
@@ -110,8 +106,19 @@ impl Record {
     }
 }
 
+/// The version of the format of a journal that begins so; none if it does not begin as any does.
+fn version(bytes: &[u8]) -> Option<u32> {
+    let header = bytes.first_chunk::<HEADER_BYTES>().filter(|header| header[..8] == MAGIC)?;
+    Some(u32::from_le_bytes(std::array::from_fn(|nth| header[8 + nth])))
+}
+
 /// The changes behind the `known` first ones that a journal of these bytes holds, oldest first.
 pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
+    if let Some(format) = version(bytes).filter(|format| *format != FORMAT) {
+        return Err(Error::corrupt(format!(
+            "the file {JOURNAL_FILE} is damaged or has format version {format}, this build reads {FORMAT}: use the build that wrote it"
+        )));
+    }
     let (mut newest, mut offset): (Option<Record>, usize) = (None, 0);
     let mut found = Vec::new();
     while let Some(record) = Record::at(bytes, offset).filter(|record| record.follows(newest.as_ref())) {
@@ -125,8 +132,9 @@ pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
     let complete = newest.map_or(0, |record| record.number).max(known);
     let left = (offset..bytes.len()).step_by(BLOCK_BYTES).filter_map(|at| Record::at(bytes, at));
     if let Some(newest) = left.map(|record| record.number).max().filter(|number| *number > complete) {
-        return Err(corrupt(&format!(
-            "it has change {newest} of the catalog, and not change {}",
+        return Err(Error::corrupt(format!(
+            "the file catalog or {JOURNAL_FILE} is damaged: change {newest} is there, and change {} is not; \
+             restore the store from a backup",
             complete + 1
         )));
     }
@@ -168,6 +176,7 @@ impl Journal {
             }
             make(disk)?;
         }
+        disk.sync_directory("")?;
         Ok(Self { file: disk.open_to_append(JOURNAL_FILE)?, end: 0, newest: 0 })
     }
 
@@ -193,14 +202,16 @@ impl Journal {
 
 /// Makes the file, with blocks that the disk has really given.
 fn make(disk: &dyn Disk) -> io::Result<()> {
+    if disk.free_bytes()? < 2 * JOURNAL_BYTES as u64 {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     let file = disk.create_to_fill(JOURNAL_FILE)?;
     let fill = || {
         (0..JOURNAL_BYTES).step_by(ZEROS.len()).try_for_each(|at| file.write_all_at(&[ZEROS], at as u64))?;
-        file.sync()?;
-        disk.sync_directory("")
+        file.sync()
     };
     fill().inspect_err(|_| {
-        // A short one would be made again all the same.
+        // If it stays, it is found to be short, or whole.
         let _ = disk.remove(JOURNAL_FILE);
     })
 }
@@ -208,7 +219,7 @@ fn make(disk: &dyn Disk) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::sim_disk::SimDisk;
+    use crate::storage::sim_disk::{SimDisk, Unsynced};
 
     const STORE: u64 = 9;
 
@@ -259,7 +270,7 @@ mod tests {
         let mut journal = Journal::begin(&other).unwrap();
         (1..=2).for_each(|number| journal.append(STORE, number, b"other").unwrap());
         let error = read(&other, 0).unwrap_err();
-        assert!(error.detail.contains("has change 20"), "{error}");
+        assert!(error.detail.contains("change 20 is there"), "{error}");
         // Cut off in its first record: all that was there before is known.
         let mut torn = bytes(&disk);
         torn[..BLOCK_BYTES].fill(0);
@@ -313,5 +324,30 @@ mod tests {
         disk.set_capacity_bytes(Some(JOURNAL_BYTES as u64 / 2));
         assert!(Journal::begin(&disk).is_err());
         assert_eq!(disk.files(), []);
+    }
+
+    #[test]
+    fn one_that_could_not_be_made_is_made_later() {
+        for count in 0.. {
+            let disk = SimDisk::default();
+            disk.fail_once_after(count);
+            let begun = Journal::begin(&disk);
+            assert_eq!(begun.is_err(), disk.failed(), "{count}");
+            disk.fail_after(None);
+            write(&disk, 1..=3);
+            assert_eq!(read(&disk.after_power_loss(Unsynced::Lost), 0).unwrap().len(), 3, "{count}");
+            if begun.is_ok() {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn one_of_another_version_is_refused() {
+        let disk = SimDisk::default();
+        write(&disk, 1..=3);
+        disk.alter(JOURNAL_FILE, |bytes| bytes[8] = 2);
+        let error = read(&disk, 0).unwrap_err();
+        assert!(error.detail.contains("version 2") && error.detail.contains("use the build"), "{error}");
     }
 }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How far from where it should a write goes that is misdirected.
 const MISDIRECTED_BY: usize = 4096;
+static FIRST_BLOCK: [u8; 4096] = [0; 4096];
 
 #[derive(Default)]
 struct State {
@@ -404,6 +405,19 @@ impl Disk for SimDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let number = *self.state().names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(Arc::new(SimFile { disk: self.clone(), number, name: name.to_owned() }))
+    }
+
+    /// Clears the first block, as the local disk does when it tries direct I/O.
+    fn open_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.open(name)?;
+        let mut state = self.state();
+        let number = state.names[name];
+        if let Some(contents) = state.contents.get_mut(&number) {
+            let length = contents.written.len().min(FIRST_BLOCK.len());
+            contents.write(0, &FIRST_BLOCK[..length]);
+        }
+        drop(state);
+        Ok(file)
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
