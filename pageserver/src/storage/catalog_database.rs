@@ -183,7 +183,7 @@ impl Opened {
         self.write("open", |_, _| Ok(()))
     }
 
-    /// Numbers the store if it is new, checks the format, and counts the run. The numbers of the store and of the run.
+    /// Numbers the store if it is new, and counts the run. The numbers of the store and of the run.
     pub(super) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
         let is_new = self.store()?.is_none();
         self.write("open", |transaction, numbers| {
