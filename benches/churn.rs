@@ -20,6 +20,8 @@ const LIVING: usize = 10;
 const WINDOW: i64 = 300;
 /// A transaction that takes longer is a stall, in microseconds.
 const STALL_US: u64 = 250_000;
+/// Seconds over which the store's size is averaged: it goes up and down by half with each merge.
+const SPAN: usize = 600;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -154,8 +156,8 @@ fn main() {
         if second >= 30 && (second - 29) * moments / (minutes * 60 - 30) > visits.len() as u64 {
             visits.push(visit(&server, &clients, began, visits.len() as u64));
         }
+        sizes.push(client.status().expect("status").store_bytes >> 20);
         if second % 60 == 59 {
-            sizes.push(client.status().expect("status").store_bytes >> 20);
             let (store, memory) = (sizes[sizes.len() - 1], resident_mib(server.pid()));
             let own = server.sql("main", "select pg_database_size('app') >> 20").expect("ask for the size");
             println!(
@@ -181,8 +183,9 @@ fn main() {
         visits[visits.len() / 2].as_secs_f64() * 1e3,
         visits[visits.len() - 1].as_secs_f64() * 1e3
     );
-    if sizes.len() > 10 {
-        let (first, last) = sizes[sizes.len().saturating_sub(20)..].split_at(sizes.len().min(20) - 10);
+    if sizes.len() > SPAN {
+        let (first, last) =
+            sizes[sizes.len().saturating_sub(2 * SPAN)..].split_at(sizes.len().min(2 * SPAN) - SPAN);
         let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
         let (before, after) = (mean(first), mean(last));
         println!(
