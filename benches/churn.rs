@@ -20,7 +20,7 @@ const LIVING: usize = 10;
 const WINDOW: i64 = 300;
 /// A transaction that takes longer is a stall, in microseconds.
 const STALL_US: u64 = 250_000;
-/// Seconds over which the store's size is averaged: it goes up and down by half with each merge.
+/// Seconds over which the store's size is averaged: it goes up and down within minutes.
 const SPAN: usize = 600;
 
 fn number(name: &str, default: u64) -> u64 {

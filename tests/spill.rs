@@ -113,5 +113,4 @@ fn an_index_built_by_several_processes_is_whole_and_files_are_let_go() {
     coppice::eventually("the server lets go of temporary files", || {
         temporary(&server).is_empty() && held(&server) == 0
     });
-    drop(session);
 }

@@ -60,7 +60,7 @@ impl IoUring {
     }
 }
 
-/// Where a store is shown.
+/// The directories that a mounted store takes beside its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'a> {
     /// Its data directories.

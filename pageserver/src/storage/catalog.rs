@@ -517,8 +517,8 @@ mod tests {
             let (count, error) = (0..10_000).find_map(|nth| Some((nth, add(&catalog, nth).err()?))).unwrap();
             assert_eq!((error.kind, error.code), (Kind::Full, "disk_full"), "{error}");
             assert!(count > 200, "{count}");
-            let names = || catalog.branches().into_keys().filter(|name| name.starts_with("full"));
-            let names: Vec<String> = names().collect();
+            let names: Vec<String> =
+                catalog.branches().into_keys().filter(|name| name.starts_with("full")).collect();
             assert_eq!(names.len(), count + 1);
             for name in &names[..count / 2] {
                 catalog.publish(remove(name)).expect("a deletion finds the room in reserve");

@@ -4,11 +4,11 @@
 //! of one block, behind the one before. When no more fit, all of them become one transaction, and the journal begins anew. At
 //! an opening its records say what the database does not know yet.
 //!
-//! A record bears the number of its change and the checksum of the one before it, so that what is left of the journal's
+//! Records begin with a block of their own: a torn write never touches the one before. A record bears the number of its change and the checksum of the one before it, so that what is left of the journal's
 //! earlier lives continues nothing.
 
 use crate::error::{Error, Result};
-use crate::storage::direct::ZEROS;
+use crate::storage::direct::{BLOCK_BYTES, ZEROS};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
@@ -18,8 +18,6 @@ use std::sync::Arc;
 pub(super) const JOURNAL_FILE: &str = "journal";
 /// Length of the file. What it holds has to fit into the reserve of the database's file, and is folded while a request waits.
 pub(super) const JOURNAL_BYTES: usize = 1 << 20;
-/// Records begin at multiples of it: a torn write never touches the one before.
-const BLOCK_BYTES: usize = 4096;
 const MAGIC: [u8; 8] = *b"COPPICEJ";
 const FORMAT: u32 = 1;
 const CRC_OFFSET: usize = 12;
@@ -54,8 +52,8 @@ struct Record {
     payload: Range<usize>,
 }
 
-/// The record without the zeros behind it.
-fn encode(store: u64, number: u64, after: u32, payload: &[u8]) -> Vec<u8> {
+/// The record without the zeros behind it, and its checksum.
+fn encode(store: u64, number: u64, after: u32, payload: &[u8]) -> (Vec<u8>, u32) {
     let mut bytes = vec![0; HEADER_BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..CRC_OFFSET].copy_from_slice(&FORMAT.to_le_bytes());
@@ -67,7 +65,7 @@ fn encode(store: u64, number: u64, after: u32, payload: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(payload);
     let crc = crc32fast::hash(&bytes[STORE_OFFSET..]);
     bytes[CRC_OFFSET..STORE_OFFSET].copy_from_slice(&crc.to_le_bytes());
-    bytes
+    (bytes, crc)
 }
 
 impl Record {
@@ -188,13 +186,13 @@ impl Journal {
 
     /// Makes the change durable. After an error nobody knows whether it is, and the journal takes no more.
     pub(super) fn append(&mut self, store: u64, number: u64, payload: &[u8]) -> io::Result<()> {
-        let record = encode(store, number, self.newest, payload);
+        let (record, crc) = encode(store, number, self.newest, payload);
         let rest = record.len().next_multiple_of(BLOCK_BYTES) - record.len();
         self.file.write_all_at(&[&record, &ZEROS[..rest]], self.end as u64)?;
         if !sabotage::active(Defect::CatalogSync) {
             self.file.sync()?;
         }
-        self.newest = crc32fast::hash(&record[STORE_OFFSET..]);
+        self.newest = crc;
         self.end += record.len() + rest;
         Ok(())
     }

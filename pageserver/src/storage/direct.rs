@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// What direct I/O must be a multiple of, in memory and in the file: the largest block of common disks.
-const BLOCK_BYTES: usize = 4096;
+pub(super) const BLOCK_BYTES: usize = 4096;
 /// Bytes that are kept before they are written without being asked for: more than the kernel hands over at once, so that
 /// appending, under the lane's lock, hardly ever waits for the disk.
 const BUFFER_BYTES: usize = (1 << 20) + (128 << 10);

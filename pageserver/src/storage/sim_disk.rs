@@ -10,6 +10,7 @@
 mod contents;
 
 use self::contents::{Contents, Image};
+use crate::storage::direct::{BLOCK_BYTES, ZEROS};
 use crate::storage::disk::{Disk, DiskFile, Mapping};
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +18,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How far from where it should a write goes that is misdirected.
 const MISDIRECTED_BY: usize = 4096;
-static FIRST_BLOCK: [u8; 4096] = [0; 4096];
 
 #[derive(Default)]
 struct State {
@@ -413,8 +413,8 @@ impl Disk for SimDisk {
         let mut state = self.state();
         let number = state.names[name];
         if let Some(contents) = state.contents.get_mut(&number) {
-            let length = contents.written.len().min(FIRST_BLOCK.len());
-            contents.write(0, &FIRST_BLOCK[..length]);
+            let length = contents.written.len().min(BLOCK_BYTES);
+            contents.write(0, &ZEROS[..length]);
         }
         drop(state);
         Ok(file)
