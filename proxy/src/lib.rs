@@ -5,7 +5,7 @@
 //! 1. [`server`] accepts it, within [`Limits`], over TCP or through a [`LocalDoor`];
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
-//! 4. `session` connects the two, and [`Switch`] (for encrypted sessions `relay`) copies bytes until one side ends; a `witness`
+//! 4. `session` connects the two, and [`Switch`] copies bytes from `line` to `line` until one side ends; a `witness`
 //!    counts them, and `cancel` remembers the key by which the session's queries can be cancelled.
 //!
 //! Whoever is turned away gets a [`Refusal`]. Passwords are between the client and its Postgres: the proxy forwards
@@ -23,9 +23,10 @@ pub mod startup;
 pub mod tls;
 
 mod cancel;
+mod end;
 mod greeting;
+mod line;
 mod local_door;
-mod relay;
 mod session;
 mod switch;
 mod witness;

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,15 +15,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::rustls::ServerConnection;
 use tokio_rustls::server::TlsStream;
 
+use crate::end::close;
 use crate::greeting::{self, Failure, Plain, Wish};
 use crate::refusal::{CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS};
-use crate::relay::{End, close, relay};
 use crate::route::{Target, route};
 use crate::server::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
-use crate::switch::Switch;
 use crate::witness::Witness;
 use crate::{Backends, Upstream};
 
@@ -196,7 +197,11 @@ impl<B: Backends> Connection<'_, B> {
         let Upstream { branch, socket, lease } = upstream;
         let witness = Witness::new(&self.shared.metrics, &self.shared.keys, socket);
         let shutdown = self.shared.reached(Phase::Closing);
-        let ended = client.relay(server, witness, &self.shared.switch, shutdown).await;
+        let ended = async {
+            let (client, server) = (client.into_parts()?, server.into_std()?.into());
+            self.shared.switch.relay(client, server, witness, shutdown).await
+        };
+        let ended = ended.await;
         let duration = started.elapsed();
         let (peer, tls) = (&self.peer, self.tls);
         let (end, client, witness) = match ended {
@@ -206,7 +211,8 @@ impl<B: Backends> Connection<'_, B> {
         let (bytes_in, bytes_out) = (witness.bytes_in, witness.bytes_out);
         drop((witness, lease, permit));
         tracing::info!(branch, %peer, tls, ?duration, bytes_in, bytes_out, %end, "session ended");
-        if let Some(mut client) = client {
+        // Whatever family it is of, it is shut down and read alike.
+        if let Ok(mut client) = UnixStream::from_std(client.into()) {
             close(&mut client).await;
         }
     }
@@ -220,59 +226,28 @@ struct Session {
     permit: OwnedSemaphorePermit,
 }
 
-/// How a session ended, the client if it can still be told, and what was seen.
-type Ended<S> = io::Result<(End, Option<S>, Witness)>;
-
 /// A connection of a client, encrypted or not.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sized {
-    /// Copies between it and its Postgres until one of them is done or `shutdown` is.
-    fn relay(
-        self,
-        server: UnixStream,
-        witness: Witness,
-        switch: &Switch,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> impl Future<Output = Ended<Self>> + Send;
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Its socket, and by what it is encrypted.
+    fn into_parts(self) -> io::Result<(OwnedFd, Option<ServerConnection>)>;
 }
 
 impl Stream for TcpStream {
-    async fn relay(
-        self,
-        server: UnixStream,
-        witness: Witness,
-        switch: &Switch,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Ended<Self> {
-        let copied = switch.relay(self.into_std()?, server.into_std()?, witness, shutdown);
-        let (end, client, witness) = copied.await?;
-        Ok((end, Self::from_std(client).ok(), witness))
+    fn into_parts(self) -> io::Result<(OwnedFd, Option<ServerConnection>)> {
+        Ok((self.into_std()?.into(), None))
     }
 }
 
 impl Stream for UnixStream {
-    async fn relay(
-        self,
-        server: UnixStream,
-        witness: Witness,
-        switch: &Switch,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Ended<Self> {
-        let copied = switch.relay(self.into_std()?, server.into_std()?, witness, shutdown);
-        let (end, client, witness) = copied.await?;
-        Ok((end, Self::from_std(client).ok(), witness))
+    fn into_parts(self) -> io::Result<(OwnedFd, Option<ServerConnection>)> {
+        Ok((self.into_std()?.into(), None))
     }
 }
 
 impl Stream for TlsStream<TcpStream> {
-    async fn relay(
-        mut self,
-        mut server: UnixStream,
-        mut witness: Witness,
-        _: &Switch,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Ended<Self> {
-        let end = relay(&mut self, &mut server, &mut witness, shutdown).await;
-        Ok((end, Some(self), witness))
+    fn into_parts(self) -> io::Result<(OwnedFd, Option<ServerConnection>)> {
+        let (socket, tls) = self.into_inner();
+        Ok((socket.into_std()?.into(), Some(tls)))
     }
 }
 

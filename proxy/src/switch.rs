@@ -1,33 +1,42 @@
-//! Copies the bytes of unencrypted sessions both ways, on threads of its own.
+//! Copies the bytes of sessions both ways until they end, on threads of its own.
 //!
-//! A session here costs two reads, two writes and two wake-ups for a question and its answer, and no memory while both
-//! sides keep up: each thread has one `epoll` and one buffer for all its sessions. A task for each, as [`relay`](crate::relay) has,
-//! is also woken when Postgres has taken what it was sent, and wakes other threads in turn.
+//! A session costs two reads and two writes for a question and its answer, with which a busy thread need not be woken, and no
+//! memory while both sides keep up but what TLS needs: each thread has one `epoll` and one buffer for all its sessions. A task of the
+//! runtime for each would also be woken when Postgres has taken what it was sent, and would wake other threads in turn.
 //!
-//! Guarantees what [`relay`](crate::relay) does. What one side does not take at once is kept, at most one buffer for each
-//! direction, and nothing more is read for it until it is gone.
+//! A session holds at most one buffer for each direction: what one side does not take at once is kept, and nothing more is read for it
+//! until it is gone. End-of-file is passed on (a client that only stops sending still gets its answers), and what a Postgres said last
+//! reaches the client before the connection closes. Nothing is parsed; a [`Witness`] sees each piece.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::oneshot;
+use tokio_rustls::rustls::ServerConnection;
 
-use crate::relay::{BUFFER_BYTES, End, Side};
+use crate::end::{End, Side};
+use crate::line::Line;
 use crate::witness::Witness;
 
+/// Bytes copied at a time in one direction.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// And of what came before a session is copied.
+const EARLY_BYTES: usize = 4096;
 /// Events taken at a time.
 const EVENTS: usize = 64;
 /// More threads than this would take from Postgres what they add.
 const THREADS_MAX: usize = 4;
+/// How long a thread looks for the next event before it sleeps, while events keep coming that soon: Postgres answers many a
+/// question in less, and to fall asleep and be woken takes as long again.
+const POLL: Duration = Duration::from_micros(100);
 /// The event that ends a thread. Sessions count from 1.
 const STOP: u64 = 0;
 
@@ -53,21 +62,11 @@ struct Finished {
     witness: Witness,
 }
 
-/// One direction of a session.
-struct Direction {
-    /// Whether more may come.
-    is_open: bool,
-    /// What was read and not taken yet: the bytes from `taken` on.
-    pending: Vec<u8>,
-    taken: usize,
-}
-
 struct Session {
-    /// A stream socket, of whatever family: they are all used alike.
-    client: UnixStream,
-    server: UnixStream,
-    up: Direction,
-    down: Direction,
+    client: Line,
+    server: Line,
+    /// Whether the client may still send.
+    asks: bool,
     /// Who closed first.
     first: Side,
     /// What the thread waits for, for the client and the server.
@@ -87,21 +86,21 @@ impl Switch {
         Ok(Self { threads, next: AtomicUsize::new(0) })
     }
 
-    /// Copies between the socket of a client and that of its Postgres until one side is done or `shutdown` is.
-    pub(crate) async fn relay<C: Into<OwnedFd> + From<OwnedFd>>(
+    /// Copies between the socket of a client, which may be encrypted, and that of its Postgres until one side is done or
+    /// `shutdown` is.
+    pub(crate) async fn relay(
         &self,
-        client: C,
-        server: UnixStream,
+        (client, tls): (OwnedFd, Option<ServerConnection>),
+        server: OwnedFd,
         witness: Witness,
         shutdown: impl Future<Output = ()>,
-    ) -> io::Result<(End, C, Witness)> {
+    ) -> io::Result<(End, OwnedFd, Witness)> {
         let nth = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
         let (finished, mut ended) = oneshot::channel();
         let call = self.threads[nth].connect(Session {
-            client: client.into().into(),
-            server,
-            up: Direction::default(),
-            down: Direction::default(),
+            client: Line::new(client, tls)?,
+            server: Line::new(server, None)?,
+            asks: true,
             first: Side::Server,
             awaited: [EpollFlags::empty(); 2],
             witness,
@@ -115,7 +114,7 @@ impl Switch {
             }
         };
         let Finished { end, client, witness } = finished.map_err(io::Error::other)?;
-        Ok((end, client.into(), witness))
+        Ok((end, client, witness))
     }
 }
 
@@ -161,8 +160,9 @@ impl Lines {
     }
 
     fn connect(&self, mut session: Session) -> io::Result<Call<'_>> {
-        session.client.set_nonblocking(true)?;
-        session.server.set_nonblocking(true)?;
+        // What came with the handshake.
+        let step = session.ask_for_the_rest(&mut [0; EARLY_BYTES]);
+        step.map_err(|end| io::Error::other(end.to_string()))?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut sessions = self.sessions();
         if self.is_closed.load(Ordering::SeqCst) {
@@ -187,13 +187,14 @@ impl Lines {
         // Postgres sees the end before its branch is let go.
         drop(server);
         // Whoever does not wait any more does not want to know.
-        drop(finished.send(Finished { end, client: client.into(), witness }));
+        drop(finished.send(Finished { end, client: client.into_socket(), witness }));
     }
 
     fn run(&self) {
         let (mut events, mut buffer) = ([EpollEvent::empty(); EVENTS], vec![0; BUFFER_BYTES]);
+        let mut poll = Duration::ZERO;
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match wait(&self.epoll, &mut events, &mut poll) {
                 Err(Errno::EINTR) => continue,
                 Err(error) => {
                     return tracing::error!(%error, "the proxy's thread that copies sessions has ended");
@@ -222,72 +223,33 @@ impl Lines {
     }
 }
 
-impl Default for Direction {
-    fn default() -> Self {
-        Self { is_open: true, pending: Vec::new(), taken: 0 }
-    }
-}
-
-impl Direction {
-    fn is_waiting(&self) -> bool {
-        self.taken < self.pending.len()
-    }
-
-    /// Whether more is to be read for it.
-    fn wants_more(&self) -> bool {
-        self.is_open && !self.is_waiting()
-    }
-
-    /// Hands on as much of `data` as `to` takes, and keeps the rest.
-    fn send(&mut self, mut to: impl Write, data: &[u8]) -> io::Result<()> {
-        let taken = take_all_it_can(&mut to, data)?;
-        if taken < data.len() {
-            (self.pending, self.taken) = (data[taken..].to_vec(), 0);
-        }
-        Ok(())
-    }
-
-    /// Hands on what was kept.
-    fn send_pending(&mut self, mut to: impl Write) -> io::Result<()> {
-        self.taken += take_all_it_can(&mut to, &self.pending[self.taken..])?;
-        if !self.is_waiting() {
-            self.drop_pending();
-        }
-        Ok(())
-    }
-
-    fn drop_pending(&mut self) {
-        (self.pending, self.taken) = (Vec::new(), 0);
-    }
-}
-
-/// How many bytes of `data` are taken without waiting.
-fn take_all_it_can(to: &mut impl Write, data: &[u8]) -> io::Result<usize> {
-    let mut taken = 0;
-    while taken < data.len() {
-        match to.write(&data[taken..]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => taken += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+/// Waits for events: for as long as `poll` without sleeping, while whoever else wants the processor has it.
+fn wait(epoll: &Epoll, events: &mut [EpollEvent], poll: &mut Duration) -> nix::Result<usize> {
+    let began = Instant::now();
+    while began.elapsed() < *poll {
+        thread::yield_now();
+        let count = epoll.wait(events, EpollTimeout::ZERO)?;
+        if count > 0 {
+            return Ok(count);
         }
     }
-    Ok(taken)
-}
-
-/// What is there to read; nothing if that is yet to come.
-fn read(mut from: impl Read, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    match from.read(buffer) {
-        Ok(count) => Ok(Some(count)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
+    let count = epoll.wait(events, EpollTimeout::NONE)?;
+    // What came soon is looked for the next time as well. After looking in vain it is done for half as long.
+    *poll = if began.elapsed() < POLL { POLL } else { *poll / 2 };
+    Ok(count)
 }
 
 impl Session {
+    /// Whether the client is to be read.
+    fn may_ask(&self) -> bool {
+        self.asks && !self.server.is_behind()
+    }
+
+    /// Whether its Postgres is to be read.
+    fn may_answer(&self) -> bool {
+        !self.client.is_behind()
+    }
+
     /// Does what an event of one side makes possible.
     fn go_on(&mut self, side: Side, flags: EpollFlags, buffer: &mut [u8]) -> Step {
         let broken = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
@@ -295,40 +257,58 @@ impl Session {
         let readable = flags.intersects(EpollFlags::EPOLLIN | broken);
         match side {
             Side::Client => {
-                if writable && self.down.is_waiting() {
-                    let sent = self.down.send_pending(&self.client);
-                    sent.map_err(|error| End::Failed(Side::Client, error))?;
+                if writable && self.client.is_behind() {
+                    self.client.send_kept().map_err(|error| End::Failed(Side::Client, error))?;
                 }
-                if readable && self.up.wants_more() { self.ask(buffer) } else { Ok(()) }
+                if readable { self.ask(buffer) } else { Ok(()) }
             }
             Side::Server => {
-                if writable && self.up.is_waiting() && self.up.send_pending(&self.server).is_err() {
-                    self.stop_asking();
+                if writable && self.server.is_behind() {
+                    if self.server.send_kept().is_err() {
+                        self.stop_asking();
+                    }
+                    self.ask_for_the_rest(buffer)?;
                 }
-                if readable && self.down.wants_more() { self.answer(buffer) } else { Ok(()) }
+                if readable && self.may_answer() { self.answer(buffer) } else { Ok(()) }
             }
         }
     }
 
     /// A Postgres that takes no more input may have said why: that is still to be delivered.
     fn stop_asking(&mut self) {
-        self.up.is_open = false;
-        self.up.drop_pending();
+        self.asks = false;
+        self.server.drop_kept();
     }
 
-    /// Copies from the client to its Postgres.
+    /// Copies from the client to its Postgres, if that takes it.
     fn ask(&mut self, buffer: &mut [u8]) -> Step {
-        match read(&self.client, buffer).map_err(|error| End::Failed(Side::Client, error))? {
+        if self.may_ask() {
+            self.pass_question(buffer)?;
+        }
+        self.ask_for_the_rest(buffer)
+    }
+
+    /// The same for what came with what was read before, of which no event tells.
+    fn ask_for_the_rest(&mut self, buffer: &mut [u8]) -> Step {
+        let failed = |error| End::Failed(Side::Client, error);
+        while self.may_ask() && self.client.holds_more().map_err(failed)? {
+            self.pass_question(buffer)?;
+        }
+        Ok(())
+    }
+
+    fn pass_question(&mut self, buffer: &mut [u8]) -> Step {
+        match self.client.read(buffer).map_err(|error| End::Failed(Side::Client, error))? {
             None => {}
             Some(0) => {
-                self.up.is_open = false;
-                if self.server.shutdown(Shutdown::Write).is_ok() {
+                self.asks = false;
+                if self.server.finish().is_ok() {
                     self.first = Side::Client;
                 }
             }
             Some(count) => {
                 self.witness.sent(&buffer[..count]);
-                if self.up.send(&self.server, &buffer[..count]).is_err() {
+                if self.server.send(&buffer[..count]).is_err() {
                     self.stop_asking();
                 }
             }
@@ -338,31 +318,31 @@ impl Session {
 
     /// Copies from Postgres to its client.
     fn answer(&mut self, buffer: &mut [u8]) -> Step {
-        match read(&self.server, buffer).map_err(|error| End::Failed(Side::Server, error))? {
+        match self.server.read(buffer).map_err(|error| End::Failed(Side::Server, error))? {
             None => Ok(()),
             Some(0) => {
-                let told = self.client.shutdown(Shutdown::Write);
+                let told = self.client.finish();
                 Err(told.map_or_else(|error| End::Failed(Side::Client, error), |()| End::Closed(self.first)))
             }
             Some(count) => {
                 self.witness.received(&buffer[..count]);
-                let sent = self.down.send(&self.client, &buffer[..count]);
-                sent.map_err(|error| End::Failed(Side::Client, error))
+                self.client.send(&buffer[..count]).map_err(|error| End::Failed(Side::Client, error))
             }
         }
     }
 
     /// Makes the thread wait for what the session can go on with, and for nothing else.
     fn wait(&mut self, epoll: &Epoll, number: u64) -> io::Result<()> {
-        let of = |reading: &Direction, writing: &Direction| {
+        let of = |reading: bool, writing: bool| {
             let mut flags = EpollFlags::empty();
-            flags.set(EpollFlags::EPOLLIN, reading.wants_more());
-            flags.set(EpollFlags::EPOLLOUT, writing.is_waiting());
+            flags.set(EpollFlags::EPOLLIN, reading);
+            flags.set(EpollFlags::EPOLLOUT, writing);
             flags
         };
-        let wanted = [of(&self.up, &self.down), of(&self.down, &self.up)];
-        await_events(epoll, &self.client, &mut self.awaited[0], wanted[0], number * 2)?;
-        await_events(epoll, &self.server, &mut self.awaited[1], wanted[1], number * 2 + 1)
+        let client = of(self.may_ask(), self.client.is_behind());
+        let server = of(self.may_answer(), self.server.is_behind());
+        await_events(epoll, &self.client, &mut self.awaited[0], client, number * 2)?;
+        await_events(epoll, &self.server, &mut self.awaited[1], server, number * 2 + 1)
     }
 
     fn forget(&mut self, epoll: &Epoll) {
@@ -395,4 +375,42 @@ fn await_events(
     }
     *awaited = wanted;
     Ok(())
+}
+
+#[cfg(test)]
+#[path = "switch_tests.rs"]
+mod sessions;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Time that this thread has had a processor.
+    fn busy() -> Duration {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    }
+
+    #[test]
+    fn a_thread_looks_for_events_only_while_they_come_soon() {
+        const LATE: Duration = Duration::from_millis(300);
+        let (epoll, event) = (Epoll::new(EpollCreateFlags::empty()).unwrap(), EventFd::new().unwrap());
+        epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 1)).unwrap();
+        let (mut events, mut poll) = ([EpollEvent::empty(); EVENTS], Duration::ZERO);
+        event.write(1).unwrap();
+        assert_eq!(wait(&epoll, &mut events, &mut poll), Ok(1));
+        assert_eq!(poll, POLL, "it was there already");
+        event.read().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(LATE);
+                event.write(1).unwrap();
+            });
+            let began = busy();
+            assert_eq!(wait(&epoll, &mut events, &mut poll), Ok(1));
+            let busy = busy() - began;
+            assert!(busy < LATE / 10, "{busy:?} were spent looking for what came after {LATE:?}");
+            assert_eq!(poll, POLL / 2, "it came late");
+        });
+    }
 }

@@ -206,7 +206,11 @@ impl Disk for LocalDisk {
         let mut files = Vec::new();
         for entry in fs::read_dir(self.root.join(directory))? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            let metadata = match entry.metadata() {
+                // It was removed meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
                 files.push((name, metadata.len()));
             }
@@ -238,6 +242,26 @@ mod tests {
     fn asked_for() -> Option<u64> {
         let counts = fs::read_to_string("/proc/thread-self/io").ok()?;
         counts.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok())
+    }
+
+    #[test]
+    fn what_is_removed_while_files_are_listed_is_not_listed() {
+        let root = std::env::temp_dir().join(format!("coppice-list-{}", std::process::id()));
+        let disk = LocalDisk::open(&root, &["d"]).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let names: Vec<_> = (0..50).map(|nth| root.join(format!("d/{nth}"))).collect();
+                    names.iter().for_each(|name| fs::write(name, "x").unwrap());
+                    names.iter().for_each(|name| fs::remove_file(name).unwrap());
+                }
+            });
+            let listed: io::Result<Vec<_>> = (0..5000).map(|_| disk.list("d")).collect();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            listed.unwrap();
+        });
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -2,56 +2,100 @@
 
 use std::future::{pending, ready};
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, LazyLock};
 
 use nix::libc::linger;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use super::*;
-use crate::switch::Switch;
+use crate::end::close;
+use crate::tls::Tls;
 
-/// What copies.
+/// How a client speaks to the proxy.
 #[derive(Clone, Copy, Debug)]
 enum By {
-    Task,
-    Switch,
+    Plain,
+    Tls,
 }
 
-const BOTH: [By; 2] = [By::Task, By::Switch];
+const BOTH: [By; 2] = [By::Plain, By::Tls];
+
+/// What encrypts, on either side.
+static TLS: LazyLock<(Tls, TlsConnector)> = LazyLock::new(|| {
+    let directory = std::env::temp_dir().join(format!("coppice-switch-{}", std::process::id()));
+    let tls = Tls::self_signed(&directory, None).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.join("localhost.crt")).unwrap()).unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+    let provider = Arc::new(crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = builder.unwrap().with_root_certificates(roots).with_no_client_auth();
+    (tls, Arc::new(config).into())
+});
+
+/// A client's end of a session.
+trait Client: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Client for T {}
 
 /// A session between two sockets, of which the test holds the other ends.
 struct Running {
-    client: TcpStream,
+    client: Box<dyn Client>,
     server: UnixStream,
     ended: tokio::task::JoinHandle<(End, Witness)>,
 }
 
 async fn start(by: By, shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
+    let (client, near_client) = connect().await;
+    let (client, near_client): (Box<dyn Client>, _) = match by {
+        By::Plain => (Box::new(client), (near_client.into_std().unwrap().into(), None)),
+        By::Tls => {
+            let (client, near_client) = encrypt(client, near_client).await;
+            (Box::new(client), near_client)
+        }
+    };
+    let (server, ended) = copy(near_client, shutdown).await;
+    Running { client, server, ended }
+}
+
+/// A connection of a client, and its end at the proxy.
+async fn connect() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut near_client, _) = listener.accept().await.unwrap();
-    let (server, mut near_server) = UnixStream::pair().unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+type Near = (OwnedFd, Option<ServerConnection>);
+
+async fn encrypt(client: TcpStream, near: TcpStream) -> (TlsStream<TcpStream>, Near) {
+    let name = ServerName::try_from("localhost").unwrap();
+    let (client, near) = tokio::join!(TLS.1.connect(name, client), TLS.0.accept(near));
+    let (socket, tls) = near.unwrap().stream.into_inner();
+    (client.unwrap(), (socket.into_std().unwrap().into(), Some(tls)))
+}
+
+/// Has the switch copy between a client and what is returned.
+async fn copy(
+    client: Near,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> (UnixStream, tokio::task::JoinHandle<(End, Witness)>) {
+    let (server, near_server) = UnixStream::pair().unwrap();
     let ended = tokio::spawn(async move {
-        let mut witness = Witness::default();
-        let end = match by {
-            By::Task => {
-                let end = relay(&mut near_client, &mut near_server, &mut witness, shutdown).await;
-                drop(near_server);
-                end
-            }
-            By::Switch => {
-                let switch = Switch::start().unwrap();
-                let (client, server) = (near_client.into_std().unwrap(), near_server.into_std().unwrap());
-                let copied = switch.relay(client, server, witness, shutdown);
-                let (end, client, seen) = copied.await.unwrap();
-                (near_client, witness) = (TcpStream::from_std(client).unwrap(), seen);
-                end
-            }
-        };
-        close(&mut near_client).await;
+        let switch = Switch::start().unwrap();
+        let near_server = near_server.into_std().unwrap().into();
+        let copied = switch.relay(client, near_server, Witness::default(), shutdown);
+        let (end, client, witness) = copied.await.unwrap();
+        close(&mut UnixStream::from_std(client.into()).unwrap()).await;
         (end, witness)
     });
-    Running { client, server, ended }
+    (server, ended)
 }
 
 async fn all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
@@ -70,6 +114,42 @@ async fn a_client_that_stops_sending_gets_the_rest() {
         server.write_all(b"answer").await.unwrap();
         drop(server);
         assert_eq!(all(&mut client).await, b"answer");
+        assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Client)));
+    }
+}
+
+/// No event of the socket tells of what came along with what was read, nor of what came before the session.
+#[tokio::test]
+async fn a_goodbye_that_comes_along_with_a_question_counts() {
+    for early in [false, true] {
+        let (client, near) = connect().await;
+        let (mut client, (socket, mut tls)) = encrypt(client, near).await;
+        let say = |client: &mut TlsStream<TcpStream>| {
+            let tls = client.get_mut().1;
+            std::io::Write::write_all(&mut tls.writer(), b"question").unwrap();
+            tls.send_close_notify();
+        };
+        if early {
+            say(&mut client);
+            client.flush().await.unwrap();
+            let tls = tls.as_mut().unwrap();
+            let mut socket = std::net::TcpStream::from(socket.try_clone().unwrap());
+            socket.set_nonblocking(false).unwrap();
+            while tls.process_new_packets().unwrap().plaintext_bytes_to_read() < b"question".len() {
+                assert!(tls.read_tls(&mut socket).unwrap() > 0);
+            }
+        }
+        let (mut server, ended) = copy((socket, tls), pending()).await;
+        if !early {
+            say(&mut client);
+            client.flush().await.unwrap();
+        }
+        let question = tokio::time::timeout(Duration::from_secs(20), all(&mut server)).await;
+        assert_eq!(question.expect("the end is passed on"), b"question", "early: {early}");
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        let (mut reader, _writer) = tokio::io::split(client);
+        assert_eq!(all(&mut reader).await, b"answer");
         assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Client)));
     }
 }
@@ -93,9 +173,17 @@ async fn last_words_arrive_after_postgres_stopped_reading() {
 #[tokio::test]
 async fn a_reset_names_its_side() {
     for by in BOTH {
-        let Running { client, mut server, ended } = start(by, pending()).await;
+        let (client, near) = connect().await;
         let at_once = linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&client, sockopt::Linger, &at_once).unwrap();
+        let (client, near): (Box<dyn Client>, Near) = match by {
+            By::Plain => (Box::new(client), (near.into_std().unwrap().into(), None)),
+            By::Tls => {
+                let (client, near) = encrypt(client, near).await;
+                (Box::new(client), near)
+            }
+        };
+        let (mut server, ended) = copy(near, pending()).await;
         drop(client);
         assert_eq!(all(&mut server).await, b"", "the other side is closed");
         assert!(matches!(ended.await.unwrap().0, End::Failed(Side::Client, _)));
@@ -147,7 +235,7 @@ async fn nothing_is_lost_when_both_sides_send_more_than_the_other_takes() {
             (0..8 << 20).map(|nth: u32| (nth.wrapping_mul(seed) >> 11).to_le_bytes()[0]).collect::<Vec<_>>()
         };
         let (question, answer) = (bytes(2_654_435_761), bytes(40_503));
-        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_server, mut to_server) = server.into_split();
         let up = passes(&mut to_client, &mut from_server, &question);
         let down = passes(&mut to_server, &mut from_client, &answer);
@@ -177,7 +265,7 @@ async fn what_is_not_taken_is_not_read() {
             assert!(sent < 64 << 20, "{by:?} reads on for a client that reads nothing");
         }
         // The session goes on where it stood.
-        let (mut reader, _writer) = client.into_split();
+        let (mut reader, _writer) = tokio::io::split(client);
         drop(server);
         assert_eq!(all(&mut reader).await.len(), sent, "{by:?}");
         assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Server)), "{by:?}");
@@ -186,7 +274,7 @@ async fn what_is_not_taken_is_not_read() {
 
 #[tokio::test]
 async fn a_session_that_nobody_waits_for_is_let_go() {
-    let Running { mut client, mut server, ended } = start(By::Switch, pending()).await;
+    let Running { mut client, mut server, ended } = start(By::Plain, pending()).await;
     client.write_all(b"x").await.unwrap();
     assert_eq!(server.read_u8().await.unwrap(), b'x');
     ended.abort();
