@@ -91,9 +91,8 @@ impl Line {
         (self.pending, self.taken) = (Vec::new(), 0);
     }
 
-    /// Tells the other end that nothing more comes.
-    pub(crate) fn finish(&mut self) -> io::Result<()> {
-        self.say_goodbye()?;
+    /// Tells the other end that nothing more comes, once it has been said goodbye to.
+    pub(crate) fn close(&mut self) -> io::Result<()> {
         match self.socket.shutdown(Shutdown::Write) {
             // Who has closed answers the goodbye by a reset.
             Err(error) if error.kind() == io::ErrorKind::NotConnected && self.tls.is_some() => Ok(()),
@@ -108,7 +107,8 @@ impl Line {
         self.socket.into()
     }
 
-    fn say_goodbye(&mut self) -> io::Result<()> {
+    /// Takes leave of the other end, if it is encrypted.
+    pub(crate) fn say_goodbye(&mut self) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         // Done once, however often it is asked for.
         tls.send_close_notify();

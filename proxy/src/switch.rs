@@ -6,7 +6,7 @@
 //!
 //! A session holds at most one buffer for each direction: what one side does not take at once is kept, and nothing more is read for it
 //! until it is gone. End-of-file is passed on (a client that only stops sending still gets its answers), and what a Postgres said last
-//! reaches the client before the connection closes. Nothing is parsed; a [`Witness`] sees each piece.
+//! reaches the client before the connection closes, unless the proxy is shut down. Nothing is parsed; a [`Witness`] sees each piece.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,6 +37,10 @@ const THREADS_MAX: usize = 4;
 /// How long a thread looks for the next event before it sleeps, while events keep coming that soon: Postgres answers many a
 /// question in less, and to fall asleep and be woken takes as long again.
 const POLL: Duration = Duration::from_micros(100);
+/// Giving the processor away takes longer than this when others compute on it: Postgres and its clients soon wait again.
+const CROWDED: Duration = Duration::from_micros(500);
+/// For how long a thread only sleeps then. Who wakes comes before those who compute, who gives way comes behind them.
+const PAUSE: Duration = Duration::from_millis(200);
 /// The event that ends a thread. Sessions count from 1.
 const STOP: u64 = 0;
 
@@ -65,8 +69,9 @@ struct Finished {
 struct Session {
     client: Line,
     server: Line,
-    /// Whether the client may still send.
+    /// Whether the client may still send, and its Postgres.
     asks: bool,
+    answers: bool,
     /// Who closed first.
     first: Side,
     /// What the thread waits for, for the client and the server.
@@ -101,6 +106,7 @@ impl Switch {
             client: Line::new(client, tls)?,
             server: Line::new(server, None)?,
             asks: true,
+            answers: true,
             first: Side::Server,
             awaited: [EpollFlags::empty(); 2],
             witness,
@@ -162,7 +168,6 @@ impl Lines {
     fn connect(&self, mut session: Session) -> io::Result<Call<'_>> {
         // What came with the handshake.
         let step = session.ask_for_the_rest(&mut [0; EARLY_BYTES]);
-        step.map_err(|end| io::Error::other(end.to_string()))?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut sessions = self.sessions();
         if self.is_closed.load(Ordering::SeqCst) {
@@ -170,6 +175,10 @@ impl Lines {
         }
         session.wait(&self.epoll, number)?;
         sessions.insert(number, session);
+        drop(sessions);
+        if let Err(end) = step {
+            self.end(number, end);
+        }
         Ok(Call { lines: self, number })
     }
 
@@ -192,9 +201,9 @@ impl Lines {
 
     fn run(&self) {
         let (mut events, mut buffer) = ([EpollEvent::empty(); EVENTS], vec![0; BUFFER_BYTES]);
-        let mut poll = Duration::ZERO;
+        let mut polling = Polling::new();
         loop {
-            let count = match wait(&self.epoll, &mut events, &mut poll) {
+            let count = match polling.wait(&self.epoll, &mut events) {
                 Err(Errno::EINTR) => continue,
                 Err(error) => {
                     return tracing::error!(%error, "the proxy's thread that copies sessions has ended");
@@ -223,20 +232,44 @@ impl Lines {
     }
 }
 
-/// Waits for events: for as long as `poll` without sleeping, while whoever else wants the processor has it.
-fn wait(epoll: &Epoll, events: &mut [EpollEvent], poll: &mut Duration) -> nix::Result<usize> {
-    let began = Instant::now();
-    while began.elapsed() < *poll {
-        thread::yield_now();
-        let count = epoll.wait(events, EpollTimeout::ZERO)?;
-        if count > 0 {
-            return Ok(count);
-        }
+/// When a thread looks for events before it sleeps.
+struct Polling {
+    /// For so long.
+    length: Duration,
+    /// Not before this, as others want the processor.
+    not_before: Instant,
+}
+
+impl Polling {
+    fn new() -> Self {
+        Self { length: Duration::ZERO, not_before: Instant::now() }
     }
-    let count = epoll.wait(events, EpollTimeout::NONE)?;
-    // What came soon is looked for the next time as well. After looking in vain it is done for half as long.
-    *poll = if began.elapsed() < POLL { POLL } else { *poll / 2 };
-    Ok(count)
+
+    /// Waits for events. Whoever else wants the processor has it between two looks.
+    fn wait(&mut self, epoll: &Epoll, events: &mut [EpollEvent]) -> nix::Result<usize> {
+        let (began, mut count) = (Instant::now(), 0);
+        if began >= self.not_before {
+            while count == 0 && began.elapsed() < self.length {
+                count = epoll.wait(events, EpollTimeout::ZERO)?;
+                if count == 0 {
+                    thread::yield_now();
+                }
+            }
+            if began.elapsed() > CROWDED {
+                self.not_before = Instant::now() + PAUSE;
+            }
+        }
+        if count == 0 {
+            count = epoll.wait(events, EpollTimeout::NONE)?;
+        }
+        self.length = next_poll(self.length, began.elapsed());
+        Ok(count)
+    }
+}
+
+/// What came soon is looked for the next time as well, behind what came late for half as long.
+fn next_poll(length: Duration, waited: Duration) -> Duration {
+    if waited < POLL { POLL } else { length / 2 }
 }
 
 impl Session {
@@ -247,7 +280,7 @@ impl Session {
 
     /// Whether its Postgres is to be read.
     fn may_answer(&self) -> bool {
-        !self.client.is_behind()
+        self.answers && !self.client.is_behind()
     }
 
     /// Does what an event of one side makes possible.
@@ -259,6 +292,7 @@ impl Session {
             Side::Client => {
                 if writable && self.client.is_behind() {
                     self.client.send_kept().map_err(|error| End::Failed(Side::Client, error))?;
+                    self.end_if_told()?;
                 }
                 if readable { self.ask(buffer) } else { Ok(()) }
             }
@@ -302,7 +336,7 @@ impl Session {
             None => {}
             Some(0) => {
                 self.asks = false;
-                if self.server.finish().is_ok() {
+                if self.server.close().is_ok() {
                     self.first = Side::Client;
                 }
             }
@@ -321,14 +355,24 @@ impl Session {
         match self.server.read(buffer).map_err(|error| End::Failed(Side::Server, error))? {
             None => Ok(()),
             Some(0) => {
-                let told = self.client.finish();
-                Err(told.map_or_else(|error| End::Failed(Side::Client, error), |()| End::Closed(self.first)))
+                self.answers = false;
+                self.client.say_goodbye().map_err(|error| End::Failed(Side::Client, error))?;
+                self.end_if_told()
             }
             Some(count) => {
                 self.witness.received(&buffer[..count]);
                 self.client.send(&buffer[..count]).map_err(|error| End::Failed(Side::Client, error))
             }
         }
+    }
+
+    /// Ends the session once the client has what its Postgres said last.
+    fn end_if_told(&mut self) -> Step {
+        if self.answers || self.client.is_behind() {
+            return Ok(());
+        }
+        let told = self.client.close();
+        Err(told.map_or_else(|error| End::Failed(Side::Client, error), |()| End::Closed(self.first)))
     }
 
     /// Makes the thread wait for what the session can go on with, and for nothing else.
@@ -391,26 +435,53 @@ mod tests {
         Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
     }
 
-    #[test]
-    fn a_thread_looks_for_events_only_while_they_come_soon() {
-        const LATE: Duration = Duration::from_millis(300);
+    /// How often this thread went to sleep.
+    fn sleeps() -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse().unwrap()
+    }
+
+    const LATE: Duration = Duration::from_millis(300);
+
+    /// Waits for an event that comes late: time that it took of a processor, and how often it slept.
+    fn wait_for_late_event(polling: &mut Polling) -> (Duration, u64) {
         let (epoll, event) = (Epoll::new(EpollCreateFlags::empty()).unwrap(), EventFd::new().unwrap());
         epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 1)).unwrap();
-        let (mut events, mut poll) = ([EpollEvent::empty(); EVENTS], Duration::ZERO);
-        event.write(1).unwrap();
-        assert_eq!(wait(&epoll, &mut events, &mut poll), Ok(1));
-        assert_eq!(poll, POLL, "it was there already");
-        event.read().unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(LATE);
                 event.write(1).unwrap();
             });
-            let began = busy();
-            assert_eq!(wait(&epoll, &mut events, &mut poll), Ok(1));
-            let busy = busy() - began;
-            assert!(busy < LATE / 10, "{busy:?} were spent looking for what came after {LATE:?}");
-            assert_eq!(poll, POLL / 2, "it came late");
-        });
+            let (slept, began) = (sleeps(), busy());
+            assert_eq!(polling.wait(&epoll, &mut [EpollEvent::empty(); EVENTS]), Ok(1));
+            (busy() - began, sleeps() - slept)
+        })
+    }
+
+    #[test]
+    fn a_thread_looks_for_an_event_and_then_sleeps() {
+        let mut polling = Polling { length: POLL, ..Polling::new() };
+        let (busy, slept) = wait_for_late_event(&mut polling);
+        assert!(busy < LATE / 10 && slept > 0, "{busy:?} were spent looking for what came after {LATE:?}");
+        assert_eq!(polling.length, POLL / 2);
+        polling = Polling { length: LATE * 100, ..Polling::new() };
+        assert_eq!(wait_for_late_event(&mut polling).1, 0, "it was looked for all the time");
+        assert!(polling.not_before > Instant::now(), "that took long");
+        polling.length = LATE * 100;
+        assert!(
+            wait_for_late_event(&mut polling).1 > 0,
+            "it is not looked for while others want the processor"
+        );
+    }
+
+    #[test]
+    fn what_comes_late_is_looked_for_less_and_less() {
+        let (soon, late) = (POLL / 2, POLL * 2);
+        assert_eq!(next_poll(Duration::ZERO, soon), POLL);
+        assert_eq!(next_poll(POLL / 8, soon), POLL);
+        assert_eq!(next_poll(POLL, late), POLL / 2);
+        let end = (0..20).fold(POLL, |poll, _| next_poll(poll, late));
+        assert_eq!(end, Duration::ZERO);
     }
 }

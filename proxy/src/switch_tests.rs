@@ -155,6 +155,20 @@ async fn a_goodbye_that_comes_along_with_a_question_counts() {
 }
 
 #[tokio::test]
+async fn what_is_no_tls_when_the_session_begins_is_the_clients_failure() {
+    let (client, near) = connect().await;
+    let (mut client, (socket, mut tls)) = encrypt(client, near).await;
+    client.get_mut().0.write_all(&[0xff; 64]).await.unwrap();
+    let mut raw = std::net::TcpStream::from(socket.try_clone().unwrap());
+    raw.set_nonblocking(false).unwrap();
+    assert!(tls.as_mut().unwrap().read_tls(&mut raw).unwrap() > 0);
+    let (mut server, ended) = copy((socket, tls), pending()).await;
+    assert_eq!(all(&mut server).await, b"");
+    drop(client);
+    assert!(matches!(ended.await.unwrap().0, End::Failed(Side::Client, _)));
+}
+
+#[tokio::test]
 async fn last_words_arrive_after_postgres_stopped_reading() {
     for by in BOTH {
         let Running { mut client, mut server, ended } = start(by, pending()).await;
@@ -211,7 +225,11 @@ async fn a_shutdown_closes_both_sides() {
 
 /// Sends `bytes` from one end and takes them slowly from the other.
 async fn passes(from: &mut (impl AsyncWrite + Unpin), to: &mut (impl AsyncRead + Unpin), bytes: &[u8]) {
-    let send = async { from.write_all(bytes).await.unwrap() };
+    let send = async {
+        from.write_all(bytes).await.unwrap();
+        // TLS keeps what the socket did not take at once.
+        from.flush().await.unwrap();
+    };
     let receive = async {
         let (mut received, mut some) = (Vec::new(), vec![0; 7919]);
         while received.len() < bytes.len() {

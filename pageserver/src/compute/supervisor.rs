@@ -293,7 +293,7 @@ impl Supervisor {
         }
         tracing::info!(
             timeline = %slot.timeline, pid = postgres.pid(), ms = millis(started),
-            queued_ms = millis(asked) - millis(started), "compute ready"
+            queued_ms = (started - asked).as_millis(), "compute ready"
         );
         Ok(postgres)
     }
