@@ -465,10 +465,11 @@ mod tests {
         let (busy, slept) = wait_for_late_event(&mut polling);
         assert!(busy < LATE / 10 && slept > 0, "{busy:?} were spent looking for what came after {LATE:?}");
         assert_eq!(polling.length, POLL / 2);
-        polling = Polling { length: LATE * 100, ..Polling::new() };
+        let before = Instant::now();
+        polling = Polling { length: LATE * 100, not_before: before };
         assert_eq!(wait_for_late_event(&mut polling).1, 0, "it was looked for all the time");
-        assert!(polling.not_before > Instant::now(), "that took long");
-        polling.length = LATE * 100;
+        assert!(polling.not_before > before + LATE, "that took long");
+        polling = Polling { length: LATE * 100, not_before: before + LATE * 100 };
         assert!(
             wait_for_late_event(&mut polling).1 > 0,
             "it is not looked for while others want the processor"
