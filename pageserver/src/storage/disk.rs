@@ -249,7 +249,7 @@ mod tests {
         let root = std::env::temp_dir().join(format!("coppice-list-{}", std::process::id()));
         let disk = LocalDisk::open(&root, &["d"]).unwrap();
         let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
+        let listed = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     let names: Vec<_> = (0..50).map(|nth| root.join(format!("d/{nth}"))).collect();
@@ -259,9 +259,10 @@ mod tests {
             });
             let listed: io::Result<Vec<_>> = (0..5000).map(|_| disk.list("d")).collect();
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            listed.unwrap();
+            listed
         });
         fs::remove_dir_all(root).unwrap();
+        listed.unwrap();
     }
 
     #[test]
