@@ -27,6 +27,7 @@ mod end;
 mod greeting;
 mod line;
 mod local_door;
+mod polling;
 mod session;
 mod switch;
 mod witness;

@@ -14,16 +14,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::oneshot;
 use tokio_rustls::rustls::ServerConnection;
 
 use crate::end::{End, Side};
 use crate::line::Line;
+use crate::polling::Polling;
 use crate::witness::Witness;
 
 /// Bytes copied at a time in one direction.
@@ -34,13 +34,6 @@ const EARLY_BYTES: usize = 4096;
 const EVENTS: usize = 64;
 /// More threads than this would take from Postgres what they add.
 const THREADS_MAX: usize = 4;
-/// How long a thread looks for the next event before it sleeps, while events keep coming that soon: Postgres answers many a
-/// question in less, and to fall asleep and be woken takes as long again.
-const POLL: Duration = Duration::from_micros(100);
-/// Giving the processor away takes longer than this when others compute on it: Postgres and its clients soon wait again.
-const CROWDED: Duration = Duration::from_micros(500);
-/// For how long a thread only sleeps then. Who wakes comes before those who compute, who gives way comes behind them.
-const PAUSE: Duration = Duration::from_millis(200);
 /// The event that ends a thread. Sessions count from 1.
 const STOP: u64 = 0;
 
@@ -232,46 +225,6 @@ impl Lines {
     }
 }
 
-/// When a thread looks for events before it sleeps.
-struct Polling {
-    /// For so long.
-    length: Duration,
-    /// Not before this, as others want the processor.
-    not_before: Instant,
-}
-
-impl Polling {
-    fn new() -> Self {
-        Self { length: Duration::ZERO, not_before: Instant::now() }
-    }
-
-    /// Waits for events. Whoever else wants the processor has it between two looks.
-    fn wait(&mut self, epoll: &Epoll, events: &mut [EpollEvent]) -> nix::Result<usize> {
-        let (began, mut count) = (Instant::now(), 0);
-        if began >= self.not_before {
-            while count == 0 && began.elapsed() < self.length {
-                count = epoll.wait(events, EpollTimeout::ZERO)?;
-                if count == 0 {
-                    thread::yield_now();
-                }
-            }
-            if began.elapsed() > CROWDED {
-                self.not_before = Instant::now() + PAUSE;
-            }
-        }
-        if count == 0 {
-            count = epoll.wait(events, EpollTimeout::NONE)?;
-        }
-        self.length = next_poll(self.length, began.elapsed());
-        Ok(count)
-    }
-}
-
-/// What came soon is looked for the next time as well, behind what came late for half as long.
-fn next_poll(length: Duration, waited: Duration) -> Duration {
-    if waited < POLL { POLL } else { length / 2 }
-}
-
 impl Session {
     /// Whether the client is to be read.
     fn may_ask(&self) -> bool {
@@ -423,66 +376,4 @@ fn await_events(
 
 #[cfg(test)]
 #[path = "switch_tests.rs"]
-mod sessions;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Time that this thread has had a processor.
-    fn busy() -> Duration {
-        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
-    }
-
-    /// How often this thread went to sleep.
-    fn sleeps() -> u64 {
-        let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
-        line.trim().parse().unwrap()
-    }
-
-    const LATE: Duration = Duration::from_millis(300);
-
-    /// Waits for an event that comes late: time that it took of a processor, and how often it slept.
-    fn wait_for_late_event(polling: &mut Polling) -> (Duration, u64) {
-        let (epoll, event) = (Epoll::new(EpollCreateFlags::empty()).unwrap(), EventFd::new().unwrap());
-        epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 1)).unwrap();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                thread::sleep(LATE);
-                event.write(1).unwrap();
-            });
-            let (slept, began) = (sleeps(), busy());
-            assert_eq!(polling.wait(&epoll, &mut [EpollEvent::empty(); EVENTS]), Ok(1));
-            (busy() - began, sleeps() - slept)
-        })
-    }
-
-    #[test]
-    fn a_thread_looks_for_an_event_and_then_sleeps() {
-        let mut polling = Polling { length: POLL, ..Polling::new() };
-        let (busy, slept) = wait_for_late_event(&mut polling);
-        assert!(busy < LATE / 10 && slept > 0, "{busy:?} were spent looking for what came after {LATE:?}");
-        assert_eq!(polling.length, POLL / 2);
-        let before = Instant::now();
-        polling = Polling { length: LATE * 100, not_before: before };
-        assert_eq!(wait_for_late_event(&mut polling).1, 0, "it was looked for all the time");
-        assert!(polling.not_before > before + LATE, "that took long");
-        polling = Polling { length: LATE * 100, not_before: before + LATE * 100 };
-        assert!(
-            wait_for_late_event(&mut polling).1 > 0,
-            "it is not looked for while others want the processor"
-        );
-    }
-
-    #[test]
-    fn what_comes_late_is_looked_for_less_and_less() {
-        let (soon, late) = (POLL / 2, POLL * 2);
-        assert_eq!(next_poll(Duration::ZERO, soon), POLL);
-        assert_eq!(next_poll(POLL / 8, soon), POLL);
-        assert_eq!(next_poll(POLL, late), POLL / 2);
-        let end = (0..20).fold(POLL, |poll, _| next_poll(poll, late));
-        assert_eq!(end, Duration::ZERO);
-    }
-}
+mod tests;

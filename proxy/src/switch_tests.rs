@@ -3,6 +3,7 @@
 use std::future::{pending, ready};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use nix::libc::linger;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
@@ -54,13 +55,7 @@ struct Running {
 
 async fn start(by: By, shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
     let (client, near_client) = connect().await;
-    let (client, near_client): (Box<dyn Client>, _) = match by {
-        By::Plain => (Box::new(client), (near_client.into_std().unwrap().into(), None)),
-        By::Tls => {
-            let (client, near_client) = encrypt(client, near_client).await;
-            (Box::new(client), near_client)
-        }
-    };
+    let (client, near_client) = speak(by, client, near_client).await;
     let (server, ended) = copy(near_client, shutdown).await;
     Running { client, server, ended }
 }
@@ -73,6 +68,16 @@ async fn connect() -> (TcpStream, TcpStream) {
 }
 
 type Near = (OwnedFd, Option<ServerConnection>);
+
+async fn speak(by: By, client: TcpStream, near: TcpStream) -> (Box<dyn Client>, Near) {
+    match by {
+        By::Plain => (Box::new(client), (near.into_std().unwrap().into(), None)),
+        By::Tls => {
+            let (client, near) = encrypt(client, near).await;
+            (Box::new(client), near)
+        }
+    }
+}
 
 async fn encrypt(client: TcpStream, near: TcpStream) -> (TlsStream<TcpStream>, Near) {
     let name = ServerName::try_from("localhost").unwrap();
@@ -190,13 +195,7 @@ async fn a_reset_names_its_side() {
         let (client, near) = connect().await;
         let at_once = linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&client, sockopt::Linger, &at_once).unwrap();
-        let (client, near): (Box<dyn Client>, Near) = match by {
-            By::Plain => (Box::new(client), (near.into_std().unwrap().into(), None)),
-            By::Tls => {
-                let (client, near) = encrypt(client, near).await;
-                (Box::new(client), near)
-            }
-        };
+        let (client, near) = speak(by, client, near).await;
         let (mut server, ended) = copy(near, pending()).await;
         drop(client);
         assert_eq!(all(&mut server).await, b"", "the other side is closed");
