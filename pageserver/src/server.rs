@@ -211,18 +211,21 @@ fn start_background(
     let tidy = move || {
         let mut maintenance = Maintenance::new(limits, Duty::Tidy);
         while !tidy_stop.load(Ordering::Relaxed) {
-            maintenance.pass(&kept, &tidy_stop);
+            let more = maintenance.pass(&kept, &tidy_stop);
             mount.release_idle(DETACH_AFTER);
             kept.close_unused();
-            std::thread::sleep(TICK);
+            if !more {
+                std::thread::sleep(TICK);
+            }
         }
     };
     let (sealed, stop) = (Arc::clone(store), Arc::clone(stop));
     let seal = move || {
         let mut maintenance = Maintenance::new(limits, Duty::Seal);
         while !stop.load(Ordering::Relaxed) {
-            maintenance.pass(&sealed, &stop);
-            std::thread::sleep(TICK);
+            if !maintenance.pass(&sealed, &stop) {
+                std::thread::sleep(TICK);
+            }
         }
     };
     let start = |name: &str, work: Box<dyn FnOnce() + Send>| {

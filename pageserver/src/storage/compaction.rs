@@ -61,13 +61,7 @@ pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
     if shape.log_bytes > max_log_bytes || (shape.quiet && shape.log_bytes > 0) {
         return Plan::Seal;
     }
-    let (mut sum, mut alike) = (0, 0);
-    for bytes in &shape.layers {
-        if alike > 0 && *bytes > 2 * sum {
-            break;
-        }
-        (sum, alike) = (sum + bytes, alike + 1);
-    }
+    let alike = alike(&shape.layers);
     if alike >= MAX_ALIKE || (shape.quiet && alike >= 2) {
         return merge(&shape.layers[..alike]);
     }
@@ -79,6 +73,23 @@ pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
         return Plan::Merge(0..shape.layers.len());
     }
     Plan::Nothing
+}
+
+/// Of a lane's layers, how many of the newest are of about the same size.
+fn alike(layers: &[u64]) -> usize {
+    let (mut sum, mut alike) = (0, 0);
+    for bytes in layers {
+        if alike > 0 && *bytes > 2 * sum {
+            break;
+        }
+        (sum, alike) = (sum + bytes, alike + 1);
+    }
+    alike
+}
+
+/// How many times over the number is at which they are merged that a busy lane has of layers.
+pub(super) fn excess(layers: &[u64]) -> u64 {
+    ((alike(layers) / MAX_ALIKE).max(layers.len() / MAX_LAYERS) as u64).saturating_sub(1)
 }
 
 /// Merges all of these, or, of too many, those that are smallest together: so each page is rewritten a few times only.

@@ -3,7 +3,7 @@
 //! One thread seals, another does the rest, each one thing at a time. What they make counts from one catalog transaction on; whatever fails before
 //! leaves all as it was and is tried again later.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{LaneRecord, Update};
 use crate::storage::compaction::{self, Merged, Pace, Plan};
@@ -12,9 +12,9 @@ use crate::storage::layer::LayerId;
 use crate::storage::page::{Position, TimelineId};
 use crate::storage::retention::Retention;
 use crate::storage::seal::Sealed;
+use crate::storage::slices::{STOPPING, Slices};
 use crate::storage::store::{Slot, Store};
 use crate::storage::timeline::Timeline;
-use crate::sys;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,14 +25,6 @@ use std::time::{Duration, Instant};
 const RETRY: Duration = Duration::from_secs(60);
 /// What a timeline keeps is looked at no more often than this.
 const SOON: Duration = Duration::from_secs(1);
-/// Bytes worked on between two looks at who else wants the machine.
-const SLICE_BYTES: u64 = 1 << 20;
-/// While others append, the work rests for so many times as long as it works, so that they hardly notice.
-const REST: u32 = 4;
-/// How long work waits for idle cores, when there is no hurry.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Longest rest, so that a slow disk does not keep the server from stopping.
-const MAX_REST: Duration = Duration::from_secs(1);
 
 /// When a lane's log is sealed.
 #[derive(Clone, Copy, Debug)]
@@ -54,13 +46,37 @@ pub enum Duty {
     Tidy,
 }
 
-/// What was seen of the lanes, from one pass to the next.
-pub struct Maintenance {
+/// What a pass goes by.
+struct Due {
     limits: Limits,
     duty: Duty,
+    /// Lanes whose sealing or merging failed, and when.
+    failed: HashMap<(TimelineId, LaneKind), Instant>,
+}
+
+impl Due {
+    /// How many times over its limit that lane is that is furthest behind. One that cannot be worked on is not looked at.
+    fn excess(&self, store: &Store) -> u64 {
+        let timelines = store.open_timelines();
+        let healthy = timelines.iter().filter(|timeline| timeline.latched().is_none());
+        let lanes = healthy.flat_map(|timeline| LaneKind::ALL.map(|lane| (timeline, lane)));
+        let possible = lanes.filter(|(timeline, lane)| !self.failed.contains_key(&(timeline.id(), *lane)));
+        let excess = possible.map(|(timeline, lane)| {
+            let (shape, _) = timeline.shape(lane, Position::MAX);
+            match self.duty {
+                Duty::Seal => (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1),
+                Duty::Tidy => compaction::excess(&shape.layers),
+            }
+        });
+        excess.max().unwrap_or(0)
+    }
+}
+
+/// What was seen of the lanes, from one pass to the next.
+pub struct Maintenance {
+    due: Due,
     /// The newest record of each lane, and when it was first seen to be that.
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
-    failed: HashMap<(TimelineId, LaneKind), Instant>,
     retention: Retention,
     /// When deep chains were last looked for.
     looked: Instant,
@@ -70,48 +86,49 @@ impl Maintenance {
     /// Does its `duty` within `limits`.
     pub fn new(limits: Limits, duty: Duty) -> Self {
         Self {
-            limits,
-            duty,
+            due: Due { limits, duty, failed: HashMap::new() },
             seen: HashMap::new(),
-            failed: HashMap::new(),
             retention: Retention::default(),
             looked: Instant::now(),
         }
     }
 
-    /// Does what is due, until there is no more or `stop` is set.
-    pub fn pass(&mut self, store: &Store, stop: &AtomicBool) {
-        if self.duty == Duty::Tidy {
+    /// Does what is due for each lane, one thing at most, so that a lane that always has more keeps none waiting. Whether
+    /// there may be more.
+    pub fn pass(&mut self, store: &Store, stop: &AtomicBool) -> bool {
+        if self.due.duty == Duty::Tidy {
             store.open_due();
         }
         let timelines = store.open_timelines();
         self.retention.keep(&timelines);
         self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
-        self.failed.retain(|_, failed| failed.elapsed() < RETRY);
+        self.due.failed.retain(|_, failed| failed.elapsed() < RETRY);
+        let mut more = false;
         for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
             for lane in LaneKind::ALL {
-                let mut pace = Slices::new(store, stop);
-                while !stop.load(Ordering::Relaxed) && self.lane(store, timeline, lane, &mut pace) {}
-            }
-            if stop.load(Ordering::Relaxed) {
-                return;
+                more |= self.lane((store, stop), timeline, lane);
+                if stop.load(Ordering::Relaxed) {
+                    return false;
+                }
             }
             // Behind the merges: there are few layers to look through.
-            if self.duty == Duty::Tidy {
-                self.look(store, timeline, stop);
+            if self.due.duty == Duty::Tidy {
+                self.look((store, stop), timeline);
             }
         }
-        if self.duty == Duty::Tidy {
+        if self.due.duty == Duty::Tidy {
             self.detach(store, stop);
         }
+        more
     }
 
     /// Lets a timeline at the end of a long chain stand on its own.
     fn detach(&mut self, store: &Store, stop: &AtomicBool) {
-        if self.looked.elapsed() < self.limits.quiet.max(SOON) {
+        if self.looked.elapsed() < self.due.limits.quiet.max(SOON) {
             return;
         }
-        let mut pace = Slices::new(store, stop);
+        let excess = || self.due.excess(store);
+        let mut pace = Slices::new(store, stop, &excess);
         match store.detach_deep(&mut |bytes| pace.worked(bytes)) {
             // There may be another.
             Ok(true) => {}
@@ -125,18 +142,19 @@ impl Maintenance {
 
     /// Since when the lane is as it is.
     fn quiet_since(&self, id: TimelineId, lane: LaneKind) -> Option<Position> {
-        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.limits.quiet);
+        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.due.limits.quiet);
         quiet.map(|(last, _)| *last)
     }
 
-    fn look(&mut self, store: &Store, timeline: &Arc<Timeline>, stop: &AtomicBool) {
+    fn look(&mut self, (store, stop): (&Store, &AtomicBool), timeline: &Arc<Timeline>) {
         let last = timeline.last_positions();
         let rests = LaneKind::ALL
             .iter()
             .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
-        let Limits { quiet, max_history_bytes, .. } = self.limits;
-        let mut pace = Slices::new(store, stop);
+        let Limits { quiet, max_history_bytes, .. } = self.due.limits;
         let wanted = (rests, quiet.max(SOON), max_history_bytes);
+        let excess = || self.due.excess(store);
+        let mut pace = Slices::new(store, stop, &excess);
         let looked = self.retention.look(store, timeline, wanted, &mut |bytes| pace.worked(bytes));
         if let Err(error) = looked
             && error.code != STOPPING
@@ -146,9 +164,9 @@ impl Maintenance {
     }
 
     /// Does one thing to a lane; false if there is nothing to do.
-    fn lane(&mut self, store: &Store, timeline: &Timeline, lane: LaneKind, pace: &mut Slices<'_>) -> bool {
+    fn lane(&mut self, (store, stop): (&Store, &AtomicBool), timeline: &Timeline, lane: LaneKind) -> bool {
         let (id, began) = (timeline.id(), Instant::now());
-        if self.failed.contains_key(&(id, lane)) {
+        if self.due.failed.contains_key(&(id, lane)) {
             return false;
         }
         let (mut shape, last) = timeline.shape(lane, self.quiet_since(id, lane).unwrap_or(Position::MAX));
@@ -157,17 +175,13 @@ impl Maintenance {
         if seen.0 != last {
             *seen = (last, began);
         }
-        // A log is at its limit when it is sealed. The longer it is beyond that, the less the work rests: whoever writes so fast is
-        // slowed down before the disk is full.
-        let over = (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1);
-        let rest = REST >> over.min(u64::from(REST));
-        match self.duty {
+        match self.due.duty {
             Duty::Seal => shape.layers.clear(),
             Duty::Tidy => shape.log_bytes = 0,
         }
-        let plan = compaction::choose(&shape, self.limits.max_log_bytes);
-        *pace = Slices { began, since: began, worked: 0, rest, ..*pace };
-        sys::be_patient(rest == REST);
+        let plan = compaction::choose(&shape, self.due.limits.max_log_bytes);
+        let excess = || self.due.excess(store);
+        let mut pace = Slices::new(store, stop, &excess);
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
@@ -187,52 +201,11 @@ impl Maintenance {
             // The timeline may have been dropped meanwhile.
             Err(error) if error.code == STOPPING || error.kind == Kind::NotFound => false,
             Err(error) => {
-                self.failed.insert((id, lane), Instant::now());
+                self.due.failed.insert((id, lane), Instant::now());
                 tracing::error!(timeline = %id, ?lane, %error, "sealing or merging failed; nothing is lost, it is tried again later");
                 false
             }
         }
-    }
-}
-
-/// Code of the error that ends work when the server stops.
-const STOPPING: &str = "stopping";
-
-/// Work in slices, with rests in between while others append.
-struct Slices<'a> {
-    store: &'a Store,
-    stop: &'a AtomicBool,
-    /// When the slice began, and when all of the work did.
-    began: Instant,
-    since: Instant,
-    worked: u64,
-    seen: Position,
-    rest: u32,
-}
-
-impl<'a> Slices<'a> {
-    fn new(store: &'a Store, stop: &'a AtomicBool) -> Self {
-        let (began, seen) = (Instant::now(), store.newest_position());
-        Self { store, stop, began, since: began, worked: 0, seen, rest: REST }
-    }
-
-    fn worked(&mut self, bytes: u64) -> Result<()> {
-        self.worked += bytes;
-        if self.worked < SLICE_BYTES {
-            return Ok(());
-        }
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::new(Kind::Unavailable, STOPPING, "the server stops"));
-        }
-        if self.since.elapsed() > PATIENCE {
-            sys::be_patient(false);
-        }
-        let newest = self.store.newest_position();
-        if newest != self.seen {
-            std::thread::sleep((self.began.elapsed() * self.rest).min(MAX_REST));
-        }
-        (self.began, self.worked, self.seen) = (Instant::now(), 0, newest);
-        Ok(())
     }
 }
 
@@ -323,4 +296,61 @@ impl Store {
 
 fn healthy(slot: &Mutex<Slot>) -> Option<Arc<Timeline>> {
     lock(slot).timeline.clone().filter(|timeline| timeline.latched().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::page::PAGE_BYTES;
+    use crate::storage::sim_disk::SimDisk;
+    use crate::storage::tests::{make, named, new_store, tree};
+
+    const LIMITS: Limits =
+        Limits { max_log_bytes: 0, quiet: Duration::from_secs(3600), max_history_bytes: u64::MAX };
+
+    #[test]
+    fn the_lane_that_is_furthest_behind_counts() {
+        let (store, id) = new_store(&SimDisk::default());
+        let (other, _) = store.fork(id, |t| named("other", t)).unwrap();
+        let (limits, failed) = (Limits { max_log_bytes: 1 << 16, ..LIMITS }, HashMap::new());
+        let mut due = Due { limits, duty: Duty::Seal, failed };
+        assert_eq!(due.excess(&store), 0);
+        let child = tree(&store, other);
+        let inode = make(&child, b"f");
+        for (pages, expected) in [(15, 0), (3, 1), (8, 2), (16, 4)] {
+            child.write(inode, 0, &vec![7; pages * PAGE_BYTES]).unwrap();
+            assert_eq!(due.excess(&store), expected, "{pages} pages more");
+        }
+        due.duty = Duty::Tidy;
+        for layers in 1..=16 {
+            store.seal(other, LaneKind::Data, &mut |_| Ok(())).unwrap();
+            child.write(inode, 0, &[7; PAGE_BYTES]).unwrap();
+            assert_eq!(due.excess(&store), (layers / 4_u64).saturating_sub(1), "{layers} layers");
+        }
+        due.failed.insert((other, LaneKind::Data), Instant::now());
+        assert_eq!(due.excess(&store), 0);
+        (due.duty, due.failed) = (Duty::Seal, HashMap::new());
+        assert_eq!(due.excess(&store), 0);
+    }
+
+    #[test]
+    fn a_lane_that_always_has_more_keeps_none_waiting() {
+        let (store, id) = new_store(&SimDisk::default());
+        let (main, stop) = (tree(&store, id), AtomicBool::new(false));
+        let inode = make(&main, b"f");
+        let write = |nth: u64| main.write(inode, nth % 1024 * PAGE_BYTES as u64, &[7; PAGE_BYTES]).unwrap();
+        let mut maintenance = Maintenance::new(LIMITS, Duty::Seal);
+        let (ended, end) = std::sync::mpsc::channel();
+        (0..1024).for_each(write);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(write));
+            scope.spawn(|| {
+                assert!(maintenance.pass(&store, &stop), "the log was sealed");
+                ended.send(()).unwrap();
+            });
+            let outcome = end.recv_timeout(Duration::from_secs(20));
+            stop.store(true, Ordering::Relaxed);
+            assert!(outcome.is_ok(), "a pass over one lane does not end");
+        });
+    }
 }

@@ -37,6 +37,7 @@ mod retention;
 pub mod sabotage;
 mod seal;
 pub mod sim_disk;
+mod slices;
 pub mod store;
 mod survey;
 pub mod syncer;

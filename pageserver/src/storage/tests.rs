@@ -23,7 +23,7 @@ fn open(disk: &SimDisk) -> crate::error::Result<Store> {
     Store::open(Arc::new(disk.clone()), 5)
 }
 
-fn named(name: &str, timeline: TimelineId) -> Update {
+pub(super) fn named(name: &str, timeline: TimelineId) -> Update {
     let record = BranchRecord {
         id: timeline.0,
         timeline: timeline.0,
@@ -37,7 +37,7 @@ fn named(name: &str, timeline: TimelineId) -> Update {
 }
 
 /// A store with one named root timeline that has its root directory.
-fn new_store(disk: &SimDisk) -> (Store, TimelineId) {
+pub(super) fn new_store(disk: &SimDisk) -> (Store, TimelineId) {
     let store = open(disk).unwrap();
     let id = store.create_root().unwrap();
     store.publish(named("main", id)).unwrap();
@@ -45,11 +45,11 @@ fn new_store(disk: &SimDisk) -> (Store, TimelineId) {
     (store, id)
 }
 
-fn tree(store: &Store, id: TimelineId) -> Tree {
+pub(super) fn tree(store: &Store, id: TimelineId) -> Tree {
     Tree::new(store.timeline(id).unwrap())
 }
 
-fn make(tree: &Tree, name: &[u8]) -> u64 {
+pub(super) fn make(tree: &Tree, name: &[u8]) -> u64 {
     let new = NewInode { kind: FileKind::File, mode: 0o600, owner: (1, 1), target: &[] };
     tree.make(ROOT_INODE, name, &new, 0).unwrap().0
 }
