@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::children::{self, Child};
+use crate::storage::dictionary;
 use crate::storage::format::LaneKind;
 use crate::storage::layer::{Access, ENTRY_BYTES, Entry, GROUP_PAGES, Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
@@ -215,7 +216,8 @@ impl Timeline {
         let id = LayerId { timeline: self.id(), lane, number };
         let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
-        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered)?;
+        let samples = sample(&inputs)?;
+        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered, &samples)?;
         if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
             writer.abandon();
             return Err(error);
@@ -278,6 +280,25 @@ impl Timeline {
         let range = merged.range(state.layers.iter().map(|layer| layer.id().number));
         state.layers.splice(range, [merged.layer]).collect()
     }
+}
+
+/// Some of the pages of layers, from all over.
+fn sample(layers: &[Arc<Layer>]) -> Result<Vec<u8>> {
+    let (mut pages, mut nth) = (Vec::new(), 0);
+    let mut wanted = dictionary::samples(layers.iter().map(|layer| layer.entries()).sum()).peekable();
+    for layer in layers {
+        let mut input = Input::of(layer, std::iter::empty());
+        for entry in layer.scan() {
+            let entry = entry?;
+            if wanted.next_if_eq(&nth).is_some() && entry.page.is_some() {
+                let from = pages.len();
+                pages.resize(from + PAGE_BYTES, 0);
+                input.read(&entry, &mut pages[from..])?;
+            }
+            nth += 1;
+        }
+    }
+    Ok(pages)
 }
 
 impl<I: Iterator<Item = Result<Entry>>> Input<I> {

@@ -141,7 +141,7 @@ impl Timeline {
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane, number };
         let sealed = record.sealed.max(base);
-        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, (0, sealed))?;
+        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, (0, sealed), &[])?;
         let files = inherited.files_of_lane(lane);
         if let Err(error) = self.write_all_blocks(&inherited, &files, base, &mut writer, pace) {
             writer.abandon();

@@ -1,23 +1,26 @@
 //! Sealed layers: what a lane's log held up to a position, sorted, compressed and never changed again.
 //!
-//! A layer is one file: groups of pages, the lane's metadata, an index entry for each version of a block, a table of
+//! A layer is one file: groups of pages, the lane's metadata, a dictionary for the pages if they are many, an index entry for each version of a block, a table of
 //! the groups, and a footer; the last three are there twice. `docs/format.md` describes the bytes; `layer_writer` writes
 //! them. The index is mapped and checked block by block when it is used; pages are read, so that a bad disk is an error.
 
 use crate::error::{Error, Result};
+use crate::storage::dictionary::{self, MAX_DICTIONARY_BYTES};
 use crate::storage::disk::{Disk, DiskFile, Mapping};
 use crate::storage::format::{self, Change, LaneKind, Reader};
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
-use std::cell::RefCell;
 use std::io::Read;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use zstd::zstd_safe::DDict;
 
 /// Directory of the layers in the store.
 pub const LAYERS_DIRECTORY: &str = "layers";
-/// Version of the layer format, in every footer.
-pub const LAYER_VERSION: u32 = 1;
+/// Version of the layer format, in the footers of layers whose pages have a dictionary.
+pub const LAYER_VERSION: u32 = 2;
+/// Version in the footers of those without.
+const PLAIN_VERSION: u32 = 1;
 /// Bytes before the first group: the magic and zeros.
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of the footer, which ends the file, twice.
@@ -102,6 +105,9 @@ pub(super) struct Footer {
     pub(super) meta_bytes: u32,
     pub(super) meta_raw_bytes: u32,
     pub(super) meta_crc: u32,
+    /// 0 if the pages have none.
+    pub(super) dictionary_bytes: u32,
+    pub(super) dictionary_crc: u32,
     pub(super) groups: u32,
     pub(super) index_offset: u64,
     pub(super) entries: u64,
@@ -111,7 +117,8 @@ impl Footer {
     pub(super) fn encode(&self) -> [u8; FOOTER_BYTES] {
         let mut bytes = [0; FOOTER_BYTES];
         bytes[0..8].copy_from_slice(&FOOTER_MAGIC);
-        bytes[8..12].copy_from_slice(&LAYER_VERSION.to_le_bytes());
+        let version = if self.dictionary_bytes == 0 { PLAIN_VERSION } else { LAYER_VERSION };
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.store.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.id.timeline.0.to_le_bytes());
         bytes[32..36].copy_from_slice(&(self.id.lane as u32).to_le_bytes());
@@ -123,8 +130,10 @@ impl Footer {
         bytes[72..76].copy_from_slice(&self.meta_bytes.to_le_bytes());
         bytes[76..80].copy_from_slice(&self.meta_raw_bytes.to_le_bytes());
         bytes[80..84].copy_from_slice(&self.meta_crc.to_le_bytes());
+        bytes[84..88].copy_from_slice(&self.dictionary_bytes.to_le_bytes());
         bytes[88..96].copy_from_slice(&self.index_offset.to_le_bytes());
         bytes[96..104].copy_from_slice(&self.entries.to_le_bytes());
+        bytes[104..108].copy_from_slice(&self.dictionary_crc.to_le_bytes());
         let crc = crc32fast::hash(&bytes[16..]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -145,8 +154,9 @@ impl Footer {
         {
             return Err(damaged());
         }
-        if version != LAYER_VERSION {
-            return Err(format!("the format version is {version}, this build reads {LAYER_VERSION}"));
+        if !(PLAIN_VERSION..=LAYER_VERSION).contains(&version) {
+            let known = format!("{PLAIN_VERSION} and {LAYER_VERSION}");
+            return Err(format!("the format version is {version}, this build reads {known}"));
         }
         if footer.store != store || footer.encode() != *bytes {
             return Err("it is another layer's file".to_owned());
@@ -167,6 +177,8 @@ impl Footer {
             meta_bytes: short(72)?,
             meta_raw_bytes: short(76)?,
             meta_crc: short(80)?,
+            dictionary_bytes: short(84)?,
+            dictionary_crc: short(104)?,
             groups: short(36)?,
             index_offset: number(88)?,
             entries: number(96)?,
@@ -178,9 +190,16 @@ impl Footer {
         let end = self.index_offset.checked_add(tables)?.checked_add(2 * FOOTER_BYTES as u64)?;
         let sound = end == length
             && self.index_offset.is_multiple_of(BLOCK_BYTES as u64)
-            && self.meta_offset.checked_add(u64::from(self.meta_bytes))? <= self.index_offset
+            && self.dictionary_bytes <= MAX_DICTIONARY_BYTES
+            && self.dictionary_offset()?.checked_add(2 * u64::from(self.dictionary_bytes))?
+                <= self.index_offset
             && self.meta_raw_bytes as usize <= MAX_META_BYTES;
         sound.then_some(())
+    }
+
+    /// Where the dictionary is, and its copy behind it.
+    fn dictionary_offset(&self) -> Option<u64> {
+        self.meta_offset.checked_add(u64::from(self.meta_bytes))
     }
 
     fn index_blocks(&self) -> u64 {
@@ -229,29 +248,6 @@ fn decode_entry(bytes: &[u8]) -> Option<Entry> {
     Some(Entry { inode, block, position, page })
 }
 
-thread_local! {
-    /// Making one costs more than unpacking a group.
-    static UNPACKER: RefCell<Unpacker> = RefCell::new(Unpacker::default());
-}
-
-#[derive(Default)]
-struct Unpacker {
-    decompressor: Option<zstd::bulk::Decompressor<'static>>,
-    pages: Vec<u8>,
-}
-
-impl Unpacker {
-    /// The pages of a group; `None` if the bytes are none.
-    fn unpack(&mut self, bytes: &[u8]) -> Option<&[u8]> {
-        if self.decompressor.is_none() {
-            self.decompressor = Some(zstd::bulk::Decompressor::new().ok()?);
-            self.pages = vec![0; GROUP_PAGES * PAGE_BYTES];
-        }
-        let count = self.decompressor.as_mut()?.decompress_to_buffer(bytes, &mut self.pages[..]).ok()?;
-        self.pages.get(..count)
-    }
-}
-
 /// Where a reader of groups goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -270,6 +266,8 @@ pub struct Layer {
     /// First key of each block of the index.
     firsts: Vec<(u64, u32, Position)>,
     bytes: u64,
+    /// Read when a group is first unpacked.
+    dictionary: OnceLock<DDict<'static>>,
 }
 
 impl Layer {
@@ -298,7 +296,8 @@ impl Layer {
             .map_err(|what| bad(&what))?;
         let length = usize::try_from(2 * footer.table_bytes().unwrap_or(0)).unwrap_or(0);
         let mapped = file.map(footer.index_offset, length).map_err(failed)?;
-        let mut layer = Self { footer, file, mapped, firsts: Vec::new(), bytes };
+        let dictionary = OnceLock::new();
+        let mut layer = Self { footer, file, mapped, firsts: Vec::new(), bytes, dictionary };
         layer.firsts = (0..usize::try_from(footer.index_blocks()).unwrap_or(0))
             .map(|nth| {
                 let first = layer.entries_of(nth)?.next();
@@ -402,25 +401,53 @@ impl Layer {
         Ok(())
     }
 
-    /// Where a group is in the file: offset, stored bytes, and whether they are compressed.
-    fn group(&self, group: u32) -> Result<(u64, usize, bool)> {
-        let nth = group as usize;
-        let table = usize::try_from(self.footer.index_blocks()).unwrap_or(0) + nth / BLOCK_GROUPS;
+    /// Where groups are in the file: offset, stored bytes, and whether they are compressed.
+    fn places(&self, groups: Range<u32>) -> Result<Vec<(u64, usize, bool)>> {
         let outside = || self.damaged(self.footer.index_offset, "the index names a group that is not there");
-        if group >= self.footer.groups {
+        if groups.end > self.footer.groups {
             return Err(outside());
         }
-        let (_, entries) = self.block(table)?;
-        let mut reader = Reader(&entries[nth % BLOCK_GROUPS * GROUP_ENTRY_BYTES..]);
-        let (Some(offset), Some(stored), Some(raw)) = (reader.u64(), reader.u32(), reader.u32()) else {
-            return Err(outside());
-        };
+        let tables = usize::try_from(self.footer.index_blocks()).unwrap_or(0);
+        let (start, end) = (groups.start as usize, groups.end as usize);
+        let mut places = Vec::with_capacity(groups.len());
+        while start + places.len() < end {
+            let nth = start + places.len();
+            let (_, entries) = self.block(tables + nth / BLOCK_GROUPS)?;
+            let entries = entries.chunks_exact(GROUP_ENTRY_BYTES).take(BLOCK_GROUPS).skip(nth % BLOCK_GROUPS);
+            for entry in entries.take(end - nth) {
+                places.push(self.place(entry).ok_or_else(outside)?);
+            }
+        }
+        Ok(places)
+    }
+
+    fn place(&self, entry: &[u8]) -> Option<(u64, usize, bool)> {
+        let mut reader = Reader(entry);
+        let (offset, stored, raw) = (reader.u64()?, reader.u32()?, reader.u32()?);
+        let inside = offset.checked_add(u64::from(stored))? <= self.footer.meta_offset;
         let length = stored as usize;
-        let end = offset.checked_add(u64::from(stored));
-        if length > GROUP_PAGES * PAGE_BYTES || end.is_none_or(|end| end > self.footer.meta_offset) {
-            return Err(outside());
+        (inside && length <= GROUP_PAGES * PAGE_BYTES).then_some((offset, length, raw == 0))
+    }
+
+    /// The dictionary of its pages, if they have one.
+    fn dictionary(&self) -> Result<Option<&DDict<'static>>> {
+        let length = self.footer.dictionary_bytes as usize;
+        if length == 0 || self.dictionary.get().is_some() {
+            return Ok(self.dictionary.get());
         }
-        Ok((offset, length, raw == 0))
+        let offset = self.footer.dictionary_offset().unwrap_or(0);
+        let failed = |e| Error::io(format!("read {} at {offset}", self.footer.id.path()), &e);
+        let mut stored = vec![0; 2 * length];
+        self.file.read_exact_at(&mut stored, offset).map_err(failed)?;
+        let (first, copy) = stored.split_at(length);
+        let sound = |bytes: &&[u8]| crc32fast::hash(bytes) == self.footer.dictionary_crc;
+        let what = "the dictionary of its pages is not what was written";
+        let bytes = Some(first).filter(sound).or_else(|| {
+            tracing::warn!(file = self.footer.id.path(), offset, "{what}; its copy is used");
+            Some(copy).filter(sound)
+        });
+        let made = bytes.and_then(DDict::try_create).ok_or_else(|| self.damaged(offset, what))?;
+        Ok(Some(self.dictionary.get_or_init(|| made)))
     }
 
     /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with the pages of each.
@@ -430,7 +457,7 @@ impl Layer {
         access: Access,
         mut take: impl FnMut(u32, Result<&[u8]>),
     ) -> Result<()> {
-        let places = groups.clone().map(|group| self.group(group)).collect::<Result<Vec<_>>>()?;
+        let places = self.places(groups.clone())?;
         let Some((start, ..)) = places.first() else { return Ok(()) };
         let mut total = 0;
         for (offset, length, _) in &places {
@@ -446,15 +473,17 @@ impl Layer {
             Access::Scattered => self.file.read_around_at(&mut stored, *start),
         };
         read.map_err(failed)?;
-        UNPACKER.with_borrow_mut(|unpacker| {
-            for (group, (offset, length, compressed)) in groups.zip(&places) {
-                let from = usize::try_from(offset - start).unwrap_or(0);
-                let bytes = &stored[from..from + length];
-                let pages = if *compressed { unpacker.unpack(bytes) } else { Some(bytes) };
-                let damaged = || self.damaged(*offset, "a group of pages is not what was written");
-                take(group, pages.ok_or_else(damaged));
+        for (group, (offset, length, compressed)) in groups.zip(&places) {
+            let from = usize::try_from(offset - start).unwrap_or(0);
+            let bytes = &stored[from..from + length];
+            let damaged = || self.damaged(*offset, "a group of pages is not what was written");
+            if *compressed {
+                let (dictionary, most) = (self.dictionary()?, GROUP_PAGES * PAGE_BYTES);
+                dictionary::unpack(bytes, dictionary, most, |pages| take(group, pages.ok_or_else(damaged)));
+            } else {
+                take(group, Ok(bytes));
             }
-        });
+        }
         Ok(())
     }
 
@@ -472,7 +501,7 @@ impl Layer {
             page.copy_from_slice(bytes);
             return Ok(());
         }
-        let (offset, ..) = self.group(number)?;
+        let offset = self.places(number..number.saturating_add(1))?.first().map_or(0, |(offset, ..)| *offset);
         let Entry { inode, block, .. } = entry;
         Err(self.damaged(offset, &format!("block {block} of inode {inode:#x} is not what was written")))
     }

@@ -4,6 +4,7 @@
 //! the store removes. It counts once the catalog names it.
 
 use crate::error::{Error, Result};
+use crate::storage::dictionary::{LEVEL, PAGES_TOGETHER, Packing};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::format::{self, Change, LaneKind};
 use crate::storage::layer::{
@@ -15,10 +16,6 @@ use crate::storage::sabotage::{self, Defect};
 use crate::sys;
 use std::sync::Arc;
 
-/// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
-const LEVEL: i32 = 1;
-/// Pages that are compressed together. A read of one unpacks all, and each on its own would take a quarter more disk.
-pub(super) const PAGES_TOGETHER: usize = 2;
 /// Bytes gathered before they are written and brought to the medium. Were all of a layer brought there at its end, or with a sync
 /// each time, the commits of others would wait behind that.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -35,14 +32,12 @@ pub(super) struct LayerWriter<'d> {
     range: (Position, Position),
     file: Arc<dyn DiskFile>,
     unfinished: String,
-    compressor: zstd::bulk::Compressor<'static>,
+    packing: Packing,
     buffer: Vec<u8>,
     /// Where the buffer goes.
     offset: u64,
     /// Before here all is synced.
     synced: u64,
-    /// Most pages in a group.
-    together: usize,
     group: Vec<u8>,
     groups: Vec<u8>,
     group_count: u32,
@@ -52,17 +47,19 @@ pub(super) struct LayerWriter<'d> {
 }
 
 impl<'d> LayerWriter<'d> {
-    /// Begins layer `id` of the store with this number, for what was appended after `from` up to `to`.
+    /// Begins layer `id` of the store with this number, for what was appended after `from` up to `to`. The `samples` are pages as
+    /// will be in it; none if there will be few.
     pub(super) fn begin(
         disk: &'d dyn Disk,
         store: u64,
         id: LayerId,
         range: (Position, Position),
+        samples: &[u8],
     ) -> Result<Self> {
         let unfinished = format!("{LAYERS_DIRECTORY}/{UNFINISHED_PREFIX}{:016x}", id.number);
         let failed = |e| Error::io(format!("create {unfinished}"), &e);
         let file = disk.create(&unfinished).map_err(failed)?;
-        let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(failed)?;
+        let packing = Packing::of(samples).map_err(|e| Error::io("prepare to compress pages", &e))?;
         let mut buffer = LAYER_MAGIC.to_vec();
         buffer.resize(HEADER_BYTES, 0);
         Ok(Self {
@@ -72,12 +69,11 @@ impl<'d> LayerWriter<'d> {
             range,
             file,
             unfinished,
-            compressor,
+            packing,
             buffer,
             offset: 0,
             synced: 0,
-            together: PAGES_TOGETHER,
-            group: Vec::with_capacity(PAGES_TOGETHER * PAGE_BYTES),
+            group: Vec::with_capacity(GROUP_PAGES * PAGE_BYTES),
             groups: Vec::new(),
             group_count: 0,
             index: Vec::new(),
@@ -88,9 +84,10 @@ impl<'d> LayerWriter<'d> {
 
     /// Puts up to `pages` in a group.
     #[cfg(test)]
-    pub(super) fn together(self, pages: usize) -> Self {
+    pub(super) fn together(mut self, pages: usize) -> Self {
         assert!(pages <= GROUP_PAGES, "nobody would read groups of {pages}");
-        Self { together: pages, ..self }
+        self.packing.together = pages;
+        self
     }
 
     /// The lane that it is of.
@@ -118,7 +115,7 @@ impl<'d> LayerWriter<'d> {
         };
         put(&mut self.index, &layer::encode_entry(&Entry { inode, block, position, page }));
         self.entries += 1;
-        if self.group.len() == self.together * PAGE_BYTES { self.end_group() } else { Ok(()) }
+        if self.group.len() == self.packing.together * PAGE_BYTES { self.end_group() } else { Ok(()) }
     }
 
     fn end_group(&mut self) -> Result<()> {
@@ -126,7 +123,7 @@ impl<'d> LayerWriter<'d> {
             return Ok(());
         }
         let failed = |e| Error::io("compress a group of pages", &e);
-        let compressed = sys::when_idle(|| self.compressor.compress(&self.group)).map_err(failed)?;
+        let compressed = sys::when_idle(|| self.packing.compressor.compress(&self.group)).map_err(failed)?;
         // Bytes that save little are kept as they are, which a read need not unpack.
         let raw = compressed.len() > self.group.len() / 8 * 7;
         let bytes = if raw { std::mem::take(&mut self.group) } else { compressed };
@@ -180,9 +177,12 @@ impl<'d> LayerWriter<'d> {
                 format!("{} has too many files", self.id.path()),
             ));
         }
-        let meta = self.compressor.compress(&raw).map_err(|e| Error::io("compress metadata", &e))?;
+        let meta = zstd::bulk::compress(&raw, LEVEL).map_err(|e| Error::io("compress metadata", &e))?;
         let meta_offset = self.offset + self.buffer.len() as u64;
         self.write(&meta)?;
+        let dictionary = std::mem::take(&mut self.packing.dictionary);
+        self.write(&dictionary)?;
+        self.write(&dictionary)?;
         let padding = (self.offset + self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES as u64)
             - (self.offset + self.buffer.len() as u64);
         self.buffer.resize(self.buffer.len() + usize::try_from(padding).unwrap_or(0), 0);
@@ -195,6 +195,8 @@ impl<'d> LayerWriter<'d> {
             meta_bytes: format::u32_of(meta.len()),
             meta_raw_bytes: format::u32_of(raw.len()),
             meta_crc: crc32fast::hash(&meta),
+            dictionary_bytes: format::u32_of(dictionary.len()),
+            dictionary_crc: if dictionary.is_empty() { 0 } else { crc32fast::hash(&dictionary) },
             groups: self.group_count,
             index_offset: self.offset + self.buffer.len() as u64,
             entries: self.entries,

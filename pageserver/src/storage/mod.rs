@@ -17,6 +17,7 @@ pub mod clock;
 pub mod commit;
 pub mod compaction;
 mod detach;
+mod dictionary;
 mod direct;
 pub mod disk;
 pub mod format;

@@ -17,7 +17,7 @@ use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::recovery::Start;
 use crate::storage::timeline::Timeline;
 use crate::storage::versions::Retained;
-use crate::storage::{parts, read};
+use crate::storage::{dictionary, parts, read};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -91,8 +91,10 @@ impl Timeline {
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
         let range = (frozen.from, frozen.start.sealed);
-        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range)?;
-        if let Err(error) = self.write_blocks(frozen, &mut writer, pace) {
+        let versions = frozen.versions();
+        let samples = self.sample(frozen, &versions)?;
+        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range, &samples)?;
+        if let Err(error) = self.write_blocks(frozen, &versions, &mut writer, pace) {
             writer.abandon();
             return Err(error);
         }
@@ -107,23 +109,34 @@ impl Timeline {
         Ok(Sealed { layer, start: frozen.start, logical_bytes, marks })
     }
 
-    fn write_blocks(&self, frozen: &Frozen, writer: &mut LayerWriter<'_>, pace: &mut Pace<'_>) -> Result<()> {
-        let mut inodes: Vec<_> = frozen.blocks.iter().collect();
-        inodes.sort_unstable_by_key(|(inode, _)| **inode);
+    /// Some of the pages, from all over.
+    fn sample(&self, frozen: &Frozen, versions: &[Version<'_>]) -> Result<Vec<u8>> {
+        let mut pages = Vec::new();
+        for nth in dictionary::samples(versions.len() as u64) {
+            let ((inode, block, _), value) = versions[usize::try_from(nth).unwrap_or(0)];
+            let from = pages.len();
+            pages.resize(from + PAGE_BYTES, 0);
+            frozen.read(self.id(), value, (inode, block), &mut pages[from..])?;
+        }
+        Ok(pages)
+    }
+
+    fn write_blocks(
+        &self,
+        frozen: &Frozen,
+        versions: &[Version<'_>],
+        writer: &mut LayerWriter<'_>,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
         let mut page = vec![0; PAGE_BYTES];
-        for (inode, blocks) in inodes {
-            for (block, versions) in blocks {
-                for (position, value) in versions.seen(&frozen.retained) {
-                    let key = (*inode, *block, position);
-                    if *value == Block::Zeros {
-                        writer.add(key, None)?;
-                        continue;
-                    }
-                    frozen.read(self.id(), value, (*inode, *block), &mut page)?;
-                    writer.add(key, Some(&page))?;
-                    pace(PAGE_BYTES as u64)?;
-                }
+        for (key, value) in versions {
+            if **value == Block::Zeros {
+                writer.add(*key, None)?;
+                continue;
             }
+            frozen.read(self.id(), value, (key.0, key.1), &mut page)?;
+            writer.add(*key, Some(&page))?;
+            pace(PAGE_BYTES as u64)?;
         }
         Ok(())
     }
@@ -143,7 +156,24 @@ impl Timeline {
     }
 }
 
+/// A version of a block, by inode, block and position.
+type Version<'a> = ((u64, u32, Position), &'a Block);
+
 impl Frozen {
+    /// The versions that somebody sees, in order.
+    fn versions(&self) -> Vec<Version<'_>> {
+        let mut inodes: Vec<_> = self.blocks.iter().collect();
+        inodes.sort_unstable_by_key(|(inode, _)| **inode);
+        let mut all = Vec::new();
+        for (inode, blocks) in inodes {
+            for (block, versions) in blocks {
+                let seen = versions.seen(&self.retained);
+                all.extend(seen.map(|(position, value)| ((*inode, *block, position), value)));
+            }
+        }
+        all
+    }
+
     fn read(&self, timeline: TimelineId, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {
         let id = |sequence| LaneFileId { timeline, lane: self.lane, sequence };
         match value {

@@ -122,6 +122,11 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
     let (meta, index) = (field(64)??, field(88)??);
     let length = u32::from_le_bytes(*bytes[end + 72..].first_chunk()?) as usize;
     let meta_crc = crc32fast::hash(bytes.get(meta..meta.checked_add(length)?)?);
+    let (from, length) = (meta + length, u32::from_le_bytes(*bytes[end + 84..].first_chunk()?) as usize);
+    let both = bytes.get_mut(from..from.checked_add(length.checked_mul(2)?)?)?;
+    let (first, copy) = both.split_at_mut(length);
+    copy.copy_from_slice(first);
+    let dictionary_crc = if length == 0 { 0 } else { crc32fast::hash(first) };
     let tables = bytes.get_mut(index..end)?;
     let (first, second) = tables.split_at_mut(tables.len() / 2);
     for block in first.chunks_exact_mut(BLOCK_BYTES) {
@@ -132,7 +137,7 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
         second.copy_from_slice(first);
     }
     let footer = Footer::of(&bytes[end..end + FOOTER_BYTES], ID)?;
-    let footer = Footer { store: STORE, meta_crc, ..footer }.encode();
+    let footer = Footer { store: STORE, meta_crc, dictionary_crc, ..footer }.encode();
     bytes[end..end + FOOTER_BYTES].copy_from_slice(&footer);
     bytes[end + FOOTER_BYTES..].copy_from_slice(&footer);
     Some(())
@@ -141,7 +146,8 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::layer_writer::{LayerWriter, PAGES_TOGETHER};
+    use crate::storage::dictionary::PAGES_TOGETHER;
+    use crate::storage::layer_writer::LayerWriter;
     use crate::storage::page::ROOT_INODE;
     use crate::storage::sim_disk::Random;
 
@@ -152,13 +158,29 @@ mod tests {
 
     /// The same with up to `pages` in a group.
     fn made_of_groups(pages: usize, blocks: u32, seed: u64) -> Vec<u8> {
+        made_with(&[], pages, blocks, seed)
+    }
+
+    /// A layer whose pages have a dictionary.
+    fn made_with_dictionary(blocks: u32, seed: u64) -> Vec<u8> {
+        let mut random = Random(seed);
+        let samples: Vec<u8> = (0..64).flat_map(|_| page_of_rows(&mut random)).collect();
+        made_with(&samples, 1, blocks, seed)
+    }
+
+    fn page_of_rows(random: &mut Random) -> Vec<u8> {
+        let row = |_| format!("{:8}|{}|0|{:48}|", random.below(99_999), random.below(9), "paid");
+        let rows: String = (0..PAGE_BYTES / 32).map(row).collect();
+        rows.into_bytes()[..PAGE_BYTES].to_vec()
+    }
+
+    fn made_with(samples: &[u8], pages: usize, blocks: u32, seed: u64) -> Vec<u8> {
         let disk = SimDisk::default();
         let mut random = Random(seed);
-        let mut writer = LayerWriter::begin(&disk, STORE, ID, (10, 1000)).unwrap().together(pages);
+        let mut writer = LayerWriter::begin(&disk, STORE, ID, (10, 1000), samples).unwrap().together(pages);
         for block in 0..blocks {
             for position in 0..1 + u64::from(block % 2) {
-                let byte = random.below(256).to_le_bytes()[0];
-                let page = vec![byte; PAGE_BYTES];
+                let page = page_of_rows(&mut random);
                 let page = (block % 5 != 3).then_some(&page[..]);
                 writer.add((9, block, 20 + position), page).unwrap();
             }
@@ -188,7 +210,39 @@ mod tests {
             for blocks in [1, 6, 300] {
                 let found = look(&made_of_groups(pages, blocks, 1)).expect("a sound layer");
                 assert!(found.pages.iter().all(Option::is_some), "{blocks} blocks, {pages} in a group");
-                assert_eq!(found.pages, look(&made(blocks, 1)).expect("a sound layer").pages);
+                assert!(found.pages == look(&made(blocks, 1)).expect("a sound layer").pages);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_with_a_dictionary_are_read() {
+        let (plain, with) = (made(300, 1), made_with_dictionary(300, 1));
+        assert_eq!((plain[plain.len() - FOOTER_BYTES + 8], with[with.len() - FOOTER_BYTES + 8]), (1, 2));
+        let (plain, with) = (look(&plain).expect("a sound layer"), look(&with).expect("a sound layer"));
+        assert!(with.pages.iter().all(Option::is_some));
+        assert!(with.pages == plain.pages);
+    }
+
+    /// Either copy of the dictionary will do, and without both no page is given out.
+    #[test]
+    fn a_dictionary_is_there_twice() {
+        let whole = made_with_dictionary(10, 1);
+        let end = whole.len() - 2 * FOOTER_BYTES;
+        let footer = Footer::of(&whole[end..end + FOOTER_BYTES], ID).unwrap();
+        let first = usize::try_from(footer.meta_offset).unwrap() + footer.meta_bytes as usize;
+        let copy = first + footer.dictionary_bytes as usize;
+        let pages = look(&whole).unwrap().pages;
+        for (damaged, read) in [(&[first][..], true), (&[copy][..], true), (&[first, copy + 9][..], false)] {
+            let mut bytes = whole.clone();
+            damaged.iter().for_each(|at| bytes[*at] ^= 4);
+            let found = look(&bytes).unwrap();
+            if read {
+                assert!(found.pages == pages, "{damaged:?}");
+            } else {
+                assert!(found.entries.iter().zip(&found.pages).all(|(entry, page)| {
+                    entry.as_ref().is_ok_and(|entry| entry.page.is_none()) == page.is_some()
+                }));
             }
         }
     }
@@ -196,8 +250,9 @@ mod tests {
     #[test]
     fn holds_for_damaged_layers() {
         let mut random = Random(7);
-        for blocks in [0, 1, 6, 300] {
-            let whole = made(blocks, 1);
+        for (dictionary, blocks) in [(false, 0), (false, 1), (false, 6), (false, 300), (true, 6), (true, 300)]
+        {
+            let whole = if dictionary { made_with_dictionary(blocks, 1) } else { made(blocks, 1) };
             assert!(look(&whole).is_some_and(|found| found.pages.iter().all(Option::is_some)));
             layer(&whole);
             let (table, rounds) = (whole.len() / 2, if blocks > 100 { 20 } else { 400 });
@@ -245,5 +300,6 @@ mod tests {
         for (name, blocks) in [("empty", 0), ("page", 1), ("group", 4), ("groups", 11), ("two-blocks", 90)] {
             std::fs::write(directory.join(format!("seed-{name}")), made(blocks, 1)).unwrap();
         }
+        std::fs::write(directory.join("seed-dictionary"), made_with_dictionary(3, 1)).unwrap();
     }
 }

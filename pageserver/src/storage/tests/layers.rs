@@ -430,7 +430,7 @@ fn a_flipped_bit_in_a_layer_costs_at_most_its_group() {
                 damaged.count()
             }
         };
-        assert!(wrong <= crate::storage::layer_writer::PAGES_TOGETHER, "bit {bit} cost {wrong} pages");
+        assert!(wrong <= crate::storage::dictionary::PAGES_TOGETHER, "bit {bit} cost {wrong} pages");
         assert!(wrong == 0 || !found.is_empty(), "check {nth} missed bit {bit}");
     }
 }

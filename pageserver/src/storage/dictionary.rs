@@ -1,0 +1,134 @@
+//! What the pages of a layer have in common: a zstd dictionary, made of some of them.
+//!
+//! With one, a page that is compressed by itself mostly takes about as much as it would together with another, and a read
+//! unpacks it alone, without first reading the tables of an entropy code of its own.
+
+use crate::storage::page::PAGE_BYTES;
+use crate::sys;
+use std::cell::RefCell;
+use std::io;
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{DCtx, DDict};
+
+/// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
+pub(super) const LEVEL: i32 = 1;
+/// Pages that are compressed together where they have no dictionary, or where much is saved by it. A read of one unpacks all.
+pub(super) const PAGES_TOGETHER: usize = 2;
+/// Places that are looked at to make one, two pages at each. Four times as many gave nothing.
+const PLACES: u64 = 32;
+/// Versions of blocks from which on it is worth its own bytes, and the time to make it.
+const LEAST_VERSIONS: u64 = 1024;
+/// Bytes of one. With twice as many, indexes took more.
+const DICTIONARY_BYTES: usize = 8 << 10;
+/// Most bytes of one that is read.
+pub(super) const MAX_DICTIONARY_BYTES: u32 = 64 << 10;
+
+/// Which of `versions` are to be looked at, neighbours at places evenly from all over; none if they are few.
+pub(super) fn samples(versions: u64) -> impl Iterator<Item = u64> {
+    let places = if versions < LEAST_VERSIONS { 0 } else { PLACES };
+    (0..places).map(move |place| place * (versions / places)).flat_map(|first| [first, first + 1])
+}
+
+/// How pages are packed.
+pub(super) struct Packing {
+    /// Empty if they have nothing in common.
+    pub(super) dictionary: Vec<u8>,
+    /// How many to compress together.
+    pub(super) together: usize,
+    pub(super) compressor: Compressor<'static>,
+}
+
+impl Packing {
+    /// The way for pages like the `samples`. Each is packed alone unless two together take an eighth less.
+    pub(super) fn of(samples: &[u8]) -> io::Result<Self> {
+        sys::when_idle(|| {
+            let lengths = vec![PAGE_BYTES; samples.len() / PAGE_BYTES];
+            let made = zstd::dict::from_continuous(samples, &lengths, DICTIONARY_BYTES);
+            // Of none, or of pages without anything in common, none can be made.
+            let Ok(dictionary) = made else {
+                let compressor = Compressor::new(LEVEL)?;
+                return Ok(Self { dictionary: Vec::new(), together: PAGES_TOGETHER, compressor });
+            };
+            let mut compressor = Compressor::with_dictionary(LEVEL, &dictionary)?;
+            let mut packed = |pages: usize| -> io::Result<usize> {
+                samples.chunks(pages * PAGE_BYTES).map(|group| Ok(compressor.compress(group)?.len())).sum()
+            };
+            let together = if packed(1)? / 9 > packed(PAGES_TOGETHER)? / 8 { PAGES_TOGETHER } else { 1 };
+            Ok(Self { dictionary, together, compressor })
+        })
+    }
+}
+
+thread_local! {
+    /// Making one costs more than unpacking a group.
+    static UNPACKER: RefCell<Unpacker> = RefCell::new(Unpacker::default());
+}
+
+#[derive(Default)]
+struct Unpacker {
+    context: Option<DCtx<'static>>,
+    pages: Vec<u8>,
+}
+
+impl Unpacker {
+    fn unpack(&mut self, bytes: &[u8], dictionary: Option<&DDict<'_>>, most: usize) -> Option<&[u8]> {
+        if self.context.is_none() {
+            self.context = Some(DCtx::try_create()?);
+        }
+        self.pages.resize(most, 0);
+        let (context, room) = (self.context.as_mut()?, &mut self.pages[..]);
+        let count = match dictionary {
+            Some(dictionary) => context.decompress_using_ddict(room, bytes, dictionary),
+            None => context.decompress(room, bytes),
+        };
+        self.pages.get(..count.ok()?)
+    }
+}
+
+/// Calls `take` with the pages of a group, at most so many bytes; with `None` if it is none.
+pub(super) fn unpack<T>(
+    bytes: &[u8],
+    dictionary: Option<&DDict<'_>>,
+    most: usize,
+    take: impl FnOnce(Option<&[u8]>) -> T,
+) -> T {
+    UNPACKER.with_borrow_mut(|unpacker| take(unpacker.unpack(bytes, dictionary, most)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim_disk::Random;
+
+    /// Pages of rows as they are in tables, of which each is repeated so many times.
+    fn pages(count: usize, repeated: usize) -> Vec<u8> {
+        let mut random = Random(3);
+        let mut page = || {
+            let row = |_| format!("{:8}|{}|0|{:48}|", random.below(99_999), random.below(9), "paid");
+            (0..PAGE_BYTES / 32).map(row).collect::<String>().into_bytes()[..PAGE_BYTES].repeat(repeated)
+        };
+        (0..count).flat_map(|_| page()).collect()
+    }
+
+    #[test]
+    fn neighbours_are_packed_together_where_that_saves_much() {
+        let of = |samples: &[u8]| Packing::of(samples).unwrap();
+        let alike = of(&pages(64, 1));
+        assert_eq!((alike.dictionary.len(), alike.together), (DICTIONARY_BYTES, 1));
+        let twins = of(&pages(32, 2));
+        assert_eq!((twins.dictionary.len(), twins.together), (DICTIONARY_BYTES, PAGES_TOGETHER));
+        let few = of(&[]);
+        assert_eq!((few.dictionary.len(), few.together), (0, PAGES_TOGETHER));
+    }
+
+    #[test]
+    fn samples_come_from_all_over() {
+        assert_eq!(samples(LEAST_VERSIONS - 1).count(), 0);
+        for versions in [LEAST_VERSIONS, 12_345, 1 << 40] {
+            let all: Vec<u64> = samples(versions).collect();
+            assert_eq!(all.len() as u64, 2 * PLACES);
+            assert!(all.is_sorted_by(|one, next| one < next), "{all:?}");
+            assert!(all[0] == 0 && all[all.len() - 1] < versions && all[all.len() - 1] > versions / 20 * 19);
+        }
+    }
+}
