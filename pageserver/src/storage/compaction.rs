@@ -216,7 +216,7 @@ impl Timeline {
         let id = LayerId { timeline: self.id(), lane, number };
         let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
-        let samples = sample(&inputs)?;
+        let samples = sample(&inputs);
         let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered, &samples)?;
         if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
             writer.abandon();
@@ -282,23 +282,19 @@ impl Timeline {
     }
 }
 
-/// Some of the pages of layers, from all over.
-fn sample(layers: &[Arc<Layer>]) -> Result<Vec<u8>> {
-    let (mut pages, mut nth) = (Vec::new(), 0);
-    let mut wanted = dictionary::samples(layers.iter().map(|layer| layer.entries()).sum()).peekable();
-    for layer in layers {
-        let mut input = Input::of(layer, std::iter::empty());
-        for entry in layer.scan() {
-            let entry = entry?;
-            if wanted.next_if_eq(&nth).is_some() && entry.page.is_some() {
-                let from = pages.len();
-                pages.resize(from + PAGE_BYTES, 0);
-                input.read(&entry, &mut pages[from..])?;
-            }
-            nth += 1;
+/// Some of the pages of layers. What cannot be read may not be wanted in the end.
+fn sample(layers: &[Arc<Layer>]) -> Vec<u8> {
+    dictionary::sample(layers.iter().map(|layer| layer.entries()).sum(), |mut nth, page| {
+        for layer in layers {
+            let Some(beyond) = nth.checked_sub(layer.entries()) else {
+                let entry = layer.entry(nth).ok().flatten().filter(|entry| entry.page.is_some());
+                return entry
+                    .is_some_and(|entry| Input::of(layer, std::iter::empty()).read(&entry, page).is_ok());
+            };
+            nth = beyond;
         }
-    }
-    Ok(pages)
+        false
+    })
 }
 
 impl<I: Iterator<Item = Result<Entry>>> Input<I> {

@@ -16,6 +16,8 @@ pub(super) const LEVEL: i32 = 1;
 pub(super) const PAGES_TOGETHER: usize = 2;
 /// Places that are looked at to make one, two pages at each. Four times as many gave nothing.
 const PLACES: u64 = 32;
+/// From one place to the next in the order in which they are looked at; it has no divisor in common with their number.
+const STRIDE: u64 = 13;
 /// Versions of blocks from which on it is worth its own bytes, and the time to make it.
 const LEAST_VERSIONS: u64 = 1024;
 /// Bytes of one. With twice as many, indexes took more.
@@ -23,15 +25,26 @@ const DICTIONARY_BYTES: usize = 8 << 10;
 /// Most bytes of one that is read.
 pub(super) const MAX_DICTIONARY_BYTES: u32 = 64 << 10;
 
-/// Which of `versions` are to be looked at, neighbours at places evenly from all over; none if they are few.
-pub(super) fn samples(versions: u64) -> impl Iterator<Item = u64> {
+/// Some pages of a layer with so many versions of blocks: neighbours, at places from all over; none if there are few. `read` reads
+/// the nth version and says whether it has a page that could be read.
+pub(super) fn sample(versions: u64, mut read: impl FnMut(u64, &mut [u8]) -> bool) -> Vec<u8> {
     let places = if versions < LEAST_VERSIONS { 0 } else { PLACES };
-    (0..places).map(move |place| place * (versions / places)).flat_map(|first| [first, first + 1])
+    let mut pages = Vec::new();
+    for nth in 0..places {
+        // What is trained on the first of them is tried on the last.
+        let (first, from) = (nth * STRIDE % places * (versions / places), pages.len());
+        pages.resize(from + 2 * PAGE_BYTES, 0);
+        let (one, next) = pages[from..].split_at_mut(PAGE_BYTES);
+        if !(read(first, one) && read(first + 1, next)) {
+            pages.truncate(from);
+        }
+    }
+    pages
 }
 
 /// How pages are packed.
 pub(super) struct Packing {
-    /// Empty if they have nothing in common.
+    /// Empty if there is none.
     pub(super) dictionary: Vec<u8>,
     /// How many to compress together.
     pub(super) together: usize,
@@ -39,23 +52,25 @@ pub(super) struct Packing {
 }
 
 impl Packing {
-    /// The way for pages like the `samples`. Each is packed alone unless two together take an eighth less.
+    /// The way for pages like the `samples`.
     pub(super) fn of(samples: &[u8]) -> io::Result<Self> {
-        sys::when_idle(|| {
-            let lengths = vec![PAGE_BYTES; samples.len() / PAGE_BYTES];
-            let made = zstd::dict::from_continuous(samples, &lengths, DICTIONARY_BYTES);
-            // Of none, or of pages without anything in common, none can be made.
-            let Ok(dictionary) = made else {
-                let compressor = Compressor::new(LEVEL)?;
-                return Ok(Self { dictionary: Vec::new(), together: PAGES_TOGETHER, compressor });
-            };
-            let mut compressor = Compressor::with_dictionary(LEVEL, &dictionary)?;
-            let mut packed = |pages: usize| -> io::Result<usize> {
-                samples.chunks(pages * PAGE_BYTES).map(|group| Ok(compressor.compress(group)?.len())).sum()
-            };
-            let together = if packed(1)? / 9 > packed(PAGES_TOGETHER)? / 8 { PAGES_TOGETHER } else { 1 };
-            Ok(Self { dictionary, together, compressor })
+        // Of few pages, or of some that have nothing in common, no dictionary can be made.
+        sys::when_idle(|| Self::with_dictionary(samples)).or_else(|_| {
+            let compressor = Compressor::new(LEVEL)?;
+            Ok(Self { dictionary: Vec::new(), together: PAGES_TOGETHER, compressor })
         })
+    }
+
+    /// Each page is packed alone unless two together take an eighth less.
+    fn with_dictionary(samples: &[u8]) -> io::Result<Self> {
+        let lengths = vec![PAGE_BYTES; samples.len() / PAGE_BYTES];
+        let dictionary = zstd::dict::from_continuous(samples, &lengths, DICTIONARY_BYTES)?;
+        let mut compressor = Compressor::with_dictionary(LEVEL, &dictionary)?;
+        let mut packed = |pages: usize| -> io::Result<usize> {
+            samples.chunks(pages * PAGE_BYTES).map(|group| Ok(compressor.compress(group)?.len())).sum()
+        };
+        let together = if packed(1)? * 7 > packed(PAGES_TOGETHER)? * 8 { PAGES_TOGETHER } else { 1 };
+        Ok(Self { dictionary, together, compressor })
     }
 }
 
@@ -122,13 +137,26 @@ mod tests {
     }
 
     #[test]
-    fn samples_come_from_all_over() {
-        assert_eq!(samples(LEAST_VERSIONS - 1).count(), 0);
+    fn samples_are_neighbours_from_all_over() {
+        let none = sample(LEAST_VERSIONS - 1, |_, _| panic!("they are too few"));
+        assert_eq!(none, [] as [u8; 0]);
         for versions in [LEAST_VERSIONS, 12_345, 1 << 40] {
-            let all: Vec<u64> = samples(versions).collect();
-            assert_eq!(all.len() as u64, 2 * PLACES);
-            assert!(all.is_sorted_by(|one, next| one < next), "{all:?}");
-            assert!(all[0] == 0 && all[all.len() - 1] < versions && all[all.len() - 1] > versions / 20 * 19);
+            let mut seen = Vec::new();
+            let pages = sample(versions, |nth, page| {
+                seen.push(nth);
+                page.fill(nth.to_le_bytes()[0]);
+                // Of one place the second has no page.
+                nth != 1
+            });
+            assert_eq!(pages.len(), 2 * (seen.len() - 2) / 2 * PAGE_BYTES);
+            assert!(seen.chunks(2).all(|pair| pair[0] + 1 == pair[1]), "{seen:?}");
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len() as u64, 2 * PLACES);
+            assert!(
+                seen[0] == 0 && (versions / 20 * 19..versions).contains(&seen[seen.len() - 1]),
+                "{seen:?}"
+            );
         }
     }
 }

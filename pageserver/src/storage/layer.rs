@@ -1,8 +1,8 @@
 //! Sealed layers: what a lane's log held up to a position, sorted, compressed and never changed again.
 //!
-//! A layer is one file: groups of pages, the lane's metadata, a dictionary for the pages if they are many, an index entry for each version of a block, a table of
-//! the groups, and a footer; the last three are there twice. `docs/format.md` describes the bytes; `layer_writer` writes
-//! them. The index is mapped and checked block by block when it is used; pages are read, so that a bad disk is an error.
+//! A layer is one file: groups of pages, the lane's metadata, an index entry for each version of a block, a table of
+//! the groups, and a footer; the last three are there twice, as is the dictionary of the pages of a layer that has many.
+//! `docs/format.md` describes the bytes; `layer_writer` writes them. The index is mapped and checked block by block when it is used; pages are read, so that a bad disk is an error.
 
 use crate::error::{Error, Result};
 use crate::storage::dictionary::{self, MAX_DICTIONARY_BYTES};
@@ -191,15 +191,11 @@ impl Footer {
         let sound = end == length
             && self.index_offset.is_multiple_of(BLOCK_BYTES as u64)
             && self.dictionary_bytes <= MAX_DICTIONARY_BYTES
-            && self.dictionary_offset()?.checked_add(2 * u64::from(self.dictionary_bytes))?
+            && HEADER_BYTES as u64 + u64::from(self.dictionary_bytes) <= self.meta_offset
+            && self.meta_offset.checked_add(u64::from(self.meta_bytes) + u64::from(self.dictionary_bytes))?
                 <= self.index_offset
             && self.meta_raw_bytes as usize <= MAX_META_BYTES;
         sound.then_some(())
-    }
-
-    /// Where the dictionary is, and its copy behind it.
-    fn dictionary_offset(&self) -> Option<u64> {
-        self.meta_offset.checked_add(u64::from(self.meta_bytes))
     }
 
     fn index_blocks(&self) -> u64 {
@@ -363,6 +359,15 @@ impl Layer {
         Ok(entries)
     }
 
+    /// The nth of all entries; `None` if there are fewer.
+    pub fn entry(&self, nth: u64) -> Result<Option<Entry>> {
+        let nth = usize::try_from(nth).unwrap_or(usize::MAX);
+        if nth / BLOCK_ENTRIES >= self.firsts.len() {
+            return Ok(None);
+        }
+        Ok(self.entries_of(nth / BLOCK_ENTRIES)?.nth(nth % BLOCK_ENTRIES))
+    }
+
     /// All entries, by inode, block and position.
     pub fn scan(&self) -> impl Iterator<Item = Result<Entry>> {
         (0..self.firsts.len()).flat_map(|nth| {
@@ -435,19 +440,27 @@ impl Layer {
         if length == 0 || self.dictionary.get().is_some() {
             return Ok(self.dictionary.get());
         }
-        let offset = self.footer.dictionary_offset().unwrap_or(0);
-        let failed = |e| Error::io(format!("read {} at {offset}", self.footer.id.path()), &e);
-        let mut stored = vec![0; 2 * length];
-        self.file.read_exact_at(&mut stored, offset).map_err(failed)?;
-        let (first, copy) = stored.split_at(length);
-        let sound = |bytes: &&[u8]| crc32fast::hash(bytes) == self.footer.dictionary_crc;
         let what = "the dictionary of its pages is not what was written";
-        let bytes = Some(first).filter(sound).or_else(|| {
-            tracing::warn!(file = self.footer.id.path(), offset, "{what}; its copy is used");
-            Some(copy).filter(sound)
-        });
-        let made = bytes.and_then(DDict::try_create).ok_or_else(|| self.damaged(offset, what))?;
+        let (first, copy) =
+            (HEADER_BYTES as u64, self.footer.meta_offset + u64::from(self.footer.meta_bytes));
+        let bytes = match self.dictionary_at(first, length)? {
+            Some(bytes) => Some(bytes),
+            None => {
+                tracing::warn!(file = self.footer.id.path(), offset = first, "{what}; its copy is used");
+                self.dictionary_at(copy, length)?
+            }
+        };
+        let made =
+            bytes.and_then(|bytes| DDict::try_create(&bytes)).ok_or_else(|| self.damaged(first, what))?;
         Ok(Some(self.dictionary.get_or_init(|| made)))
+    }
+
+    /// The bytes of the dictionary at a place, if they check.
+    fn dictionary_at(&self, offset: u64, length: usize) -> Result<Option<Vec<u8>>> {
+        let failed = |e| Error::io(format!("read {} at {offset}", self.footer.id.path()), &e);
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        Ok((crc32fast::hash(&bytes) == self.footer.dictionary_crc).then_some(bytes))
     }
 
     /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with the pages of each.

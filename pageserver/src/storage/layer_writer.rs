@@ -58,10 +58,11 @@ impl<'d> LayerWriter<'d> {
     ) -> Result<Self> {
         let unfinished = format!("{LAYERS_DIRECTORY}/{UNFINISHED_PREFIX}{:016x}", id.number);
         let failed = |e| Error::io(format!("create {unfinished}"), &e);
-        let file = disk.create(&unfinished).map_err(failed)?;
         let packing = Packing::of(samples).map_err(|e| Error::io("prepare to compress pages", &e))?;
+        let file = disk.create(&unfinished).map_err(failed)?;
         let mut buffer = LAYER_MAGIC.to_vec();
         buffer.resize(HEADER_BYTES, 0);
+        buffer.extend_from_slice(&packing.dictionary);
         Ok(Self {
             disk,
             id,
@@ -181,7 +182,6 @@ impl<'d> LayerWriter<'d> {
         let meta_offset = self.offset + self.buffer.len() as u64;
         self.write(&meta)?;
         let dictionary = std::mem::take(&mut self.packing.dictionary);
-        self.write(&dictionary)?;
         self.write(&dictionary)?;
         let padding = (self.offset + self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES as u64)
             - (self.offset + self.buffer.len() as u64);

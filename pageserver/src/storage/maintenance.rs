@@ -182,6 +182,9 @@ impl Maintenance {
         let plan = compaction::choose(&shape, self.due.limits.max_log_bytes);
         let excess = || self.due.excess(store);
         let mut pace = Slices::new(store, stop, &excess);
+        if plan != Plan::Nothing {
+            pace.look();
+        }
         let outcome = match &plan {
             Plan::Nothing => return false,
             Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),

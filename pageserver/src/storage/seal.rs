@@ -92,7 +92,10 @@ impl Timeline {
         let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
         let range = (frozen.from, frozen.start.sealed);
         let versions = frozen.versions();
-        let samples = self.sample(frozen, &versions)?;
+        let samples = dictionary::sample(versions.len() as u64, |nth, page| {
+            let ((inode, block, _), value) = versions[usize::try_from(nth).unwrap_or(0)];
+            *value != Block::Zeros && frozen.read(self.id(), value, (inode, block), page).is_ok()
+        });
         let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range, &samples)?;
         if let Err(error) = self.write_blocks(frozen, &versions, &mut writer, pace) {
             writer.abandon();
@@ -107,18 +110,6 @@ impl Timeline {
         let marks: Vec<i64> = frozen.metadata.iter().filter_map(time).collect();
         let logical_bytes = self.sum_sizes(frozen.lane);
         Ok(Sealed { layer, start: frozen.start, logical_bytes, marks })
-    }
-
-    /// Some of the pages, from all over.
-    fn sample(&self, frozen: &Frozen, versions: &[Version<'_>]) -> Result<Vec<u8>> {
-        let mut pages = Vec::new();
-        for nth in dictionary::samples(versions.len() as u64) {
-            let ((inode, block, _), value) = versions[usize::try_from(nth).unwrap_or(0)];
-            let from = pages.len();
-            pages.resize(from + PAGE_BYTES, 0);
-            frozen.read(self.id(), value, (inode, block), &mut pages[from..])?;
-        }
-        Ok(pages)
     }
 
     fn write_blocks(

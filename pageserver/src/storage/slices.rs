@@ -67,7 +67,8 @@ impl<'a> Slices<'a> {
         Ok(())
     }
 
-    fn look(&mut self) {
+    /// Looks whether there is a hurry, which it otherwise does after the first slice.
+    pub(super) fn look(&mut self) {
         self.rest = REST >> (self.excess)().min(u64::from(REST));
         self.looked = Some(Instant::now());
         sys::be_patient(self.rest == REST && self.since.elapsed() <= PATIENCE);

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::format::{self, Change, LaneKind};
 use crate::storage::layer::{
-    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, Layer, LayerId,
+    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, Layer, LayerId,
 };
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sim_disk::SimDisk;
@@ -122,11 +122,11 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
     let (meta, index) = (field(64)??, field(88)??);
     let length = u32::from_le_bytes(*bytes[end + 72..].first_chunk()?) as usize;
     let meta_crc = crc32fast::hash(bytes.get(meta..meta.checked_add(length)?)?);
-    let (from, length) = (meta + length, u32::from_le_bytes(*bytes[end + 84..].first_chunk()?) as usize);
-    let both = bytes.get_mut(from..from.checked_add(length.checked_mul(2)?)?)?;
-    let (first, copy) = both.split_at_mut(length);
-    copy.copy_from_slice(first);
-    let dictionary_crc = if length == 0 { 0 } else { crc32fast::hash(first) };
+    let copy = meta + length;
+    let length = u32::from_le_bytes(*bytes[end + 84..].first_chunk()?) as usize;
+    let dictionary = bytes.get(HEADER_BYTES..HEADER_BYTES.checked_add(length)?)?.to_vec();
+    let dictionary_crc = if length == 0 { 0 } else { crc32fast::hash(&dictionary) };
+    bytes.get_mut(copy..copy.checked_add(length)?)?.copy_from_slice(&dictionary);
     let tables = bytes.get_mut(index..end)?;
     let (first, second) = tables.split_at_mut(tables.len() / 2);
     for block in first.chunks_exact_mut(BLOCK_BYTES) {
@@ -230,8 +230,8 @@ mod tests {
         let whole = made_with_dictionary(10, 1);
         let end = whole.len() - 2 * FOOTER_BYTES;
         let footer = Footer::of(&whole[end..end + FOOTER_BYTES], ID).unwrap();
-        let first = usize::try_from(footer.meta_offset).unwrap() + footer.meta_bytes as usize;
-        let copy = first + footer.dictionary_bytes as usize;
+        let first = layer::HEADER_BYTES;
+        let copy = usize::try_from(footer.meta_offset).unwrap() + footer.meta_bytes as usize;
         let pages = look(&whole).unwrap().pages;
         for (damaged, read) in [(&[first][..], true), (&[copy][..], true), (&[first, copy + 9][..], false)] {
             let mut bytes = whole.clone();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Error;
+use crate::storage::layer;
 use crate::storage::store::{Origin, Past};
 
 fn seal(store: &Store, id: TimelineId, lane: LaneKind) -> bool {
@@ -24,6 +25,53 @@ fn pattern(seed: u64, pages: usize) -> Vec<u8> {
     (0..pages * PAGE_BYTES)
         .map(|at| if at % 3 == 0 { 5 } else { random.below(256).to_le_bytes()[0] })
         .collect()
+}
+
+/// Rows as they are in tables.
+fn rows(seed: u64, pages: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let row = |_| format!("{:8}|{}|0|{:20}|", random.below(99_999), random.below(9), "paid");
+    let rows: String = (0..pages * PAGE_BYTES / 32).map(row).collect();
+    rows.into_bytes()[..pages * PAGE_BYTES].to_vec()
+}
+
+/// Format versions of all layers.
+fn versions(disk: &SimDisk) -> Vec<u8> {
+    let of = |name: String| {
+        let mut version = 0;
+        disk.alter(&format!("layers/{name}"), |bytes| version = bytes[bytes.len() - layer::FOOTER_BYTES + 8]);
+        version
+    };
+    layers(disk).into_iter().map(of).collect()
+}
+
+/// More than one record can hold.
+fn write_all(tree: &Tree, inode: u64, offset: usize, bytes: &[u8]) {
+    for (nth, chunk) in bytes.chunks(100 * PAGE_BYTES).enumerate() {
+        tree.write(inode, (offset + nth * 100 * PAGE_BYTES) as u64, chunk).unwrap();
+    }
+}
+
+#[test]
+fn layers_of_many_pages_have_dictionaries() {
+    let disk = SimDisk::default();
+    let (store, id) = new_store(&disk);
+    let main = tree(&store, id);
+    let inode = make(&main, b"f");
+    let (first, second) = (rows(1, 1100), rows(2, 1100));
+    let mut expected = Vec::new();
+    for (pages, offset) in [(first, 0), (second, 550)] {
+        write_all(&main, inode, offset * PAGE_BYTES, &pages);
+        expected.truncate(offset * PAGE_BYTES);
+        expected.extend(pages);
+        assert!(seal(&store, id, LaneKind::Data));
+        assert!(contents(&main, b"f").unwrap() == expected);
+        assert!(versions(&disk).iter().all(|version| *version == 2));
+    }
+    assert!(store.merge(id, LaneKind::Data, 0..2, &mut |_| Ok(())).unwrap());
+    assert!(contents(&main, b"f").unwrap() == expected);
+    assert_eq!(versions(&disk), [2]);
+    assert_eq!(faults(&disk), [] as [&str; 0]);
 }
 
 #[test]
@@ -389,19 +437,24 @@ fn work_that_is_stopped_goes_on_later() {
 
 #[test]
 fn a_flipped_bit_in_a_layer_costs_at_most_its_group() {
+    flip_bits(&pattern(7, 40), 200);
+    flip_bits(&rows(7, 1100), 40);
+}
+
+fn flip_bits(expected: &[u8], rounds: u32) {
     let disk = SimDisk::default();
     let (store, id) = new_store(&disk);
     let main = tree(&store, id);
     let inode = make(&main, b"f");
-    let expected = pattern(7, 40);
-    main.write(inode, 0, &expected).unwrap();
+    write_all(&main, inode, 0, expected);
     assert!(seal(&store, id, LaneKind::Data));
     store.close().unwrap();
     drop((main, store));
     let name = format!("layers/{}", layers(&disk)[0]);
     let length = disk.open(&name).unwrap().len_bytes().unwrap();
     let mut random = Random(5);
-    for nth in 0..200 {
+    let blocks = 0..crate::storage::format::u32_of(expected.len() / PAGE_BYTES);
+    for nth in 0..rounds {
         let image = disk.after_power_loss(Unsynced::Kept);
         let bit = random.below(length * 8);
         image.alter(&name, |bytes| bytes[usize::try_from(bit / 8).unwrap()] ^= 1 << (bit % 8));
@@ -414,19 +467,20 @@ fn a_flipped_bit_in_a_layer_costs_at_most_its_group() {
             }
             Ok(timeline) => {
                 let mut page = [0; PAGE_BYTES];
-                let damaged = (0..40).filter(|block| match timeline.read_blocks(inode, *block, &mut page) {
-                    Ok(()) => {
-                        assert!(
-                            page[..] == expected[*block as usize * PAGE_BYTES..][..PAGE_BYTES],
-                            "bit {bit}"
-                        );
-                        false
-                    }
-                    Err(error) => {
-                        assert!(error.detail.contains(&name), "{error}");
-                        true
-                    }
-                });
+                let damaged =
+                    blocks.clone().filter(|block| match timeline.read_blocks(inode, *block, &mut page) {
+                        Ok(()) => {
+                            assert!(
+                                page[..] == expected[*block as usize * PAGE_BYTES..][..PAGE_BYTES],
+                                "bit {bit}"
+                            );
+                            false
+                        }
+                        Err(error) => {
+                            assert!(error.detail.contains(&name), "{error}");
+                            true
+                        }
+                    });
                 damaged.count()
             }
         };
