@@ -88,7 +88,7 @@ fn alike(layers: &[u64]) -> usize {
     alike
 }
 
-/// How many times over the number is at which they are merged that a busy lane has of layers.
+/// By how many times a lane's layers are more than the number at which they are merged.
 pub(super) fn excess(layers: &[u64]) -> u64 {
     ((alike(layers) / MAX_ALIKE).max(layers.len() / MAX_LAYERS) as u64).saturating_sub(1)
 }

@@ -20,7 +20,7 @@ const PLACES: u64 = 32;
 const STRIDE: u64 = 13;
 /// Versions of blocks from which on it is worth its own bytes, and the time to make it.
 const LEAST_VERSIONS: u64 = 1024;
-/// Bytes of one. With twice as many, indexes took more.
+/// Bytes of one. With twice as many, an index took a third more.
 const DICTIONARY_BYTES: usize = 8 << 10;
 /// Most bytes of one that is read.
 pub(super) const MAX_DICTIONARY_BYTES: u32 = 64 << 10;
@@ -118,11 +118,7 @@ mod tests {
     /// Pages of rows as they are in tables, of which each is repeated so many times.
     fn pages(count: usize, repeated: usize) -> Vec<u8> {
         let mut random = Random(3);
-        let mut page = || {
-            let row = |_| format!("{:8}|{}|0|{:48}|", random.below(99_999), random.below(9), "paid");
-            (0..PAGE_BYTES / 32).map(row).collect::<String>().into_bytes()[..PAGE_BYTES].repeat(repeated)
-        };
-        (0..count).flat_map(|_| page()).collect()
+        (0..count).flat_map(|_| random.rows(PAGE_BYTES).repeat(repeated)).collect()
     }
 
     #[test]

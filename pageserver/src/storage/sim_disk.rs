@@ -252,6 +252,18 @@ fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
 /// A small seeded generator (xorshift64*), so that a failure replays from its seed.
 pub struct Random(pub u64);
 
+#[cfg(test)]
+impl Random {
+    /// So many bytes of rows as they are in tables.
+    pub(super) fn rows(&mut self, bytes: usize) -> Vec<u8> {
+        let mut rows = String::new();
+        while rows.len() < bytes {
+            rows += &format!("{:8}|{}|0|{:48}|", self.below(99_999), self.below(9), "paid");
+        }
+        rows.into_bytes()[..bytes].to_vec()
+    }
+}
+
 impl Random {
     /// The next number below `limit`, which is at least 1.
     pub fn below(&mut self, limit: u64) -> u64 {

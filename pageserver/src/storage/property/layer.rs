@@ -164,14 +164,8 @@ mod tests {
     /// A layer whose pages have a dictionary.
     fn made_with_dictionary(blocks: u32, seed: u64) -> Vec<u8> {
         let mut random = Random(seed);
-        let samples: Vec<u8> = (0..64).flat_map(|_| page_of_rows(&mut random)).collect();
+        let samples: Vec<u8> = (0..64).flat_map(|_| random.rows(PAGE_BYTES)).collect();
         made_with(&samples, 1, blocks, seed)
-    }
-
-    fn page_of_rows(random: &mut Random) -> Vec<u8> {
-        let row = |_| format!("{:8}|{}|0|{:48}|", random.below(99_999), random.below(9), "paid");
-        let rows: String = (0..PAGE_BYTES / 32).map(row).collect();
-        rows.into_bytes()[..PAGE_BYTES].to_vec()
     }
 
     fn made_with(samples: &[u8], pages: usize, blocks: u32, seed: u64) -> Vec<u8> {
@@ -180,7 +174,7 @@ mod tests {
         let mut writer = LayerWriter::begin(&disk, STORE, ID, (10, 1000), samples).unwrap().together(pages);
         for block in 0..blocks {
             for position in 0..1 + u64::from(block % 2) {
-                let page = page_of_rows(&mut random);
+                let page = random.rows(PAGE_BYTES);
                 let page = (block % 5 != 3).then_some(&page[..]);
                 writer.add((9, block, 20 + position), page).unwrap();
             }

@@ -27,14 +27,6 @@ fn pattern(seed: u64, pages: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Rows as they are in tables.
-fn rows(seed: u64, pages: usize) -> Vec<u8> {
-    let mut random = Random(seed);
-    let row = |_| format!("{:8}|{}|0|{:20}|", random.below(99_999), random.below(9), "paid");
-    let rows: String = (0..pages * PAGE_BYTES / 32).map(row).collect();
-    rows.into_bytes()[..pages * PAGE_BYTES].to_vec()
-}
-
 /// Format versions of all layers.
 fn versions(disk: &SimDisk) -> Vec<u8> {
     let of = |name: String| {
@@ -58,7 +50,7 @@ fn layers_of_many_pages_have_dictionaries() {
     let (store, id) = new_store(&disk);
     let main = tree(&store, id);
     let inode = make(&main, b"f");
-    let (first, second) = (rows(1, 1100), rows(2, 1100));
+    let (first, second) = (Random(1).rows(1100 * PAGE_BYTES), Random(2).rows(1100 * PAGE_BYTES));
     let mut expected = Vec::new();
     for (pages, offset) in [(first, 0), (second, 550)] {
         write_all(&main, inode, offset * PAGE_BYTES, &pages);
@@ -438,7 +430,7 @@ fn work_that_is_stopped_goes_on_later() {
 #[test]
 fn a_flipped_bit_in_a_layer_costs_at_most_its_group() {
     flip_bits(&pattern(7, 40), 200);
-    flip_bits(&rows(7, 1100), 40);
+    flip_bits(&Random(7).rows(1100 * PAGE_BYTES), 40);
 }
 
 fn flip_bits(expected: &[u8], rounds: u32) {
