@@ -4,7 +4,7 @@
 
 use coppice::mirror::{Mirror, allocate};
 use coppice::volume::{IoUring, Volume};
-use coppice::{Directory, mapped};
+use coppice::{Directory, eventually, mapped};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -395,8 +395,14 @@ fn what_was_synced_survives_a_crash() {
     assert!(length_then.iter().any(|(_, length)| *length > 200_000), "{length_then:?}");
 
     // Changes that nobody synced: they may be there or not, but whole and in order.
+    // The log is cut within the first of them: its end is that of a block.
+    fs::write(volume.root().join("base/first"), [3; 20_000]).unwrap();
     fs::write(volume.root().join("base/unsynced"), [1; 20_000]).unwrap();
     fs::remove_file(volume.root().join("base/1")).unwrap();
+    // Enough for what comes before it to be on its way to the disk.
+    fs::write(volume.root().join("base/more"), vec![2; 3 << 20]).unwrap();
+    let total = |files: &[(String, u64)]| files.iter().map(|(_, length)| length).sum::<u64>();
+    eventually("the log grows", || total(&volume.data_lane()) > total(&length_then) + (2 << 20));
     for (cut, removed) in [(&[][..], true), (&length_then[..], false)] {
         let image = volume.crash_image(cut);
         let there = |name: &str| fs::read(image.root().join(name));

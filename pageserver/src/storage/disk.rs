@@ -4,7 +4,7 @@
 //! returns the error once; nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
 //! that forgets unsynced bytes on command.
 
-use crate::storage::direct::{self, DirectFile};
+use crate::storage::direct::{self, DirectFile, Writers};
 use crate::sys;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::{self, OpenOptions};
@@ -23,6 +23,10 @@ pub trait DiskFile: Send + Sync {
     /// The same of a file that never changes again. If the medium has to be asked, it is for what lies around as well.
     fn read_around_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(buffer, offset)
+    }
+    /// Has the medium begin to read what is wanted soon. Advice: what comes of it, the read shows.
+    fn will_read(&self, offset: u64, length: u64) {
+        let _ = (offset, length);
     }
     /// Writes `parts` one behind the other from `offset`.
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
@@ -60,6 +64,11 @@ pub trait Disk: Send + Sync {
     }
     /// Makes a new, empty file; `AlreadyExists` if there is one.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Makes a new, empty file to write to it in order from its beginning; `AlreadyExists` if there is one. What is written may stay
+    /// in memory until the next sync.
+    fn create_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.create(name)
+    }
     /// Makes a new file to fill it once: in whole blocks of 4096 bytes, from memory that begins at a multiple of that. After an
     /// error there may be an empty one.
     fn create_to_fill(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -82,6 +91,7 @@ pub trait Disk: Send + Sync {
 /// A directory of a local file system.
 pub struct LocalDisk {
     root: PathBuf,
+    writers: Writers,
 }
 
 impl LocalDisk {
@@ -90,7 +100,7 @@ impl LocalDisk {
         for directory in directories {
             fs::create_dir_all(root.join(directory))?;
         }
-        let disk = Self { root: root.to_path_buf() };
+        let disk = Self { root: root.to_path_buf(), writers: Writers::start()? };
         disk.sync_directory("")?;
         Ok(disk)
     }
@@ -118,9 +128,12 @@ impl DiskFile for LocalFile {
     fn read_around_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = offset / AROUND_BYTES * AROUND_BYTES;
         let end = (offset + buffer.len() as u64).next_multiple_of(AROUND_BYTES);
-        // Advice: what comes of it, the read shows.
-        let _ = self.advise(start, end - start, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        self.will_read(start, end - start);
         self.read_exact_at(buffer, offset)
+    }
+
+    fn will_read(&self, offset: u64, length: u64) {
+        let _ = self.advise(offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 
     fn write_all_at(&self, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
@@ -174,7 +187,7 @@ impl Disk for LocalDisk {
     }
 
     fn open_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        match DirectFile::open(&self.root.join(name))? {
+        match DirectFile::open(&self.root.join(name), &self.writers)? {
             Some(file) => Ok(Arc::new(file)),
             None => self.open(name),
         }
@@ -184,6 +197,19 @@ impl Disk for LocalDisk {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         Ok(Arc::new(LocalFile(options.open(self.root.join(name))?)))
+    }
+
+    fn create_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let cached = self.create(name)?;
+        match DirectFile::open_empty(&self.root.join(name), &self.writers) {
+            Ok(Some(file)) => Ok(Arc::new(file)),
+            Ok(None) => Ok(cached),
+            Err(error) => {
+                // Nobody knows of it yet. What matters is why it cannot be written to.
+                let _ = self.remove(name);
+                Err(error)
+            }
+        }
     }
 
     fn create_to_fill(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {

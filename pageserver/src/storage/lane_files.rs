@@ -194,7 +194,7 @@ impl LaneFiles {
                 let renamed = self.disk.rename(&path(&spare), &name);
                 renamed.and_then(|()| self.disk.open_to_append(&name))
             }
-            None => self.disk.create(&name),
+            None => self.disk.create_to_append(&name),
         };
         let file = made.map_err(|e| Error::io(format!("create {name}"), &e))?;
         Ok((file, written_out))
@@ -263,7 +263,9 @@ impl LaneFiles {
             std::mem::take(&mut *leaving).into_iter().partition(|(.., file)| Arc::strong_count(file) == 1);
         *leaving = read;
         drop(leaving);
-        for (id, length, _) in unread {
+        for (id, length, file) in unread {
+            // What was never written is in the layer, and the file may soon be another lane's.
+            file.give_up();
             if let Err(error) = self.retire(id, length) {
                 tracing::error!(%error, "a sealed lane file stays until the next start");
             }
@@ -392,6 +394,26 @@ mod tests {
                 "rename lanes/spare.2 lanes/00000002.w.00000000",
                 "rename lanes/00000002.w.00000000 lanes/spare.3"
             ]
+        );
+    }
+
+    /// What of it is still in memory would be written into another lane's.
+    #[test]
+    fn nothing_is_written_to_a_file_that_goes_back() {
+        let disk = SimDisk::default();
+        let (files, _) = LaneFiles::open(Arc::new(disk.clone()), 1).unwrap();
+        while files.refill().unwrap() {}
+        let id = LaneFileId { timeline: TimelineId(2), lane: LaneKind::Wal, sequence: 0 };
+        let (file, _) = files.create_file(id).unwrap();
+        let reader = Arc::clone(&file);
+        disk.take_trace();
+        files.retire_later(vec![(id, WAL_FILE_BYTES, file)], true);
+        assert_eq!(disk.take_trace(), [""; 0], "it is read");
+        drop(reader);
+        files.retire_unread();
+        assert_eq!(
+            disk.take_trace(),
+            ["give-up lanes/00000002.w.00000000", "rename lanes/00000002.w.00000000 lanes/spare.3"]
         );
     }
 

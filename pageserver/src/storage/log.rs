@@ -93,10 +93,9 @@ impl Log {
         self.unsynced_bytes
     }
 
-    /// Bytes of all files of the lane, with the room that was made beforehand.
+    /// Bytes of all files of the lane, with the room that was made beforehand, without what is only in memory so far.
     pub fn bytes(&self) -> u64 {
-        let room = self.tail.as_ref().filter(|_| self.lane == LaneKind::Wal);
-        self.appended_bytes() + room.map_or(0, |tail| WAL_FILE_BYTES.saturating_sub(tail.offset))
+        self.list().iter().map(|(_, length)| length).sum()
     }
 
     /// Bytes that were appended, as if all files but the tail were full.
@@ -111,7 +110,7 @@ impl Log {
 
     /// All files with their lengths.
     pub fn list(&self) -> Vec<(LaneFileId, u64)> {
-        // A length that cannot be read only keeps the file out of the pool.
+        // A length that cannot be read keeps the file out of the pool and of sums.
         self.files
             .iter()
             .map(|(sequence, file)| (self.id(*sequence), file.len_bytes().unwrap_or(0)))

@@ -2,7 +2,7 @@
 //!
 //! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
 //! [`sim_disk`]), [`mod@format`], `versions` and [`index`], [`log`] and [`recovery`], [`layer`] and `layer_writer`,
-//! [`timeline`] with [`commit`], `parts` and `read`, [`syncer`], `seal` and [`compaction`], [`catalog`], [`store`],
+//! [`timeline`] with [`commit`], `parts`, `names` and `read`, [`syncer`], `seal` and [`compaction`], [`catalog`], [`store`],
 //! [`maintenance`], [`check`]; [`property`] is for fuzzing, [`sabotage`] for seeing that tests can fail.
 
 pub mod catalog;
@@ -29,6 +29,7 @@ mod layer_writer;
 pub mod log;
 pub mod maintenance;
 pub mod marks;
+mod names;
 pub mod page;
 mod parts;
 pub mod property;

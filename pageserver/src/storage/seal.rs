@@ -10,7 +10,7 @@ use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::compaction::Pace;
 use crate::storage::disk::DiskFile;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
-use crate::storage::index::{Block, Blocks};
+use crate::storage::index::{Block, Blocks, PageAt};
 use crate::storage::layer::{Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
@@ -20,6 +20,9 @@ use crate::storage::versions::Retained;
 use crate::storage::{dictionary, parts, read};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Pages that the disk is asked for while as many are packed.
+const AHEAD: usize = 256;
 
 /// The part of a lane's log that is being sealed.
 pub(super) struct Frozen {
@@ -120,14 +123,19 @@ impl Timeline {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let mut page = vec![0; PAGE_BYTES];
-        for (key, value) in versions {
-            if **value == Block::Zeros {
-                writer.add(*key, None)?;
-                continue;
+        let mut chunks = versions.chunks(AHEAD).peekable();
+        chunks.peek().iter().for_each(|first| frozen.announce(first));
+        while let Some(chunk) = chunks.next() {
+            chunks.peek().iter().for_each(|next| frozen.announce(next));
+            for (key, value) in chunk {
+                if **value == Block::Zeros {
+                    writer.add(*key, None)?;
+                    continue;
+                }
+                frozen.read(self.id(), value, (key.0, key.1), &mut page)?;
+                writer.add(*key, Some(&page))?;
+                pace(PAGE_BYTES as u64)?;
             }
-            frozen.read(self.id(), value, (key.0, key.1), &mut page)?;
-            writer.add(*key, Some(&page))?;
-            pace(PAGE_BYTES as u64)?;
         }
         Ok(())
     }
@@ -163,6 +171,19 @@ impl Frozen {
             }
         }
         all
+    }
+
+    /// Has the disk begin to read pages that are wanted soon, neighbours together.
+    fn announce(&self, versions: &[Version<'_>]) {
+        let page = |(_, value): &Version<'_>| if let Block::Page(at) = value { Some(*at) } else { None };
+        let pages: Vec<PageAt> = versions.iter().filter_map(page).collect();
+        let next_to = |one: &PageAt, other: &PageAt| {
+            one.sequence == other.sequence && one.offset as usize + PAGE_BYTES == other.offset as usize
+        };
+        for run in pages.chunk_by(next_to) {
+            let length = (run.len() * PAGE_BYTES) as u64;
+            self.files[&run[0].sequence].will_read(u64::from(run[0].offset), length);
+        }
     }
 
     fn read(&self, timeline: TimelineId, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {

@@ -381,6 +381,10 @@ impl DiskFile for SimFile {
         outcome
     }
 
+    fn give_up(&self) {
+        self.disk.state().trace.push(format!("give-up {}", self.name));
+    }
+
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.step("set-length", &self.name, &length.to_string())?;
@@ -428,6 +432,16 @@ impl Disk for SimDisk {
             let length = contents.written.len().min(BLOCK_BYTES);
             contents.write(0, &ZEROS[..length]);
         }
+        drop(state);
+        Ok(file)
+    }
+
+    /// Writes to the first block, as the local disk does when it tries direct I/O.
+    fn create_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.create(name)?;
+        let mut state = self.state();
+        let number = state.names[name];
+        state.contents.entry(number).or_default().write(0, &ZEROS[..BLOCK_BYTES]);
         drop(state);
         Ok(file)
     }

@@ -96,9 +96,13 @@ impl Syncer {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
         let served = inline && run_once(timeline, lane);
         self.inline.fetch_sub(1, Ordering::SeqCst);
-        if served {
-            return;
+        if !served {
+            self.serve_later(timeline, lane);
         }
+    }
+
+    /// Serves such a lane on one of the syncer's threads.
+    pub(super) fn serve_later(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
         // The threads live as long as a sender does, and this is one.
         if self.sender.send((Arc::clone(timeline), lane)).is_err() {
             unreachable!("the sync threads ended before their sender");

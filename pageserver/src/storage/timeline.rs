@@ -6,16 +6,16 @@
 //! anew, because nobody can know what reached the disk.
 
 use crate::error::{Error, Kind, Result};
-use crate::locks::{lock, read, write};
+use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::clock::Clock;
 use crate::storage::commit::{Commit, Gathered};
-use crate::storage::format::{Attributes, Change, LaneFileId, LaneKind};
-use crate::storage::index::{Index, Target};
+use crate::storage::format::{Change, LaneFileId, LaneKind};
+use crate::storage::index::Index;
 use crate::storage::lane_files::LaneFiles;
 use crate::storage::layer::{Layer, LayerId};
 use crate::storage::log::Log;
-use crate::storage::page::{HEAD, Position, TimelineId, WAL_CLASS, inode_created};
+use crate::storage::page::{HEAD, Position, TimelineId, WAL_CLASS};
 use crate::storage::parts::HotPage;
 use crate::storage::recovery::{self, Start};
 use crate::storage::sabotage::{self, Defect};
@@ -23,7 +23,6 @@ use crate::storage::seal::Frozen;
 use crate::storage::syncer::{Done, SyncQueue, Syncer};
 use crate::storage::versions::Retained;
 use crate::storage::watch::Watch;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -111,7 +110,7 @@ pub struct Timeline {
     /// Whether others may have its files open too, so that they must not be recycled.
     pub(super) reopened: bool,
     /// The sum of file sizes, and the newest positions at which it was made.
-    logical: Mutex<([Position; 2], [u64; 2])>,
+    pub(super) logical: Mutex<([Position; 2], [u64; 2])>,
 }
 
 /// What a timeline is opened with, from the catalog.
@@ -327,43 +326,6 @@ impl Timeline {
         })
     }
 
-    /// Attributes of an inode; `None` if it does not exist.
-    pub fn attributes(self: &Arc<Self>, inode: u64) -> Option<Attributes> {
-        let kind = lane_of(inode);
-        let mut chain = self.chain(kind, inode_created(inode));
-        chain.find_map(|(timeline, at)| {
-            let state = read(&timeline.lane(kind).state);
-            state.index.attributes(inode, at).map(|attributes| attributes.cloned())
-        })?
-    }
-
-    /// What a name leads to.
-    pub fn lookup(self: &Arc<Self>, directory: u64, name: &[u8]) -> Option<Target> {
-        let kind = lane_of(directory);
-        let mut chain = self.chain(kind, inode_created(directory));
-        chain.find_map(|(timeline, at)| {
-            let state = read(&timeline.lane(kind).state);
-            state.index.name(directory, name, at).map(|(_, target)| target)
-        })?
-    }
-
-    /// All names of a directory with a cookie each that stays the same as long as the name does.
-    pub fn list(self: &Arc<Self>, directory: u64) -> Vec<(Position, Vec<u8>, Target)> {
-        let kind = lane_of(directory);
-        let mut seen: BTreeMap<Vec<u8>, (Position, Option<Target>)> = BTreeMap::new();
-        for (timeline, at) in self.chain(kind, inode_created(directory)) {
-            let state = read(&timeline.lane(kind).state);
-            state.index.names(directory, at, |name, position, target| {
-                seen.entry(name.to_vec()).or_insert((position, target));
-            });
-        }
-        let present =
-            seen.into_iter().filter_map(|(name, (position, target))| Some((position, name, target?)));
-        let mut names: Vec<_> = present.collect();
-        names.sort_unstable_by_key(|(position, ..)| *position);
-        names
-    }
-
     /// Makes the changes that `build` puts together from what it reads, as one record of the lane. An error of
     /// `build` leaves everything as it was; an error of the disk latches the timeline.
     pub fn commit<'p, T, E: From<Error>>(
@@ -394,8 +356,8 @@ impl Timeline {
         self.changed.fetch_max(position, Ordering::SeqCst);
         let behind = state.log.unsynced_bytes() > MAX_UNSYNCED_BYTES;
         drop(state);
-        if behind {
-            self.sync(kind, Box::new(|_| ()));
+        if behind && self.joins_queue(kind, Box::new(|_| ())) {
+            self.shared.syncer.serve_later(self, kind);
         }
         Ok(value)
     }
@@ -431,18 +393,25 @@ impl Timeline {
 
     /// Makes a lane durable up to now, then calls `done`. With nothing new it does so at once.
     pub fn sync(self: &Arc<Self>, kind: LaneKind, done: Done) {
+        if self.joins_queue(kind, done) {
+            self.shared.syncer.serve(self, kind);
+        }
+    }
+
+    /// Asks for a sync, which may be answered at once. Whether the caller has to bring the lane to who serves it.
+    fn joins_queue(&self, kind: LaneKind, done: Done) -> bool {
         if let Err(error) = self.refuse_if_latched() {
-            return done(Err(error));
+            done(Err(error));
+            return false;
         }
         if kind == LaneKind::Data {
             self.data_synced.store(true, Ordering::SeqCst);
         }
         if !self.is_dirty(kind) {
-            return done(Ok(()));
+            done(Ok(()));
+            return false;
         }
-        if self.lane(kind).queue.add(done) {
-            self.shared.syncer.serve(self, kind);
-        }
+        self.lane(kind).queue.add(done)
     }
 
     /// Makes both lanes durable up to now, then calls `done`.
@@ -541,55 +510,5 @@ impl Timeline {
             }
         }
         Ok(())
-    }
-
-    /// Inodes of this timeline's own lanes that exist without a name.
-    pub fn nameless(self: &Arc<Self>) -> Vec<u64> {
-        let mut found = Vec::new();
-        for lane in &self.lanes {
-            let state = read(&lane.state);
-            let nameless = |inode: &u64| matches!(state.index.attributes(*inode, HEAD), Some(Some(attributes)) if attributes.links == 0);
-            found.extend(state.index.inodes().filter(nameless));
-        }
-        found
-    }
-
-    /// Bytes of all files of both lanes, as a user of them sees it.
-    pub fn logical_bytes(self: &Arc<Self>) -> [u64; 2] {
-        let now = self.last_positions();
-        let mut known = lock(&self.logical);
-        if known.0 != now {
-            *known = (now, LaneKind::ALL.map(|lane| self.sum_sizes(lane)));
-        }
-        known.1
-    }
-
-    /// All inodes of a lane that exist, inherited ones included.
-    pub(super) fn files_of_lane(self: &Arc<Self>, lane: LaneKind) -> BTreeMap<u64, Attributes> {
-        let mut files: BTreeMap<u64, Option<Attributes>> = BTreeMap::new();
-        for (timeline, at) in self.chain(lane, 0) {
-            let state = read(&timeline.lane(lane).state);
-            for inode in state.index.inodes() {
-                if let Some(attributes) = state.index.attributes(inode, at) {
-                    files.entry(inode).or_insert_with(|| attributes.cloned());
-                }
-            }
-        }
-        files.into_iter().filter_map(|(inode, attributes)| Some((inode, attributes?))).collect()
-    }
-
-    /// Adds up the sizes of a lane's inodes with a name; one pass over the chain.
-    pub(super) fn sum_sizes(self: &Arc<Self>, lane: LaneKind) -> u64 {
-        let mut sizes: HashMap<u64, u64> = HashMap::new();
-        for (timeline, at) in self.chain(lane, 0) {
-            let state = read(&timeline.lane(lane).state);
-            for inode in state.index.inodes() {
-                if let Some(attributes) = state.index.attributes(inode, at) {
-                    let size = attributes.map_or(0, |a| if a.links > 0 { a.size } else { 0 });
-                    sizes.entry(inode).or_insert(size);
-                }
-            }
-        }
-        sizes.values().sum()
     }
 }

@@ -319,7 +319,7 @@ fn what_only_marks_saw_goes_with_them() {
         world.store.seal(id, LaneKind::Data, &mut |_| Ok(())).unwrap();
     }
     let mib = || world.main.timeline().own_bytes() >> 20;
-    assert!((29..=32).contains(&mib()), "sixteen states of a mebibyte, and a file of the write-ahead lane");
+    assert!((13..=16).contains(&mib()), "sixteen states of a mebibyte");
     let pass = |max_history_mib: u64| {
         let limits = Limits {
             max_log_bytes: 1 << 30,
