@@ -401,14 +401,14 @@ impl Run<'_> {
             FlipAtRest { file, bit, sector } => {
                 let stopped = self.world.restart()?;
                 if let Some((name, bit)) = some_bit(&stopped, file, bit) {
-                    self.open_damaged(&stopped, &name, bit, sector)?;
+                    self.open_damaged((&stopped, false), &name, bit, sector)?;
                 }
             }
             FlipCatalog { bit, sector, killed } => {
                 let found = if killed { disk.after_kill() } else { self.world.restart()? };
                 let file = catalog_file(bit);
                 let bit = used_bit(&found, file, bit / 2);
-                self.open_damaged(&found, file, bit, sector)?;
+                self.open_damaged((&found, killed), file, bit, sector)?;
             }
             Lie { count, meanwhile, unsynced } => self.lie(count, meanwhile, unsynced)?,
             Misdirect { count } => {
@@ -428,8 +428,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Opens a disk with a damage.
-    fn open_damaged(&self, disk: &SimDisk, name: &str, bit: usize, sector: bool) -> Outcome {
+    /// Opens a disk, of a server that was killed or ended in order, with a damage.
+    fn open_damaged(
+        &self,
+        (disk, killed): (&SimDisk, bool),
+        name: &str,
+        bit: usize,
+        sector: bool,
+    ) -> Outcome {
         if sector {
             disk.alter(name, |bytes| {
                 let start = bit / 8 / SECTOR_BYTES * SECTOR_BYTES;
@@ -440,8 +446,8 @@ impl Run<'_> {
             flip(disk, name, bit);
         }
         let what = if sector { "the sector of bit" } else { "bit" };
-        // The last sector of a lane is as if it had never been written.
-        let end_lost = sector && name.starts_with("lanes/");
+        // The last sector of a lane is as if it had never been written, and what was not synced ends with a killed server.
+        let end_lost = killed || sector && name.starts_with("lanes/");
         self.world.open_damaged(disk, end_lost).map_err(|error| format!("{error} ({what} {bit} of {name})"))
     }
 

@@ -481,7 +481,7 @@ impl World {
         Ok(stopped)
     }
 
-    /// Opens what was stopped in order after some of it was damaged: whatever it shows is right, but for the end of lanes if
+    /// Opens what was stopped after some of it was damaged: whatever it shows is right, but for the end of lanes if
     /// that may be lost.
     pub(crate) fn open_damaged(&self, disk: &SimDisk, end_lost: bool) -> Outcome {
         let Ok(store) = open(disk, self.now_s) else { return Ok(()) };

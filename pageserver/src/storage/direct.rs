@@ -2,7 +2,7 @@
 //! filled with zeros beforehand.
 //!
 //! What is written is copied into a buffer. A full one is written by a thread behind everybody's back, so that appending
-//! hardly ever waits for the disk; the rest stays in memory until the next sync, which for a file whose blocks were
+//! does not wait for the disk unless it is faster; the rest stays in memory until the next sync, which for a file whose blocks were
 //! written before is one system call. Through the page cache each page costs memory that is fresh, is kept twice, since
 //! the mount above keeps what was written as well, and is looked for once more when it is written back.
 //!
@@ -19,6 +19,7 @@ pub(super) use crate::storage::direct::buffer::BLOCK_BYTES;
 use crate::locks::lock;
 use crate::storage::direct::buffer::{Buffer, distance};
 use crate::storage::disk::{DiskFile, LocalFile, Mapping};
+use crate::storage::watch::Watch;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,7 +29,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Threads that write full buffers. A file is written by one at a time.
 const WRITERS: usize = 2;
-/// Full buffers of a file from which on whoever appends helps to write them.
+/// Full buffers of a file that may be in memory. Whoever has appended helps to write more.
 const MAX_LEAVING: usize = 4;
 
 /// How much is filled at a time: commits wait behind it.
@@ -54,21 +55,26 @@ pub(super) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
     }
 }
 
-/// The threads that write full buffers; they end when the last clone is dropped.
+/// The threads that write full buffers, files in turns; they end when the last clone is dropped.
 #[derive(Clone)]
-pub(super) struct Writers(mpsc::Sender<Arc<Appended>>);
+pub(super) struct Writers(Arc<mpsc::Sender<Arc<Appended>>>);
 
 impl Writers {
     /// Starts the threads.
     pub(super) fn start() -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel::<Arc<Appended>>();
-        let receiver = Arc::new(Mutex::new(receiver));
+        let (sender, receiver) = (Arc::new(sender), Arc::new(Mutex::new(receiver)));
         for nth in 0..WRITERS {
-            let receiver = Arc::clone(&receiver);
+            let (receiver, again) = (Arc::clone(&receiver), Arc::downgrade(&sender));
             let run = move || {
                 // The guard is gone before the file is written.
                 while let Ok(file) = { lock(&receiver).recv() } {
-                    file.write_behind();
+                    if file.write_behind()
+                        && let Some(sender) = again.upgrade()
+                    {
+                        // This thread receives, so it is not closed.
+                        let _ = sender.send(file);
+                    }
                 }
             };
             std::thread::Builder::new().name(format!("write-{nth}")).spawn(run)?;
@@ -128,14 +134,6 @@ impl State {
     }
 }
 
-/// What of a file is to be written now.
-#[derive(Clone, Copy, PartialEq)]
-enum Wanted {
-    Oldest,
-    Full,
-    All,
-}
-
 /// What a [`DirectFile`] shares with the threads that write it.
 struct Appended {
     direct: File,
@@ -147,15 +145,13 @@ struct Appended {
 }
 
 impl Appended {
-    fn write_out(&self, wanted: Wanted) -> io::Result<()> {
+    /// Writes as many of the buffers that are leaving, oldest first, as `count` says once it is this one's turn.
+    fn write_out(&self, count: impl FnOnce(&mut State) -> usize) -> io::Result<()> {
         let _turn = lock(&self.writing);
         let count = {
             let mut state = lock(&self.state);
             state.refuse_if_failed()?;
-            if wanted == Wanted::All && state.unwritten {
-                state.turn_over();
-            }
-            if wanted == Wanted::Oldest { state.leaving.len().min(1) } else { state.leaving.len() }
+            count(&mut state)
         };
         for _ in 0..count {
             // Only the holder of the turn takes one away.
@@ -173,22 +169,31 @@ impl Appended {
         Ok(())
     }
 
-    /// Writes full buffers until there are none. Whoever appends or syncs next learns of an error.
-    fn write_behind(&self) {
-        loop {
-            if self.write_out(Wanted::Full).is_err() {
-                return;
-            }
-            let mut state = lock(&self.state);
-            state.called = !state.leaving.is_empty();
-            if !state.called {
-                return;
-            }
+    /// Writes one full buffer; whether there are more. Whoever appends or syncs next learns of an error.
+    fn write_behind(&self) -> bool {
+        let watch = Watch::new("write of a log");
+        let written = self.write_out(|state| state.leaving.len().min(1));
+        drop(watch);
+        let mut state = lock(&self.state);
+        state.called = written.is_ok() && !state.leaving.is_empty();
+        state.called
+    }
+
+    /// Writes until there is room again for what is appended. A sync has written it, or waits for its turn.
+    fn catch_up(&self) -> io::Result<()> {
+        while lock(&self.state).leaving.len() > MAX_LEAVING {
+            self.write_out(|state| usize::from(state.leaving.len() > MAX_LEAVING))?;
         }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.write_out(Wanted::All)?;
+        self.write_out(|state| {
+            if state.unwritten {
+                state.turn_over();
+            }
+            state.leaving.len()
+        })?;
         if self.grows {
             self.direct.sync_data().inspect_err(|error| lock(&self.state).fail(error))?;
         }
@@ -229,8 +234,8 @@ impl DirectFile {
         Ok(Some(Self { cached, appended: Arc::new(appended), writers: writers.clone() }))
     }
 
-    /// Appends what fits the buffer. Returns how much that was, and whether the appender has to help to write.
-    fn push(&self, bytes: &[u8], offset: u64) -> io::Result<(usize, bool)> {
+    /// Appends what fits the buffer. Returns how much that was.
+    fn push(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let mut state = lock(&self.appended.state);
         state.refuse_if_failed()?;
         let Some(filling) = &mut state.filling else {
@@ -240,7 +245,7 @@ impl DirectFile {
         let taken = filling.push(bytes);
         if !filling.is_full() {
             state.unwritten |= taken > 0;
-            return Ok((taken, false));
+            return Ok(taken);
         }
         state.turn_over();
         if !std::mem::replace(&mut state.called, true) {
@@ -248,7 +253,14 @@ impl DirectFile {
             let sent = self.writers.0.send(Arc::clone(&self.appended));
             assert!(sent.is_ok(), "the writing threads ended before their sender");
         }
-        Ok((taken, state.leaving.len() > MAX_LEAVING))
+        Ok(taken)
+    }
+}
+
+/// What nobody can ask for any more is not written either.
+impl Drop for DirectFile {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 
@@ -274,10 +286,7 @@ impl DiskFile for DirectFile {
         for part in parts {
             let mut rest = *part;
             while !rest.is_empty() {
-                let (taken, helps) = self.push(rest, at)?;
-                if helps {
-                    self.appended.write_out(Wanted::Oldest)?;
-                }
+                let taken = self.push(rest, at)?;
                 at += taken as u64;
                 rest = &rest[taken..];
             }
@@ -287,6 +296,10 @@ impl DiskFile for DirectFile {
 
     fn sync(&self) -> io::Result<()> {
         self.appended.sync()
+    }
+
+    fn catch_up(&self) -> io::Result<()> {
+        self.appended.catch_up()
     }
 
     fn finish(&self) {
@@ -307,10 +320,12 @@ impl DiskFile for DirectFile {
         self.cached.map(offset, length)
     }
 
-    fn give_up(&self) {
+    fn give_up(&self) -> bool {
         let _nobody_writes = lock(&self.appended.writing);
-        let failed = Some(Failure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned()));
-        *lock(&self.appended.state) = State { failed, ..State::default() };
+        let mut state = lock(&self.appended.state);
+        let given_up = Failure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
+        let before = std::mem::replace(&mut *state, State { failed: Some(given_up), ..State::default() });
+        before.failed.is_none()
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! The only door from the page store to a file system.
 //!
 //! Names are relative to the store's directory and have at most one `/`. Every call either does all it says or
-//! returns the error once; nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
+//! returns the error; of a write that may stay in memory, the next write or sync of the file returns it. Nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
 //! that forgets unsynced bytes on command.
 
 use crate::storage::direct::{self, DirectFile, Writers};
@@ -38,10 +38,17 @@ pub trait DiskFile: Send + Sync {
         let _ = (offset, length);
         Ok(())
     }
+    /// Waits, if more of what was written is in memory than there should be, until it is on its way to the medium.
+    fn catch_up(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Nothing more is written. What writing takes is let go of when all that was written has been synced.
     fn finish(&self) {}
-    /// What was written and not synced need not be kept. When it returns, nothing of it is on its way to the medium.
-    fn give_up(&self) {}
+    /// What was written and not synced need not be kept. When it returns, nothing of it is on its way to the medium. False if
+    /// a write that was on its way had failed.
+    fn give_up(&self) -> bool {
+        true
+    }
     /// Cuts the file or extends it with zeros.
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Length in bytes.
@@ -109,6 +116,9 @@ impl LocalDisk {
 /// What is read together: of compressed pages, which lie close, the next that is wanted is likely in it.
 const AROUND_BYTES: u64 = 32 << 10;
 
+/// What is asked for at once, at most: what Linux reads ahead by itself.
+const READ_AHEAD_BYTES: usize = 128 << 10;
+
 /// A file through the page cache.
 pub(super) struct LocalFile(pub(super) fs::File);
 
@@ -133,7 +143,11 @@ impl DiskFile for LocalFile {
     }
 
     fn will_read(&self, offset: u64, length: u64) {
-        let _ = self.advise(offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        // The system takes no notice of what is beyond its limit for one call.
+        for start in (offset..offset + length).step_by(READ_AHEAD_BYTES) {
+            let count = (offset + length - start).min(READ_AHEAD_BYTES as u64);
+            let _ = self.advise(start, count, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 
     fn write_all_at(&self, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {

@@ -117,6 +117,18 @@ impl Log {
             .collect()
     }
 
+    /// Gives up what is not on the disk. Returns all files with their lengths, as 0 that of one to which a write failed, so
+    /// that nobody uses it again.
+    pub fn give_up(&self) -> Vec<(LaneFileId, u64)> {
+        let mut files = self.list();
+        for ((_, length), file) in files.iter_mut().zip(self.files.values()) {
+            if !file.give_up() {
+                *length = 0;
+            }
+        }
+        files
+    }
+
     /// The file with this sequence number, which an index entry of this log named.
     pub fn file(&self, sequence: u32) -> &Arc<dyn DiskFile> {
         &self.files[&sequence]

@@ -219,7 +219,11 @@ impl Store {
         let slot = self.slot(id)?;
         let Some(timeline) = healthy(&slot) else { return Ok(false) };
         let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
-        let sealed = timeline.write_layer(&frozen, pace)?;
+        let sealed = match timeline.write_layer(&frozen, pace) {
+            // What it read was given up meanwhile, and who failed has been told why.
+            Err(_) if timeline.latched().is_some() => return Ok(false),
+            sealed => sealed?,
+        };
         drop(frozen);
         let layer = sealed.layer.id();
         self.publish_lane(&slot, &timeline, layer, sealed, Sealed::record, |sealed, record| {

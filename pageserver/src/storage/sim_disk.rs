@@ -120,11 +120,16 @@ impl SimDisk {
         SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
-    /// The disk as a process finds it that starts after another was killed: as that wrote it, and no more of it synced.
+    /// The disk as a process finds it that starts after another was killed: as that wrote it, and no more of it synced. Of what was
+    /// appended, an end is lost with the memory that it was in.
     pub fn after_kill(&self) -> SimDisk {
         let state = self.state();
+        let mut contents = state.contents.clone();
+        for (number, contents) in &mut contents {
+            contents.lose_end(state.trace.len() as u64 + number);
+        }
         let survivor = State {
-            contents: state.contents.clone(),
+            contents,
             names: state.names.clone(),
             synced_names: state.synced_names.clone(),
             next_file: state.next_file,
@@ -381,8 +386,12 @@ impl DiskFile for SimFile {
         outcome
     }
 
-    fn give_up(&self) {
-        self.disk.state().trace.push(format!("give-up {}", self.name));
+    fn give_up(&self) -> bool {
+        let mut state = self.disk.state();
+        state.trace.push(format!("give-up {}", self.name));
+        let seed = state.trace.len() as u64;
+        state.contents.entry(self.number).or_default().lose_end(seed);
+        true
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
@@ -431,6 +440,7 @@ impl Disk for SimDisk {
         if let Some(contents) = state.contents.get_mut(&number) {
             let length = contents.written.len().min(BLOCK_BYTES);
             contents.write(0, &ZEROS[..length]);
+            contents.is_appended();
         }
         drop(state);
         Ok(file)
@@ -441,7 +451,9 @@ impl Disk for SimDisk {
         let file = self.create(name)?;
         let mut state = self.state();
         let number = state.names[name];
-        state.contents.entry(number).or_default().write(0, &ZEROS[..BLOCK_BYTES]);
+        let contents = state.contents.entry(number).or_default();
+        contents.write(0, &ZEROS[..BLOCK_BYTES]);
+        contents.is_appended();
         drop(state);
         Ok(file)
     }

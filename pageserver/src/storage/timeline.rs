@@ -10,6 +10,7 @@ use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::clock::Clock;
 use crate::storage::commit::{Commit, Gathered};
+use crate::storage::disk::DiskFile;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
 use crate::storage::index::Index;
 use crate::storage::lane_files::LaneFiles;
@@ -28,6 +29,9 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits for much.
 const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
+
+/// Unsynced bytes of a lane at which whoever has appended waits for a sync.
+const WAIT_UNSYNCED_BYTES: u64 = 4 * MAX_UNSYNCED_BYTES;
 
 /// The order of all records of a store.
 pub struct Positions(AtomicU64);
@@ -354,12 +358,31 @@ impl Timeline {
         }
         lane.appended.store(position, Ordering::SeqCst);
         self.changed.fetch_max(position, Ordering::SeqCst);
-        let behind = state.log.unsynced_bytes() > MAX_UNSYNCED_BYTES;
+        let unsynced = state.log.unsynced_bytes();
+        let file = (!slices.is_empty()).then(|| Arc::clone(state.log.file(sequence)));
         drop(state);
-        if behind && self.joins_queue(kind, Box::new(|_| ())) {
+        self.keep_up(kind, file, unsynced)?;
+        Ok(value)
+    }
+
+    /// Keeps a lane that was appended to from having too much in memory, or unsynced.
+    fn keep_up(
+        self: &Arc<Self>,
+        kind: LaneKind,
+        file: Option<Arc<dyn DiskFile>>,
+        unsynced: u64,
+    ) -> Result<()> {
+        if let Some(file) = file {
+            let failed = |e| self.latch(Error::io("append to a lane file", &e));
+            file.catch_up().map_err(failed)?;
+        }
+        if unsynced > WAIT_UNSYNCED_BYTES {
+            return wait_for(|done| self.sync(kind, done));
+        }
+        if unsynced > MAX_UNSYNCED_BYTES && self.joins_queue(kind, Box::new(|_| ())) {
             self.shared.syncer.serve_later(self, kind);
         }
-        Ok(value)
+        Ok(())
     }
 
     pub(super) fn refuse_if_latched(&self) -> Result<()> {
@@ -488,12 +511,9 @@ impl Timeline {
     pub fn retire(&self) -> Vec<(LaneFileId, u64)> {
         let error = Error::new(Kind::Latched, "dropped", format!("timeline {} was dropped", self.id));
         self.latch.get_or_init(|| error);
-        for lane in &self.lanes {
-            // The write lock waits for a change that began before the latch. A sync may go on without it, and the files
-            // are another timeline's next.
-            write(&lane.state).log.files.values().for_each(|file| file.give_up());
-        }
-        self.files()
+        // The write lock waits for a change that began before the latch. A sync may go on without it, and the files
+        // are another timeline's next.
+        self.lanes.iter().flat_map(|lane| write(&lane.state).log.give_up()).collect()
     }
 
     /// Its files with their lengths.

@@ -40,11 +40,12 @@ impl Lab {
 
     /// A file whose medium refuses what is written: it may not be written to.
     fn open_refusing(&self) -> DirectFile {
-        let DirectFile { cached, writers, .. } = self.open();
-        let direct = File::open(self.directory.join("file")).unwrap();
+        let path = self.directory.join("file");
+        let cached = LocalFile(OpenOptions::new().read(true).write(true).open(&path).unwrap());
         let state = Mutex::new(State { filling: Some(Buffer::new()), ..State::default() });
+        let direct = File::open(path).unwrap();
         let appended = Arc::new(Appended { direct, grows: false, state, writing: Mutex::default() });
-        DirectFile { cached, appended, writers }
+        DirectFile { cached, appended, writers: Writers::start().unwrap() }
     }
 
     /// How the one handle that is open on a file was opened.
@@ -153,49 +154,53 @@ fn full_buffers_are_written_without_a_sync() {
 }
 
 #[test]
-fn whoever_appends_waits_when_much_is_in_memory() {
+fn whoever_catches_up_waits_while_much_is_in_memory() {
     let lab = Lab::new("much");
     let file = lab.create();
     let piece = vec![7; 1 << 20];
     let held = lock(&file.appended.writing);
     std::thread::scope(|scope| {
-        let appends = scope.spawn(|| {
-            (0..3 * MAX_LEAVING).for_each(|nth| {
-                file.write_all_at(&[&piece], (nth * piece.len()) as u64).unwrap();
-            });
+        for nth in 0..3 * MAX_LEAVING {
+            file.write_all_at(&[&piece], (nth * piece.len()) as u64).unwrap();
+        }
+        let waits = scope.spawn(|| {
+            file.catch_up().unwrap();
+            assert!(lock(&file.appended.state).leaving.len() <= MAX_LEAVING);
         });
-        eventually("much is in memory", || lock(&file.appended.state).leaving.len() > MAX_LEAVING);
+        assert!(lock(&file.appended.state).leaving.len() > MAX_LEAVING);
         std::thread::sleep(std::time::Duration::from_millis(20));
-        assert_eq!(lock(&file.appended.state).leaving.len(), MAX_LEAVING + 1);
-        assert!(!appends.is_finished());
+        assert!(!waits.is_finished());
         drop(held);
     });
     file.sync().unwrap();
     assert!(lab.on_disk(3 * MAX_LEAVING * piece.len()).iter().all(|byte| *byte == 7));
 }
 
-#[test]
-fn others_read_and_write_while_a_sync_goes_on() {
-    let lab = Lab::new("threads");
-    let file = lab.open();
-    let lines = 4000;
+/// One appends lines, one syncs and one reads, and the threads of the store write.
+fn do_all_at_once(lab: &Lab, file: &DirectFile, lines: usize) {
     let line = |number: usize| format!("{number:>255}\n").into_bytes();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            (0..lines).for_each(|n| file.write_all_at(&[&line(n)], n as u64 * 256).unwrap());
+            for number in 0..lines {
+                file.write_all_at(&[&line(number)], number as u64 * 256).unwrap();
+                file.catch_up().unwrap();
+            }
             done.store(true, Ordering::SeqCst);
         });
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
                 file.sync().unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(3));
             }
         });
         let mut random = Random(7);
         while !done.load(Ordering::SeqCst) {
             let written = lock(&file.appended.state).filling.as_ref().unwrap().end() / 256;
             if written > 0 {
-                let number = random.below(written);
+                // Mostly what is on its way to the disk.
+                let near = written.min(1 + (random.below(64) << random.below(12)));
+                let number = written - 1 - random.below(near);
                 let mut found = vec![0; 256];
                 file.read_exact_at(&mut found, number * 256).unwrap();
                 assert_eq!(found, line(usize::try_from(number).unwrap()));
@@ -204,6 +209,13 @@ fn others_read_and_write_while_a_sync_goes_on() {
     });
     file.sync().unwrap();
     assert!(lab.on_disk(lines * 256) == (0..lines).flat_map(line).collect::<Vec<u8>>());
+}
+
+#[test]
+fn others_read_and_write_while_a_sync_goes_on() {
+    let lab = Lab::new("threads");
+    do_all_at_once(&lab, &lab.open(), FILE_BYTES / 256);
+    do_all_at_once(&lab, &lab.create(), 12 * FILE_BYTES / 256);
 }
 
 #[test]
@@ -261,18 +273,30 @@ fn a_failed_write_behind_everybodys_back_is_told_and_its_bytes_are_still_read() 
 
 #[test]
 fn what_was_given_up_is_not_written_any_more() {
-    let lab = Lab::new("given-up");
-    let file = lab.open();
-    let held = lock(&file.appended.writing);
-    file.write_all_at(&[&vec![1; BUFFER_BYTES]], 0).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| file.give_up());
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        // Whoever is next in turn: the file may be written first, and never after.
-        drop(held);
-    });
-    let after = lab.on_disk(BUFFER_BYTES);
-    assert!(lock(&file.appended.state).leaving.is_empty());
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    assert!(lab.on_disk(BUFFER_BYTES) == after);
+    for dropped in [false, true] {
+        let lab = Lab::new(if dropped { "dropped" } else { "given-up" });
+        let file = lab.open();
+        let appended = Arc::clone(&file.appended);
+        let held = lock(&appended.writing);
+        file.write_all_at(&[&vec![1; BUFFER_BYTES]], 0).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| if dropped { drop(file) } else { assert!(file.give_up()) });
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            // Whoever is next in turn: the file may be written first, and never after.
+            drop(held);
+        });
+        let after = lab.on_disk(BUFFER_BYTES);
+        assert!(lock(&appended.state).leaving.is_empty());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(lab.on_disk(BUFFER_BYTES) == after);
+    }
+}
+
+#[test]
+fn a_file_that_failed_says_so_when_it_is_given_up() {
+    let lab = Lab::new("unsound");
+    let file = lab.open_refusing();
+    file.write_all_at(&[&[1; 100]], 0).unwrap();
+    assert!(file.sync().is_err());
+    assert!(!file.give_up());
 }

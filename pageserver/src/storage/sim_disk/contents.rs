@@ -127,6 +127,8 @@ pub(super) struct Contents {
     dirty: BTreeSet<usize>,
     /// Whether a sync failed, so that what was not synced will never be.
     failed: bool,
+    /// Whether what is written stays for a while with whoever writes it.
+    appended: bool,
 }
 
 impl Contents {
@@ -139,6 +141,26 @@ impl Contents {
         self.written.resize(self.written.len().max(start + bytes.len()));
         self.written.write(start, bytes);
         self.dirty.extend(start / SECTOR_BYTES..(start + bytes.len()).div_ceil(SECTOR_BYTES));
+    }
+
+    /// From now on it is appended to, by one who keeps what is written in memory for a while.
+    pub(super) fn is_appended(&mut self) {
+        self.appended = true;
+    }
+
+    /// Whoever appended to it has ended, and of what was not synced, in order, an end was only in memory.
+    pub(super) fn lose_end(&mut self, seed: u64) {
+        if !std::mem::take(&mut self.appended) {
+            return;
+        }
+        let kept = usize::try_from(Random(seed).below(self.dirty.len() as u64 + 1)).unwrap_or(0);
+        let Some(first) = self.dirty.iter().nth(kept).copied() else { return };
+        let lost = self.dirty.split_off(&first);
+        let length = self.synced.len().max((first * SECTOR_BYTES).min(self.written.len()));
+        self.written.resize(length);
+        for sector in lost {
+            self.written.copy(&self.synced, sector);
+        }
     }
 
     /// Changes the length. What is cut off may come back as zeros.

@@ -57,6 +57,21 @@ fn what_a_killed_server_leaves_is_durable_once_it_was_seen() {
 }
 
 #[test]
+fn a_killed_server_may_lose_the_end_of_what_it_wrote() {
+    let (disk, store, id) = with_a_file();
+    let main = tree(&store, id);
+    let inode = main.lookup(ROOT_INODE, b"f").unwrap().0;
+    let (mut newest, mut older) = (0, 0);
+    for round in 10..60u8 {
+        main.write(inode, 0, &[round; 4]).unwrap();
+        let found = contents(&tree(&open(&disk.after_kill()).unwrap(), id), b"f").unwrap();
+        assert!(found == b"kept" || found[0] <= round && found == [found[0]; 4], "{found:?}");
+        if found == [round; 4] { newest += 1 } else { older += 1 }
+    }
+    assert!(newest > 0 && older > 0, "{newest} {older}");
+}
+
+#[test]
 fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
     let (disk, store, id) = with_a_file();
     let main = tree(&store, id);
