@@ -116,9 +116,6 @@ impl LocalDisk {
 /// What is read together: of compressed pages, which lie close, the next that is wanted is likely in it.
 const AROUND_BYTES: u64 = 32 << 10;
 
-/// What is asked for at once, at most: what Linux reads ahead by itself.
-const READ_AHEAD_BYTES: usize = 128 << 10;
-
 /// A file through the page cache.
 pub(super) struct LocalFile(pub(super) fs::File);
 
@@ -143,11 +140,7 @@ impl DiskFile for LocalFile {
     }
 
     fn will_read(&self, offset: u64, length: u64) {
-        // The system takes no notice of what is beyond its limit for one call.
-        for start in (offset..offset + length).step_by(READ_AHEAD_BYTES) {
-            let count = (offset + length - start).min(READ_AHEAD_BYTES as u64);
-            let _ = self.advise(start, count, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
-        }
+        let _ = self.advise(offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 
     fn write_all_at(&self, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {

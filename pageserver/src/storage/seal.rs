@@ -10,7 +10,7 @@ use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::compaction::Pace;
 use crate::storage::disk::DiskFile;
 use crate::storage::format::{Change, LaneFileId, LaneKind};
-use crate::storage::index::{Block, Blocks, PageAt};
+use crate::storage::index::{Block, Blocks};
 use crate::storage::layer::{Layer, LayerId};
 use crate::storage::layer_writer::LayerWriter;
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
@@ -21,8 +21,8 @@ use crate::storage::{dictionary, parts, read};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Pages that the disk is asked for while as many are packed.
-const AHEAD: usize = 256;
+/// What the disk is asked for at once.
+const PIECE_BYTES: usize = 128 << 10;
 
 /// The part of a lane's log that is being sealed.
 pub(super) struct Frozen {
@@ -93,6 +93,7 @@ impl Timeline {
         let lane_files = self.lane_files();
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
+        frozen.bring_near(pace)?;
         let range = (frozen.from, frozen.start.sealed);
         let versions = frozen.versions();
         let samples = dictionary::sample(versions.len() as u64, |nth, page| {
@@ -123,19 +124,14 @@ impl Timeline {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let mut page = vec![0; PAGE_BYTES];
-        let mut chunks = versions.chunks(AHEAD).peekable();
-        chunks.peek().iter().for_each(|first| frozen.announce(first));
-        while let Some(chunk) = chunks.next() {
-            chunks.peek().iter().for_each(|next| frozen.announce(next));
-            for (key, value) in chunk {
-                if **value == Block::Zeros {
-                    writer.add(*key, None)?;
-                    continue;
-                }
-                frozen.read(self.id(), value, (key.0, key.1), &mut page)?;
-                writer.add(*key, Some(&page))?;
-                pace(PAGE_BYTES as u64)?;
+        for (key, value) in versions {
+            if **value == Block::Zeros {
+                writer.add(*key, None)?;
+                continue;
             }
+            frozen.read(self.id(), value, (key.0, key.1), &mut page)?;
+            writer.add(*key, Some(&page))?;
+            pace(PAGE_BYTES as u64)?;
         }
         Ok(())
     }
@@ -173,17 +169,20 @@ impl Frozen {
         all
     }
 
-    /// Has the disk begin to read pages that are wanted soon, neighbours together.
-    fn announce(&self, versions: &[Version<'_>]) {
-        let page = |(_, value): &Version<'_>| if let Block::Page(at) = value { Some(*at) } else { None };
-        let pages: Vec<PageAt> = versions.iter().filter_map(page).collect();
-        let next_to = |one: &PageAt, other: &PageAt| {
-            one.sequence == other.sequence && one.offset as usize + PAGE_BYTES == other.offset as usize
-        };
-        for run in pages.chunk_by(next_to) {
-            let length = (run.len() * PAGE_BYTES) as u64;
-            self.files[&run[0].sequence].will_read(u64::from(run[0].offset), length);
+    /// Has the system read the files as they lie, a piece at a time, so that commits do not wait behind it. In the order of
+    /// keys each page would be a read of the disk of its own. Of an error whoever needs the page hears.
+    fn bring_near(&self, pace: &mut Pace<'_>) -> Result<()> {
+        for file in self.files.values() {
+            let length = file.len_bytes().unwrap_or(0);
+            for start in (0..length).step_by(PIECE_BYTES) {
+                let count = (length - start).min(PIECE_BYTES as u64);
+                file.will_read(start, count);
+                // Waits for it.
+                let _ = file.read_exact_at(&mut [0], start + count - 1);
+                pace(count)?;
+            }
         }
+        Ok(())
     }
 
     fn read(&self, timeline: TimelineId, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {
