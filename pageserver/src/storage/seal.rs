@@ -93,9 +93,9 @@ impl Timeline {
         let lane_files = self.lane_files();
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
-        frozen.bring_near(pace)?;
         let range = (frozen.from, frozen.start.sealed);
         let versions = frozen.versions();
+        frozen.bring_near(&versions, pace)?;
         let samples = dictionary::sample(versions.len() as u64, |nth, page| {
             let ((inode, block, _), value) = versions[usize::try_from(nth).unwrap_or(0)];
             *value != Block::Zeros && frozen.read(self.id(), value, (inode, block), page).is_ok()
@@ -169,13 +169,33 @@ impl Frozen {
         all
     }
 
+    /// Where the last of the versions ends in each file.
+    fn ends(versions: &[Version<'_>]) -> BTreeMap<u32, u64> {
+        let mut ends = BTreeMap::<u32, u64>::new();
+        let mut note = |sequence, offset: u32, length: usize| {
+            let end = ends.entry(sequence).or_default();
+            *end = (*end).max(u64::from(offset) + length as u64);
+        };
+        for (_, value) in versions {
+            match value {
+                Block::Zeros => (),
+                Block::Page(at) => note(at.sequence, at.offset, PAGE_BYTES),
+                Block::Parts(at) => {
+                    at.base.iter().for_each(|base| note(base.sequence, base.offset, PAGE_BYTES));
+                    at.parts.iter().for_each(|part| note(part.sequence, part.offset, part.length.into()));
+                }
+            }
+        }
+        ends
+    }
+
     /// Has the system read the files as they lie, a piece at a time, so that commits do not wait behind it. In the order of
     /// keys each page would be a read of the disk of its own. Of an error whoever needs the page hears.
-    fn bring_near(&self, pace: &mut Pace<'_>) -> Result<()> {
-        for file in self.files.values() {
-            let length = file.len_bytes().unwrap_or(0);
-            for start in (0..length).step_by(PIECE_BYTES) {
-                let count = (length - start).min(PIECE_BYTES as u64);
+    fn bring_near(&self, versions: &[Version<'_>], pace: &mut Pace<'_>) -> Result<()> {
+        for (sequence, end) in Self::ends(versions) {
+            let file = &self.files[&sequence];
+            for start in (0..end).step_by(PIECE_BYTES) {
+                let count = (end - start).min(PIECE_BYTES as u64);
                 file.will_read(start, count);
                 // Waits for it.
                 let _ = file.read_exact_at(&mut [0], start + count - 1);

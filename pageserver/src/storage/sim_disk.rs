@@ -421,7 +421,10 @@ impl DiskFile for SimFile {
 
     fn drop_cache(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.contents.entry(self.number).or_default().drop_cache();
+        let seed = state.trace.len() as u64;
+        let contents = state.contents.entry(self.number).or_default();
+        contents.drop_cache();
+        contents.lose_end(seed);
         Ok(())
     }
 }
