@@ -2,7 +2,7 @@
 //! filled with zeros beforehand.
 //!
 //! What is written is copied into a buffer. A full one is written by a thread behind everybody's back, so that appending
-//! does not wait for the disk unless it is faster; the rest stays in memory until the next sync, which for a file whose blocks were
+//! waits for the disk only when it outruns it; the rest stays in memory until the next sync, which for a file whose blocks were
 //! written before is one system call. Through the page cache each page costs memory that is fresh, is kept twice, since
 //! the mount above keeps what was written as well, and is looked for once more when it is written back.
 //!
@@ -84,7 +84,6 @@ impl Writers {
 }
 
 /// What became of the first write or sync that failed.
-#[derive(Clone)]
 struct Failure(io::ErrorKind, String);
 
 #[derive(Default)]

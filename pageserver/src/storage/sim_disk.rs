@@ -443,7 +443,7 @@ impl Disk for SimDisk {
         if let Some(contents) = state.contents.get_mut(&number) {
             let length = contents.written.len().min(BLOCK_BYTES);
             contents.write(0, &ZEROS[..length]);
-            contents.is_appended();
+            contents.begin_appending();
         }
         drop(state);
         Ok(file)
@@ -456,7 +456,7 @@ impl Disk for SimDisk {
         let number = state.names[name];
         let contents = state.contents.entry(number).or_default();
         contents.write(0, &ZEROS[..BLOCK_BYTES]);
-        contents.is_appended();
+        contents.begin_appending();
         drop(state);
         Ok(file)
     }

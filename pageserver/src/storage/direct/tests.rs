@@ -132,6 +132,11 @@ fn a_file_that_grows_holds_whole_blocks() {
     }
 }
 
+/// Bytes that change every now and then.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|nth| (nth / 1000).to_le_bytes()[0]).collect()
+}
+
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
@@ -144,7 +149,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 fn full_buffers_are_written_without_a_sync() {
     let lab = Lab::new("behind");
     let file = lab.create();
-    let bytes: Vec<u8> = (0..FILE_BYTES).map(|nth| (nth / 1000).to_le_bytes()[0]).collect();
+    let bytes = pattern(FILE_BYTES);
     file.write_all_at(&[&bytes], 0).unwrap();
     let full = bytes.len() / BUFFER_BYTES * BUFFER_BYTES;
     eventually("full buffers are on the disk", || file.len_bytes().unwrap() == full as u64);
@@ -260,7 +265,7 @@ fn after_a_failed_write_nothing_is_called_durable() {
 fn a_failed_write_behind_everybodys_back_is_told_and_its_bytes_are_still_read() {
     let lab = Lab::new("failed-behind");
     let file = lab.open_refusing();
-    let bytes: Vec<u8> = (0..BUFFER_BYTES).map(|nth| (nth / 1000).to_le_bytes()[0]).collect();
+    let bytes = pattern(BUFFER_BYTES);
     file.write_all_at(&[&bytes], 0).unwrap();
     eventually("it failed", || lock(&file.appended.state).failed.is_some());
     let mut found = vec![0; bytes.len()];

@@ -144,7 +144,7 @@ impl Contents {
     }
 
     /// From now on it is appended to, by one who keeps what is written in memory for a while.
-    pub(super) fn is_appended(&mut self) {
+    pub(super) fn begin_appending(&mut self) {
         self.appended = true;
     }
 
