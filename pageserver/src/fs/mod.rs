@@ -12,6 +12,7 @@ pub mod mount;
 pub mod nodes;
 pub mod owners;
 mod pieces;
+mod place;
 mod protocol;
 mod reply;
 mod ring;

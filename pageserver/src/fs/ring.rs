@@ -2,6 +2,7 @@
 //! to a thread that waits for those of the processor it comes from, and the answer and the wait for the next one are one
 //! system call. How it works is in the kernel's `Documentation/filesystems/fuse/fuse-io-uring.rst`.
 
+use crate::fs::place::Place;
 use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
 use crate::fs::reply::{Answer, Reply, Target};
 use crate::locks::lock;
@@ -105,10 +106,11 @@ impl Ring {
     }
 
     /// Serves until the mount is gone.
-    pub(super) fn serve(mut self, serve: impl Fn(Request<'_>, Reply)) {
+    pub(super) fn serve(mut self, mut place: Place, serve: impl Fn(Request<'_>, Reply)) {
         let mut outcome = self.commands.wait();
         while let Ok(0..) = outcome {
-            let commit = self.answer(&serve);
+            let (commit, bytes) = self.answer(&serve);
+            place.choose(bytes);
             outcome = self.commands.run(COMMIT_AND_FETCH, &argument(self.queue, commit));
         }
         let error = match outcome {
@@ -121,13 +123,15 @@ impl Ring {
         }
     }
 
-    /// Has the request that is there served, and puts the answer in its place; by what it is known.
-    fn answer(&mut self, serve: &impl Fn(Request<'_>, Reply)) -> u64 {
+    /// Has the request that is there served, and puts the answer in its place; by what it is known, and the bytes of data
+    /// that came or go.
+    fn answer(&mut self, serve: &impl Fn(Request<'_>, Reply)) -> (u64, usize) {
         let (header, body) = self.commands.parts();
         let number = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         let (unique, commit) = (number(8), number(COMMIT_OFFSET));
         let length = header[LENGTH_OFFSET..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         let data = &body[..usize::try_from(length).unwrap_or(0).min(body.len())];
+        let came = data.len();
         let fixed = &header[FIXED_OFFSET..FIXED_OFFSET + FIXED_BYTES];
         let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
             Ok(request) => {
@@ -152,7 +156,7 @@ impl Ring {
         header[..answered.len()].copy_from_slice(&answered);
         let length = u32::try_from(bytes.len()).unwrap_or(0);
         header[LENGTH_OFFSET..LENGTH_OFFSET + 4].copy_from_slice(&length.to_ne_bytes());
-        commit
+        (commit, came.max(bytes.len()))
     }
 }
 

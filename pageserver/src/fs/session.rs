@@ -1,6 +1,7 @@
 //! The threads that serve one mount.
 
 use crate::fs::fuse::Adapter;
+use crate::fs::place::{Origins, Place};
 use crate::fs::protocol::{self, Body, HEADER_BYTES, Offer, Operation, Request, flag};
 use crate::fs::reply::{Reply, Target};
 use crate::fs::ring::{self, Ring};
@@ -89,9 +90,11 @@ impl Session {
     fn serve_rings(&mut self, adapter: &Arc<Adapter>) -> io::Result<()> {
         let queues = ring::queues()?;
         let (sender, receiver) = channel();
+        let origins = Arc::<Origins>::default();
         for (nth, queue) in queues.iter().copied().enumerate() {
             let (adapter, device, sender) = (Arc::clone(adapter), Arc::clone(&self.device), sender.clone());
-            let run = move || serve_ring(&adapter, device, queue, &sender);
+            let place = Place::new(queue, Arc::clone(&origins));
+            let run = move || serve_ring(&adapter, device, queue, place, &sender);
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
         drop(sender);
@@ -115,12 +118,18 @@ impl Notifier {
     }
 }
 
-fn serve_ring(adapter: &Adapter, device: Arc<File>, queue: u16, registered: &Sender<io::Result<()>>) {
+fn serve_ring(
+    adapter: &Adapter,
+    device: Arc<File>,
+    queue: u16,
+    place: Place,
+    registered: &Sender<io::Result<()>>,
+) {
     match Ring::register(device, queue, MAX_TRANSFER_BYTES as usize) {
         Ok(ring) => {
             // Whoever waits for it is still there.
             drop(registered.send(Ok(())));
-            ring.serve(|request, reply| adapter.serve(request, reply));
+            ring.serve(place, |request, reply| adapter.serve(request, reply));
         }
         Err(error) => drop(registered.send(Err(error))),
     }
