@@ -109,9 +109,17 @@ impl Ring {
     pub(super) fn serve(mut self, mut place: Place, serve: impl Fn(Request<'_>, Reply)) {
         let mut outcome = self.commands.wait();
         while let Ok(0..) = outcome {
+            place.begin();
             let (commit, bytes) = self.answer(&serve);
-            place.choose(bytes);
-            outcome = self.commands.run(COMMIT_AND_FETCH, &argument(self.queue, commit));
+            let argument = argument(self.queue, commit);
+            outcome = if place.end(bytes) {
+                self.commands.run(COMMIT_AND_FETCH, &argument)
+            } else {
+                // Whoever waits for the answer does not wait for the move.
+                let handed_in = self.commands.begin(COMMIT_AND_FETCH, &argument);
+                place.change();
+                handed_in.and_then(|done| done.map_or_else(|| self.commands.wait(), Ok))
+            };
         }
         let error = match outcome {
             Ok(result) => io::Error::from_raw_os_error(result.saturating_neg()),
