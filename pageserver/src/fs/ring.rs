@@ -2,7 +2,7 @@
 //! to a thread that waits for those of the processor it comes from, and the answer and the wait for the next one are one
 //! system call. How it works is in the kernel's `Documentation/filesystems/fuse/fuse-io-uring.rst`.
 
-use crate::fs::place::Place;
+use crate::fs::place::{Origins, Place};
 use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
 use crate::fs::reply::{Answer, Reply, Target};
 use crate::locks::lock;
@@ -106,7 +106,8 @@ impl Ring {
     }
 
     /// Serves until the mount is gone.
-    pub(super) fn serve(mut self, mut place: Place, serve: impl Fn(Request<'_>, Reply)) {
+    pub(super) fn serve(mut self, origins: Arc<Origins>, serve: impl Fn(Request<'_>, Reply)) {
+        let mut place = Place::new(self.queue, origins);
         let mut outcome = self.commands.wait();
         while let Ok(0..) = outcome {
             place.begin();

@@ -1,7 +1,7 @@
 //! The threads that serve one mount.
 
 use crate::fs::fuse::Adapter;
-use crate::fs::place::{Origins, Place};
+use crate::fs::place::Origins;
 use crate::fs::protocol::{self, Body, HEADER_BYTES, Offer, Operation, Request, flag};
 use crate::fs::reply::{Reply, Target};
 use crate::fs::ring::{self, Ring};
@@ -93,8 +93,8 @@ impl Session {
         let origins = Arc::<Origins>::default();
         for (nth, queue) in queues.iter().copied().enumerate() {
             let (adapter, device, sender) = (Arc::clone(adapter), Arc::clone(&self.device), sender.clone());
-            let place = Place::new(queue, Arc::clone(&origins));
-            let run = move || serve_ring(&adapter, device, queue, place, &sender);
+            let origins = Arc::clone(&origins);
+            let run = move || serve_ring(&adapter, device, queue, origins, &sender);
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
         drop(sender);
@@ -122,14 +122,14 @@ fn serve_ring(
     adapter: &Adapter,
     device: Arc<File>,
     queue: u16,
-    place: Place,
+    origins: Arc<Origins>,
     registered: &Sender<io::Result<()>>,
 ) {
     match Ring::register(device, queue, MAX_TRANSFER_BYTES as usize) {
         Ok(ring) => {
             // Whoever waits for it is still there.
             drop(registered.send(Ok(())));
-            ring.serve(place, |request, reply| adapter.serve(request, reply));
+            ring.serve(origins, |request, reply| adapter.serve(request, reply));
         }
         Err(error) => drop(registered.send(Err(error))),
     }
