@@ -39,8 +39,8 @@ impl DataDirectories for Mount {
         self.attach(timeline)
     }
 
-    fn durable(&self, timeline: TimelineId, name: &str) -> Option<Vec<u8>> {
-        self.durable_file(timeline, name.as_bytes())
+    fn received(&self, timeline: TimelineId, name: &str) -> Option<Vec<u8>> {
+        self.received_file(timeline, name.as_bytes())
     }
 
     fn closed(&self, timeline: TimelineId) {

@@ -6,6 +6,7 @@
 
 pub mod uring;
 
+use memmap2::{Advice, MmapMut};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
@@ -48,6 +49,14 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
     // to it alone. A reader checks what it finds, so other bytes than were written are an error and no more.
     let mapped = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file)? };
     Ok(Box::new(mapped))
+}
+
+/// Zeroed memory that no child of this process has for the moment between `fork` and `exec`: the more it shares, the longer a
+/// fork takes, and the more pages of ours are copied or let go at their next change.
+pub fn memory(length: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(length)?;
+    memory.advise(Advice::DontFork)?;
+    Ok(memory)
 }
 
 /// Writes part of a file to its medium and waits for that, without the flush of the medium and of the file system's journal that

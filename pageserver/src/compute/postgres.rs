@@ -128,7 +128,7 @@ fn sweep_directory(data: &Path) {
     processes::end_all_in(real.as_deref().unwrap_or(data));
 }
 
-/// A thread that looks at the lock file of a starting Postgres: at what of it is durable, because Postgres syncs it, and
+/// A thread that looks at the lock file of a starting Postgres: at what of it the server has, because Postgres syncs it, and
 /// at the file itself only if that takes long, as with `fsync = off`. A server that is killed while it has a file of its
 /// own mount open would wait for itself, and so never end. On a thread of its own, since the file may be on a mount
 /// that hangs, and ended when nobody waits for it any more.
@@ -144,11 +144,11 @@ impl Poll {
         let thread = tokio::task::spawn_blocking(move || {
             let began = Instant::now();
             while !stop.load(Ordering::Relaxed) {
-                let durable = lock_file();
-                if durable.as_ref().is_some_and(|text| data_directory::says_ready(text, pid)) {
+                let received = lock_file();
+                if received.as_ref().is_some_and(|text| data_directory::says_ready(text, pid)) {
                     break;
                 }
-                if durable.is_some() && began.elapsed() < UNSYNCED_AFTER {
+                if received.is_some() && began.elapsed() < UNSYNCED_AFTER {
                     std::thread::sleep(READY_POLL);
                     continue;
                 }
@@ -157,7 +157,7 @@ impl Poll {
                 {
                     break;
                 }
-                std::thread::sleep(if durable.is_some() { UNSYNCED_POLL } else { READY_POLL });
+                std::thread::sleep(if received.is_some() { UNSYNCED_POLL } else { READY_POLL });
             }
         });
         Self { thread, given_up }

@@ -33,8 +33,9 @@ const TURN_LIMIT: Duration = Duration::from_secs(2);
 pub trait DataDirectories: Send + Sync + 'static {
     /// Makes the timeline's files reachable and returns its data directory. Called before every start.
     fn open(&self, timeline: TimelineId) -> Result<PathBuf>;
-    /// What of a file in the data directory is durable, without touching the mount; `None` if there is no such door.
-    fn durable(&self, _timeline: TimelineId, _name: &str) -> Option<Vec<u8>> {
+    /// What of a file in the data directory the kernel has handed over, without touching the mount; `None` if there is no such
+    /// door.
+    fn received(&self, _timeline: TimelineId, _name: &str) -> Option<Vec<u8>> {
         None
     }
     /// The timeline's Postgres has stopped (cleanly or not), or did not start after `open`.
@@ -302,7 +303,7 @@ impl Supervisor {
     /// branches that recover must not keep all others asleep.
     async fn ready<T>(&self, postgres: &mut Postgres, timeline: TimelineId, turn: T) -> Result<()> {
         let directories = Arc::clone(&self.directories);
-        let lock_file = move || directories.durable(timeline, LOCK_FILE);
+        let lock_file = move || directories.received(timeline, LOCK_FILE);
         let ready = postgres.ready(self.config.start_limit, lock_file);
         tokio::pin!(ready);
         match tokio::time::timeout(TURN_LIMIT, &mut ready).await {

@@ -18,6 +18,7 @@ use crate::fs::protocol::{Body, Change, Listing, Operation, RENAME_NOREPLACE, Re
 use crate::fs::reply::{
     Reply, reply_attr, reply_body, reply_bytes, reply_empty, reply_entry, reply_sync, report,
 };
+use crate::fs::scratch::LOCK_FILE;
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
 use crate::storage::format::{Attributes, FileKind, LaneKind};
@@ -33,9 +34,6 @@ use std::sync::{Arc, RwLock};
 
 /// Cookies of `.` and `..`; those of names are positions, which are far above.
 const DOT_COOKIES: [u64; 2] = [1, 2];
-
-/// What the data directory of a running Postgres has.
-const LOCK_FILE: &[u8] = b"postmaster.pid";
 
 /// Trees by the name of their directory in the mount.
 pub type Roots = Arc<RwLock<BTreeMap<String, Arc<Tree>>>>;

@@ -182,7 +182,7 @@ impl Mount {
 
     /// The first bytes of a file in an attached timeline's directory, as far as the kernel has handed them over; nothing
     /// if it is not there. The mount is not used.
-    pub fn durable_file(&self, id: TimelineId, name: &[u8]) -> Option<Vec<u8>> {
+    pub fn received_file(&self, id: TimelineId, name: &[u8]) -> Option<Vec<u8>> {
         let entry = lock(&self.attached).get(&id).cloned()?;
         let directory = lock(&entry).name.clone()?;
         let tree = read(&self.roots).get(&directory).cloned()?;

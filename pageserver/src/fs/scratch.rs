@@ -1,9 +1,10 @@
 //! Contents of temporary files, which no start of Postgres reads.
 //!
 //! What a sort, a hash or the building of an index has no memory for, Postgres writes to files in directories
-//! `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start removes unread. Names and lengths of these files
+//! `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start removes unread. Its lock file is about the
+//! process that runs, and removed before the next one. Names and lengths of these files
 //! are in the timeline, as of any other. Their contents are in files of the server's own, which have no name: so they come into no
-//! log, layer or branch, no sync writes them, and they go with their tree. A branch finds zeros in their place.
+//! log, layer or branch, a sync of them writes nothing, and they go with their tree. A branch finds zeros in their place.
 
 use crate::locks::lock;
 use crate::storage::page::ROOT_INODE;
@@ -19,6 +20,9 @@ use std::sync::{Arc, Mutex};
 
 /// Name of a directory of temporary files, and what the names in it begin with.
 const PREFIX: &[u8] = b"pgsql_tmp";
+
+/// The lock file, which Postgres syncs six times while it starts.
+pub(super) const LOCK_FILE: &[u8] = b"postmaster.pid";
 
 /// Where contents are.
 pub struct Place {
@@ -150,7 +154,7 @@ impl Scratch {
         match lock(&self.directories).get(&directory) {
             Some(Temporary::All) => true,
             Some(Temporary::Prefixed) => name.starts_with(PREFIX),
-            Some(Temporary::Nothing) | None => false,
+            Some(Temporary::Nothing) | None => directory == ROOT_INODE && name == LOCK_FILE,
         }
     }
 
@@ -280,5 +284,32 @@ mod tests {
         assert_eq!(read(&tree), expected, "it is open");
         tree.reap(file).unwrap();
         assert_eq!(tree.read(file, 0, 1).unwrap_err().errno(), Errno::ESTALE);
+    }
+
+    #[test]
+    fn the_lock_file_is_durable_nowhere_and_nothing_waits_for_it() {
+        let disk = SimDisk::default();
+        let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
+        let timeline = store.timeline(store.create_root().unwrap()).unwrap();
+        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
+        tree.make_root((0, 0), 1).unwrap();
+        let new = NewInode { kind: FileKind::File, mode: 0o600, owner: (0, 0), target: &[] };
+        let syncs = |name: &[u8]| {
+            let (inode, _) = tree.make(ROOT_INODE, name, &new, 1).unwrap();
+            tree.write(inode, 0, b"4711\n").unwrap();
+            disk.take_trace();
+            let (done, outcome) = std::sync::mpsc::channel();
+            tree.sync(inode, false, Box::new(move |result| done.send(result).unwrap()));
+            outcome.recv().unwrap().unwrap();
+            (inode, disk.take_trace().iter().filter(|line| line.contains("sync")).count())
+        };
+        let (inode, waited) = syncs(LOCK_FILE);
+        assert_eq!(waited, 0);
+        assert_ne!(syncs(b"postmaster.opts").1, 0);
+        let read = |tree: &Tree| {
+            let (bytes, range) = tree.read(inode, 0, 100).unwrap();
+            bytes[range].to_vec()
+        };
+        assert_eq!((read(&tree), read(&Tree::new(timeline))), (b"4711\n".to_vec(), vec![0; 5]));
     }
 }

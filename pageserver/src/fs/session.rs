@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
@@ -54,9 +55,9 @@ impl Session {
                 0 => Arc::clone(&session.device),
                 _ => Arc::new(sys::clone_fuse_device(&session.device)?),
             };
-            let adapter = Arc::clone(adapter);
-            let name = format!("fuse-{nth}");
-            session.threads.push(Builder::new().name(name).spawn(move || serve_device(&adapter, &device))?);
+            let (adapter, buffer) = (Arc::clone(adapter), sys::memory(BUFFER_BYTES)?);
+            let run = move || serve_device(&adapter, &device, buffer);
+            session.threads.push(Builder::new().name(format!("fuse-{nth}")).spawn(run)?);
         }
         Ok(session)
     }
@@ -136,8 +137,7 @@ fn serve_ring(
 }
 
 /// Reads requests until the mount is gone.
-fn serve_device(adapter: &Adapter, device: &Arc<File>) {
-    let mut buffer = vec![0; BUFFER_BYTES];
+fn serve_device(adapter: &Adapter, device: &Arc<File>, mut buffer: impl DerefMut<Target = [u8]>) {
     loop {
         let length = match (&**device).read(&mut buffer) {
             Ok(length) => length,

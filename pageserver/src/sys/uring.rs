@@ -108,7 +108,7 @@ impl Commands {
         };
         let rings = map(0, of_order.max(of_completions))?;
         let entries = map(OFFSET_OF_ENTRIES, parameters.entries as usize * ENTRY_BYTES)?;
-        let mut shared = MmapMut::map_anon(BODY_OFFSET + body_bytes)?;
+        let mut shared = super::memory(BODY_OFFSET + body_bytes)?;
         let address = shared.as_mut_ptr() as u64;
         let parts = [address, header_bytes as u64, address + BODY_OFFSET as u64, body_bytes as u64];
         for (nth, field) in parts.iter().enumerate() {
