@@ -55,7 +55,8 @@ pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<
 /// fork takes, and the more pages of ours are copied or let go at their next change.
 pub fn memory(length: usize) -> io::Result<MmapMut> {
     let memory = MmapMut::map_anon(length)?;
-    memory.advise(Advice::DontFork)?;
+    // Where it is refused, starts of children take longer.
+    let _refused = memory.advise(Advice::DontFork);
     Ok(memory)
 }
 

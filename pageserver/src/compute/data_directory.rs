@@ -15,8 +15,9 @@ use std::path::Path;
 const OWNER_FILE: &str = "coppice.timeline";
 
 /// Left by another life of this data, or of the cluster it was copied from. `backup_label` is no such thing: without it
-/// a base backup would recover from the wrong checkpoint.
-const STALE_FILES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal"];
+/// a base backup would recover from the wrong checkpoint. A lock file would not only be wrong: on a mount its contents are
+/// gone (`fs::scratch`), and Postgres does not start on one without.
+const STALE_FILES: [&str; 4] = [LOCK_FILE, "postmaster.opts", "standby.signal", "recovery.signal"];
 
 /// What a start needs to know of a directory.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +34,7 @@ pub(crate) struct Prepared {
 /// its owner's and outlives a suspend.
 pub(crate) fn prepare(data: &Path, timeline: TimelineId, major: u32, user: &OsUser) -> Result<Prepared> {
     check_version(data, major, user)?;
-    let stale_lock = user.with_rights(|| data.join("postmaster.pid").symlink_metadata().is_ok());
+    let stale_lock = user.with_rights(|| data.join(LOCK_FILE).symlink_metadata().is_ok());
     if stale_lock {
         check_unused(data)?;
     }

@@ -1,8 +1,8 @@
-//! Contents of temporary files, which no start of Postgres reads.
+//! Contents of temporary files, which no start of Postgres needs.
 //!
 //! What a sort, a hash or the building of an index has no memory for, Postgres writes to files in directories
 //! `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start removes unread. Its lock file is about the
-//! process that runs, and removed before the next one. Names and lengths of these files
+//! process that runs, and the server removes it before each start, as it must: Postgres refuses one that says nothing. Names and lengths of these files
 //! are in the timeline, as of any other. Their contents are in files of the server's own, which have no name: so they come into no
 //! log, layer or branch, a sync of them writes nothing, and they go with their tree. A branch finds zeros in their place.
 
@@ -164,10 +164,14 @@ impl Scratch {
         !(holds || self.contents(inode).is_some()) || self.takes(directory, name)
     }
 
-    /// What is to keep the contents of a new file of this name; none if it is not temporary.
-    pub(super) fn make(&self, directory: u64, name: &[u8]) -> io::Result<Option<Contents>> {
-        let place = self.place.as_ref().filter(|_| self.takes(directory, name));
-        place.map_or(Ok(None), Contents::make)
+    /// What is to keep the contents of a new file of this name; none if it is not temporary, or the store has to keep them.
+    pub(super) fn make(&self, directory: u64, name: &[u8]) -> Option<Contents> {
+        let place = self.place.as_ref().filter(|_| self.takes(directory, name))?;
+        Contents::make(place).unwrap_or_else(|error| {
+            let place = place.directory.display();
+            tracing::warn!(%place, %error, "no temporary file can be made: contents of one go to the store, and its history");
+            None
+        })
     }
 
     /// Has it keep the contents of the inode.
@@ -238,6 +242,15 @@ mod tests {
         assert!(first.is_some() && second.is_some() && make().is_none());
         drop(first);
         assert!(make().is_some());
+    }
+
+    #[test]
+    fn where_none_can_be_made_the_store_keeps_contents() {
+        let directory = std::env::temp_dir().join("coppice-scratch-that-somebody-removed");
+        let place = Arc::new(Place { most: 2, directory, open: AtomicU64::new(0) });
+        let scratch = Scratch::at(Some(Arc::clone(&place)));
+        assert!((0..3).all(|_| scratch.make(ROOT_INODE, LOCK_FILE).is_none()));
+        assert_eq!(place.open.load(Ordering::SeqCst), 0);
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl Tree {
         let attributes = new.attributes(now_ns);
         let kind = new.kind;
         let contents = match kind {
-            FileKind::File => self.scratch.make(directory, name).map_err(temporary("make"))?,
+            FileKind::File => self.scratch.make(directory, name),
             _ => None,
         };
         let inode = self.timeline.commit(lane, |commit| -> Result<u64> {
