@@ -202,10 +202,17 @@ mod tests {
     use crate::storage::format::FileKind;
     use crate::storage::sim_disk::SimDisk;
     use crate::storage::store::Store;
+    use crate::storage::timeline::Timeline;
     use nix::errno::Errno;
 
     fn place() -> Arc<Place> {
         Place::prepare(&std::env::temp_dir()).unwrap()
+    }
+
+    fn timeline(disk: &SimDisk) -> (Store, Arc<Timeline>) {
+        let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
+        let timeline = store.timeline(store.create_root().unwrap()).unwrap();
+        (store, timeline)
     }
 
     /// With the directory 7 for temporary files.
@@ -256,8 +263,7 @@ mod tests {
     #[test]
     fn a_tree_keeps_contents_apart_and_what_is_temporary_stays_so() {
         let disk = SimDisk::default();
-        let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
-        let timeline = store.timeline(store.create_root().unwrap()).unwrap();
+        let (_store, timeline) = timeline(&disk);
         let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
         tree.make_root((0, 0), 1).unwrap();
         let make = |directory: u64, name: &[u8], kind: FileKind| {
@@ -302,8 +308,7 @@ mod tests {
     #[test]
     fn the_lock_file_is_durable_nowhere_and_nothing_waits_for_it() {
         let disk = SimDisk::default();
-        let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
-        let timeline = store.timeline(store.create_root().unwrap()).unwrap();
+        let (_store, timeline) = timeline(&disk);
         let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
         tree.make_root((0, 0), 1).unwrap();
         let new = NewInode { kind: FileKind::File, mode: 0o600, owner: (0, 0), target: &[] };
