@@ -49,7 +49,8 @@ fn drop_cache(paths: &[PathBuf]) {
     }
 }
 
-/// How many files without a name the server has open for contents: one for each Postgres's lock file, the others for what was spilled.
+/// How many files without a name the server has open for contents: one for each Postgres's lock file, the others for what
+/// was spilled.
 fn held(server: &Server) -> usize {
     let place = server.data().join("scratch");
     let opened = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();

@@ -128,10 +128,10 @@ fn sweep_directory(data: &Path) {
     processes::end_all_in(real.as_deref().unwrap_or(data));
 }
 
-/// A thread that looks at the lock file of a starting Postgres: at what of it the server has, since Postgres syncs it, and the
-/// kernel hands it over when it is closed, and at the file itself only if that takes long. A server that is killed while it has a file of its
-/// own mount open would wait for itself, and so never end. On a thread of its own, since the file may be on a mount
-/// that hangs, and ended when nobody waits for it any more.
+/// A thread that looks at the lock file of a starting Postgres: at what of it the server has, since the kernel hands it
+/// over when Postgres syncs or closes it, and at the file itself only if that takes long. A server that is killed while it
+/// has a file of its own mount open would wait for itself, and so never end. On a thread of its own, since the file may be
+/// on a mount that hangs, and ended when nobody waits for it any more.
 struct Poll {
     thread: JoinHandle<()>,
     given_up: Arc<AtomicBool>,

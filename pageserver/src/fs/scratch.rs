@@ -1,10 +1,11 @@
 //! Contents of temporary files, which no start of Postgres needs.
 //!
 //! What a sort, a hash or the building of an index has no memory for, Postgres writes to files in directories
-//! `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start removes unread. Its lock file is about the
-//! process that runs, and the server removes it before each start, as it must: Postgres refuses one that says nothing. Names and lengths of these files
-//! are in the timeline, as of any other. Their contents are in files of the server's own, which have no name: so they come into no
-//! log, layer or branch, a sync of them writes nothing, and they go with their tree. A branch finds zeros in their place.
+//! `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start removes unread. Its lock file is
+//! about the process that runs, and the server removes it before each start, as it must: Postgres refuses one that says
+//! nothing. Names and lengths of these files are in the timeline, as of any other. Their contents are in files of the
+//! server's own, which have no name: so they come into no log, layer or branch, a sync of them writes nothing, and they go
+//! with their tree. A branch finds zeros in their place.
 
 use crate::locks::lock;
 use crate::storage::page::ROOT_INODE;
@@ -151,10 +152,13 @@ impl Scratch {
 
     /// Whether what gets this name is temporary.
     pub(super) fn takes(&self, directory: u64, name: &[u8]) -> bool {
+        if directory == ROOT_INODE {
+            return name == LOCK_FILE;
+        }
         match lock(&self.directories).get(&directory) {
             Some(Temporary::All) => true,
             Some(Temporary::Prefixed) => name.starts_with(PREFIX),
-            Some(Temporary::Nothing) | None => directory == ROOT_INODE && name == LOCK_FILE,
+            Some(Temporary::Nothing) | None => false,
         }
     }
 
@@ -209,10 +213,14 @@ mod tests {
         Place::prepare(&std::env::temp_dir()).unwrap()
     }
 
-    fn timeline(disk: &SimDisk) -> (Store, Arc<Timeline>) {
+    /// With a root, on the disk; the store has to live as long.
+    fn tree() -> (SimDisk, Store, Arc<Timeline>, Tree) {
+        let disk = SimDisk::default();
         let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
         let timeline = store.timeline(store.create_root().unwrap()).unwrap();
-        (store, timeline)
+        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
+        tree.make_root((0, 0), 1).unwrap();
+        (disk, store, timeline, tree)
     }
 
     /// With the directory 7 for temporary files.
@@ -262,10 +270,7 @@ mod tests {
 
     #[test]
     fn a_tree_keeps_contents_apart_and_what_is_temporary_stays_so() {
-        let disk = SimDisk::default();
-        let (_store, timeline) = timeline(&disk);
-        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
-        tree.make_root((0, 0), 1).unwrap();
+        let (disk, _store, timeline, tree) = tree();
         let make = |directory: u64, name: &[u8], kind: FileKind| {
             tree.make(directory, name, &NewInode { kind, mode: 0o700, owner: (0, 0), target: &[] }, 1)
                 .unwrap()
@@ -307,10 +312,7 @@ mod tests {
 
     #[test]
     fn the_lock_file_is_durable_nowhere_and_nothing_waits_for_it() {
-        let disk = SimDisk::default();
-        let (_store, timeline) = timeline(&disk);
-        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
-        tree.make_root((0, 0), 1).unwrap();
+        let (disk, _store, timeline, tree) = tree();
         let new = NewInode { kind: FileKind::File, mode: 0o600, owner: (0, 0), target: &[] };
         let syncs = |name: &[u8]| {
             let (inode, _) = tree.make(ROOT_INODE, name, &new, 1).unwrap();
