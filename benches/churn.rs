@@ -1,10 +1,12 @@
-//! A day's worth of churn in small: TPC-B without a pause, a branch created and another deleted every second, and
-//! branches made at random moments of the past, with a short history and small limits.
+//! A day's worth of churn in small: TPC-B without a pause, a branch created and another deleted
+//! every second, and branches made at random moments of the past, with a short history and small
+//! limits.
 //!
-//! `cargo bench --bench churn` prints, for each minute, transactions, the slowest of them, the store's size and the server's
-//! memory; then whether the disk levelled off, how slow transactions got and whether the server saw a slow file operation
-//! or disk then, and that each branch holds what it should.
-//! `COPPICE_BENCH_MINUTES` (30), `COPPICE_BENCH_SCALE` (20) and `COPPICE_BENCH_MOMENTS` (50) set the size of it.
+//! `cargo bench --bench churn` prints, for each minute, transactions, the slowest of them, the
+//! store's size and the server's memory; then whether the disk levelled off, how slow transactions
+//! got and whether the server saw a slow file operation or disk then, and that each branch holds
+//! what it should. `COPPICE_BENCH_MINUTES` (30), `COPPICE_BENCH_SCALE` (20) and
+//! `COPPICE_BENCH_MOMENTS` (50) set the size of it.
 
 use api::types::{CreateBranch, Moment};
 use coppice::commits::{self, Clients};
@@ -27,7 +29,8 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// A pgbench that writes down, for each second, how many transactions there were and how slow the slowest was.
+/// A pgbench that writes down, for each second, how many transactions there were and how slow the
+/// slowest was.
 struct Load {
     child: Child,
     directory: Directory,
@@ -37,7 +40,17 @@ impl Load {
     fn start(server: &Server, seconds: u64) -> Self {
         let directory = Directory::new();
         let mut command = Command::new(postgres_program("pgbench"));
-        command.args(["-n", "-M", "prepared", "-c", "4", "-j", "1", "-l", "--aggregate-interval=1"]);
+        command.args([
+            "-n",
+            "-M",
+            "prepared",
+            "-c",
+            "4",
+            "-j",
+            "1",
+            "-l",
+            "--aggregate-interval=1",
+        ]);
         command.arg("-T").arg(seconds.to_string()).arg(server.url("main"));
         command
             .current_dir(directory.path())
@@ -47,7 +60,8 @@ impl Load {
         Self { child: command.spawn().expect("start pgbench"), directory }
     }
 
-    /// Waits for its end. For each second since the epoch: transactions, and the slowest in microseconds.
+    /// Waits for its end. For each second since the epoch: transactions, and the slowest in
+    /// microseconds.
     fn finish(mut self) -> Vec<(i64, u64, u64)> {
         assert!(self.child.wait().expect("wait for pgbench").success());
         let files = std::fs::read_dir(self.directory.path()).expect("list pgbench's log");
@@ -71,8 +85,10 @@ impl Drop for Load {
 }
 
 fn resident_mib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read the server's status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line with the memory");
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read the server's status");
+    let line =
+        status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line with the memory");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") >> 10
 }
 
@@ -82,9 +98,10 @@ fn visit(server: &Server, clients: &Clients, began: Timestamp, nth: u64) -> Dura
     let now = Timestamp::now();
     let oldest = (now - SignedDuration::from_secs(WINDOW - 30)).max(began);
     let span = u64::try_from(now.as_microsecond() - oldest.as_microsecond()).expect("a span");
-    let after = nth.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) % span;
-    let moment =
-        Timestamp::from_microsecond(oldest.as_microsecond() + after.cast_signed()).expect("a moment");
+    let after =
+        nth.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) % span;
+    let moment = Timestamp::from_microsecond(oldest.as_microsecond() + after.cast_signed())
+        .expect("a moment");
     let name = format!("moment/{nth}");
     let asked = Instant::now();
     let request = CreateBranch { name: name.clone(), parent: None, at: Some(Moment::Time(moment)) };
@@ -96,7 +113,8 @@ fn visit(server: &Server, clients: &Clients, began: Timestamp, nth: u64) -> Dura
     took
 }
 
-/// The seconds since the epoch in which the server said that something others wait for took long, and its words.
+/// The seconds since the epoch in which the server said that something others wait for took long,
+/// and its words.
 fn slow_seconds(server: &Server) -> Vec<(i64, String)> {
     let parse = |line: &str| {
         let (time, rest) = line.trim_start().split_once(' ')?;
@@ -113,8 +131,11 @@ fn report_stalls(server: &Server, seconds: &[(i64, u64, u64)]) {
     let mut seen = 0;
     for (second, _, slowest) in &stalls {
         // A stall counts for the second in which it ends.
-        let words: Vec<&str> =
-            slow.iter().filter(|(at, _)| (at - second).abs() <= 1).map(|(_, words)| words.as_str()).collect();
+        let words: Vec<&str> = slow
+            .iter()
+            .filter(|(at, _)| (at - second).abs() <= 1)
+            .map(|(_, words)| words.as_str())
+            .collect();
         seen += usize::from(!words.is_empty());
         println!(
             "stall of {} ms at {second}: {}",
@@ -123,7 +144,8 @@ fn report_stalls(server: &Server, seconds: &[(i64, u64, u64)]) {
         );
     }
     println!(
-        "{} of {} seconds had a transaction over {} ms; in {seen} of them a file operation or the disk took over 200 ms",
+        "{} of {} seconds had a transaction over {} ms; in {seen} of them a file operation or the \
+         disk took over 200 ms",
         stalls.len(),
         seconds.len(),
         STALL_US / 1000
@@ -131,7 +153,8 @@ fn report_stalls(server: &Server, seconds: &[(i64, u64, u64)]) {
 }
 
 fn main() {
-    let (minutes, moments) = (number("COPPICE_BENCH_MINUTES", 30), number("COPPICE_BENCH_MOMENTS", 50));
+    let (minutes, moments) =
+        (number("COPPICE_BENCH_MINUTES", 30), number("COPPICE_BENCH_MOMENTS", 50));
     let window = WINDOW.to_string();
     let limits = ["--history", &window, "--log-limit", "64", "--seal-after", "5"];
     let server = Server::start_with(Default::default(), &limits);
@@ -146,7 +169,9 @@ fn main() {
     for second in 0..minutes * 60 {
         std::thread::sleep(Duration::from_secs(second).saturating_sub(started.elapsed()));
         let name = format!("churn/{second}");
-        client.create(&CreateBranch { name: name.clone(), ..CreateBranch::default() }).expect("create");
+        client
+            .create(&CreateBranch { name: name.clone(), ..CreateBranch::default() })
+            .expect("create");
         living.push_back(name);
         if living.len() > LIVING
             && let Some(name) = living.pop_front()
@@ -159,7 +184,9 @@ fn main() {
         sizes.push(client.status().expect("status").store_bytes >> 20);
         if second % 60 == 59 {
             let (store, memory) = (sizes[sizes.len() - 1], resident_mib(server.pid()));
-            let own = server.sql("main", "select pg_database_size('app') >> 20").expect("ask for the size");
+            let own = server
+                .sql("main", "select pg_database_size('app') >> 20")
+                .expect("ask for the size");
             println!(
                 "minute {:>2}: store {store:>5} MiB, server {memory:>3} MiB, database {own} MiB",
                 second / 60 + 1
@@ -178,18 +205,20 @@ fn main() {
     report_stalls(&server, &seconds);
     visits.sort_unstable();
     println!(
-        "{} branches at random moments had just the commits of then; made in p50 {:.0} ms, max {:.0} ms",
+        "{} branches at random moments had just the commits of then; made in p50 {:.0} ms, max \
+         {:.0} ms",
         visits.len(),
         visits[visits.len() / 2].as_secs_f64() * 1e3,
         visits[visits.len() - 1].as_secs_f64() * 1e3
     );
     if sizes.len() > SPAN {
-        let (first, last) =
-            sizes[sizes.len().saturating_sub(2 * SPAN)..].split_at(sizes.len().min(2 * SPAN) - SPAN);
+        let (first, last) = sizes[sizes.len().saturating_sub(2 * SPAN)..]
+            .split_at(sizes.len().min(2 * SPAN) - SPAN);
         let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
         let (before, after) = (mean(first), mean(last));
         println!(
-            "store, mean of the last ten minutes against the ten before: {before:.0} to {after:.0} MiB, {:+.1}%",
+            "store, mean of the last ten minutes against the ten before: {before:.0} to {after:.0} \
+             MiB, {:+.1}%",
             (after / before - 1.0) * 100.0
         );
     }

@@ -1,8 +1,9 @@
 //! How long branch operations and first rows take, measured from a client of a real server.
 //!
-//! `cargo bench --bench latency` prints a table of milliseconds. `COPPICE_BENCH_MANY` sets how many branches there
-//! are in the second round (1,000), `COPPICE_BENCH_SCALE` the pgbench scale of the large database (130, which is 2 GB;
-//! 0 leaves it out). Server and Postgres are the ones of a user; times include HTTP and the Postgres protocol.
+//! `cargo bench --bench latency` prints a table of milliseconds. `COPPICE_BENCH_MANY` sets how many
+//! branches there are in the second round (1,000), `COPPICE_BENCH_SCALE` the pgbench scale of the
+//! large database (130, which is 2 GB; 0 leaves it out). Server and Postgres are the ones of a
+//! user; times include HTTP and the Postgres protocol.
 
 use api::client::Client;
 use api::types::CreateBranch;

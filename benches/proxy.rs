@@ -1,8 +1,10 @@
-//! The proxy in parts: decoding and routing a startup packet, and copying between a client and a server.
+//! The proxy in parts: decoding and routing a startup packet, and copying between a client and a
+//! server.
 //!
-//! `cargo bench --bench proxy`. Packets are made from the seed that is printed, and everything that comes out is held against what
-//! went in. Copying goes through a whole proxy, over TCP to it and a Unix socket from it, as that of a branch does; behind it
-//! is no Postgres but an echo, so that what is measured is the proxy and the kernel.
+//! `cargo bench --bench proxy`. Packets are made from the seed that is printed, and everything that
+//! comes out is held against what went in. Copying goes through a whole proxy, over TCP to it and a
+//! Unix socket from it, as that of a branch does; behind it is no Postgres but an echo, so that
+//! what is measured is the proxy and the kernel.
 
 use coppice::Directory;
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -38,7 +40,8 @@ fn main() {
     criterion.final_summary();
 }
 
-/// A packet as a client would send it, with its branch in one of the places for it, and that branch.
+/// A packet as a client would send it, with its branch in one of the places for it, and that
+/// branch.
 fn packet(random: &mut Random) -> (Vec<u8>, Selector) {
     let branch = format!("feature/{:08x}", random.below(1 << 32));
     let (database, options) = if random.below(2) == 0 {

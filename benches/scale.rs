@@ -1,8 +1,10 @@
-//! Ten thousand branches of one parent: what the last costs as against the first, and what they leave behind.
+//! Ten thousand branches of one parent: what the last costs as against the first, and what they
+//! leave behind.
 //!
-//! `cargo bench --bench scale` prints the times of creation and deletion in milliseconds, the server's memory, the time
-//! of a restart, and the store's size before and after. `COPPICE_BENCH_BRANCHES` (10,000) sets how many there are. One in
-//! a hundred is woken and written to, so that there is something to give back.
+//! `cargo bench --bench scale` prints the times of creation and deletion in milliseconds, the
+//! server's memory, the time of a restart, and the store's size before and after.
+//! `COPPICE_BENCH_BRANCHES` (10,000) sets how many there are. One in a hundred is woken and written
+//! to, so that there is something to give back.
 
 use api::types::CreateBranch;
 use coppice::Server;
@@ -24,8 +26,10 @@ fn row(what: &str, times: &[Duration]) {
 }
 
 fn resident_mib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read the server's status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line with the memory");
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read the server's status");
+    let line =
+        status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line with the memory");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") >> 10
 }
 
@@ -36,8 +40,10 @@ fn timed(work: impl FnOnce()) -> Duration {
 }
 
 fn main() {
-    let count =
-        std::env::var("COPPICE_BENCH_BRANCHES").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000);
+    let count = std::env::var("COPPICE_BENCH_BRANCHES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(10_000);
     let mut server = Server::start();
     let client = server.client();
     let bytes = || client.status().expect("status").store_bytes >> 20;
@@ -53,10 +59,16 @@ fn main() {
     row("create, the first", &creates[..part]);
     row("create, the last", &creates[count - part..]);
     for nth in (0..count).step_by(WRITTEN) {
-        server.sql(&name(nth), "create table t as select generate_series(1, 20000)").expect("write");
+        server
+            .sql(&name(nth), "create table t as select generate_series(1, 20000)")
+            .expect("write");
         client.suspend(&name(nth)).expect("suspend");
     }
-    println!("store {} MiB, server {} MiB resident, {count} branches", bytes(), resident_mib(server.pid()));
+    println!(
+        "store {} MiB, server {} MiB resident, {count} branches",
+        bytes(),
+        resident_mib(server.pid())
+    );
     assert!(server.stop().success());
     println!("restart to ready {:.2} s", timed(|| server.restart()).as_secs_f64());
     let client = server.client();

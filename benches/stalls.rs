@@ -1,9 +1,11 @@
-//! How much slower transactions get while the store seals and merges, against a store that has nothing to do.
+//! How much slower transactions get while the store seals and merges, against a store that has
+//! nothing to do.
 //!
-//! `cargo bench --bench stalls`. Two servers with the same database take turns under TPC-B with two clients: one seals at every
-//! few megabytes, the other not at all. Told are the percentiles of the transactions' times from pgbench's log, at a third of
-//! the greatest rate and without a limit, and the ratio of the medians of all rounds. `COPPICE_BENCH_SCALE` (10),
-//! `COPPICE_BENCH_SECONDS` (15) and `COPPICE_BENCH_ROUNDS` (5) set the size of it.
+//! `cargo bench --bench stalls`. Two servers with the same database take turns under TPC-B with two
+//! clients: one seals at every few megabytes, the other not at all. Told are the percentiles of the
+//! transactions' times from pgbench's log, at a third of the greatest rate and without a limit, and
+//! the ratio of the medians of all rounds. `COPPICE_BENCH_SCALE` (10), `COPPICE_BENCH_SECONDS` (15)
+//! and `COPPICE_BENCH_ROUNDS` (5) set the size of it.
 
 use coppice::sides::{Side, median, number, percentile, set_up_branch, turns};
 use coppice::{Directory, Server, processes};
@@ -35,7 +37,8 @@ impl Bench {
     /// How often a lane was sealed, and how often layers were merged.
     fn worked(&self) -> [usize; 2] {
         let log = self.server.log();
-        ["plan=Seal", "plan=Merge"].map(|plan| log.lines().filter(|line| line.contains(plan)).count())
+        ["plan=Seal", "plan=Merge"]
+            .map(|plan| log.lines().filter(|line| line.contains(plan)).count())
     }
 
     /// Runs TPC-B; the transactions' times in milliseconds, each from when it was due.
@@ -47,7 +50,8 @@ impl Bench {
             ["-n", "-l", "-c", "2", "-j", "1", "-T", seconds].into_iter().chain(limit).collect();
         self.side.pgbench_in(directory.path(), &args);
         let files = std::fs::read_dir(directory.path()).expect("list pgbench's logs").flatten();
-        let texts = files.map(|file| std::fs::read_to_string(file.path()).expect("read pgbench's log"));
+        let texts =
+            files.map(|file| std::fs::read_to_string(file.path()).expect("read pgbench's log"));
         let time = |line: &str| line.split(' ').nth(2)?.parse::<f64>().ok().map(|us| us / 1e3);
         let times: Vec<f64> = texts
             .flat_map(|text| text.lines().map(time).collect::<Vec<_>>())
@@ -58,8 +62,14 @@ impl Bench {
     }
 }
 
-/// Measures both in turns at a limited rate, or at any. Returns the rate of the one that has nothing to seal.
-fn compare(benches: &[Bench; 2], what: &str, (rounds, seconds): (u64, u64), limit: &[String]) -> f64 {
+/// Measures both in turns at a limited rate, or at any. Returns the rate of the one that has
+/// nothing to seal.
+fn compare(
+    benches: &[Bench; 2],
+    what: &str,
+    (rounds, seconds): (u64, u64),
+    limit: &[String],
+) -> f64 {
     // For each of the two, and each percentile, the values of all rounds.
     let mut values = [[(); 2]; PERCENTS.len()].map(|pair| pair.map(|()| Vec::new()));
     let mut counts = Vec::new();
@@ -83,10 +93,13 @@ fn compare(benches: &[Bench; 2], what: &str, (rounds, seconds): (u64, u64), limi
     assert!(seals > 0 && merges > 0, "nothing was sealed or merged, so nothing was measured");
     assert_eq!(benches[1].worked(), [0, 0], "the store that should rest was at work");
     for (percent, [busy, idle]) in PERCENTS.iter().zip(&values) {
-        let show = |values: &[f64]| values.iter().map(|ms| format!("{ms:.2}")).collect::<Vec<_>>().join(" ");
+        let show = |values: &[f64]| {
+            values.iter().map(|ms| format!("{ms:.2}")).collect::<Vec<_>>().join(" ")
+        };
         let (ours, others) = (median(busy), median(idle));
         println!(
-            "  p{percent:<3} sealing {ours:>7.2} ms, at rest {others:>7.2} ms, ratio {:.2}   ({} | {})",
+            "  p{percent:<3} sealing {ours:>7.2} ms, at rest {others:>7.2} ms, ratio {:.2}   ({} | \
+             {})",
             ours / others,
             show(busy),
             show(idle)

@@ -36,8 +36,18 @@ fn names_that_cannot_be_branches() {
     client.create(&branch("to-rename", None)).unwrap();
     let rename = UpdateBranch { name: Some("FEATURE_X".into()), protected: None };
     refused(client.update("to-rename", &rename), 409, "host_name_taken", &["Feature/X"]);
-    refused(client.create(&branch("y", Some("no-parent"))), 404, "branch_not_found", &["no-parent"]);
-    refused(client.create(&branch("y", Some("mein"))), 404, "branch_not_found", &["did you mean \"main\""]);
+    refused(
+        client.create(&branch("y", Some("no-parent"))),
+        404,
+        "branch_not_found",
+        &["no-parent"],
+    );
+    refused(
+        client.create(&branch("y", Some("mein"))),
+        404,
+        "branch_not_found",
+        &["did you mean \"main\""],
+    );
     refused(client.delete("main"), 409, "default_branch", &["main", "stays"]);
     refused(client.reset("main", &Default::default()), 409, "no_parent", &["main"]);
     client.delete("Feature/X").unwrap();
@@ -51,14 +61,18 @@ fn clients_that_may_not_or_do_not_find() {
     let token = Client::new(&server.api, Some("x".repeat(32))).unwrap();
     refused(token.list(), 401, "unauthorized", &[]);
     let psql = |url: &str| {
-        let output =
-            Command::new(postgres_program("psql")).args(["-XAtqc", "select 1"]).arg(url).output().unwrap();
+        let output = Command::new(postgres_program("psql"))
+            .args(["-XAtqc", "select 1"])
+            .arg(url)
+            .output()
+            .unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let url = server.url("main");
     let (exit, error) = psql(&url.replacen("main", "mian", 1));
     assert_eq!(exit, Some(2));
-    let told = error.contains("branch \"mian\" does not exist") && error.contains("did you mean \"main\"");
+    let told =
+        error.contains("branch \"mian\" does not exist") && error.contains("did you mean \"main\"");
     assert!(told, "{error}");
     let (before, rest) = url.split_once("postgres:").unwrap();
     let (_, after) = rest.split_once('@').unwrap();
@@ -77,7 +91,9 @@ fn greet(server: &Server, bytes: &[u8]) -> Vec<u8> {
     let _ = stream.shutdown(std::net::Shutdown::Write);
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
-        Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => panic!("no answer: {error}"),
+        Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+            panic!("no answer: {error}")
+        }
         _ => answer,
     }
 }
@@ -101,7 +117,8 @@ fn startup_packets_that_are_none() {
     let began = Instant::now();
     for _ in 0..200 {
         let length = usize::try_from(random.below(300)).unwrap();
-        let bytes: Vec<u8> = (0..length).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+        let bytes: Vec<u8> =
+            (0..length).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
         let answer = greet(&server, &bytes);
         // 0x15 is a TLS alert, for bytes that begin like a TLS handshake.
         assert!(answer.is_empty() || b"ENS\x15".contains(&answer[0]), "{bytes:?}: {answer:?}");
@@ -110,7 +127,8 @@ fn startup_packets_that_are_none() {
     assert_eq!(server.sql("main", "select 1").unwrap(), "1", "the proxy goes on");
 }
 
-/// A remote peer that says it is Postgres of another major version, and answers each query with one column.
+/// A remote peer that says it is Postgres of another major version, and answers each query with one
+/// column.
 fn other_version() -> (u16, Arc<std::sync::atomic::AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -142,12 +160,19 @@ fn pretend(mut stream: TcpStream, asked: &std::sync::atomic::AtomicBool) -> std:
     while read(&mut stream, false)?[..4] != 196_608_u32.to_be_bytes() {
         stream.write_all(b"N")?;
     }
-    let answer = br#"{"version_num": 90624, "version": "9.6.24", "role": "postgres", "may_copy": true, "tablespaces": {}, "settings": {}}"#;
+    let answer =
+        br#"{"version_num": 90624, "version": "9.6.24", "role": "postgres", "may_copy": true,
+        "tablespaces": {}, "settings": {}}"#;
     let mut row = vec![0, 1];
     row.extend(u32::try_from(answer.len()).unwrap().to_be_bytes());
     row.extend(answer);
-    let described =
-        [&[0, 1][..], b"j\0", &[0; 6], &25_u32.to_be_bytes(), &[255, 255, 255, 255, 255, 255, 0, 0]];
+    let described = [
+        &[0, 1][..],
+        b"j\0",
+        &[0; 6],
+        &25_u32.to_be_bytes(),
+        &[255, 255, 255, 255, 255, 255, 0, 0],
+    ];
     let greeting =
         [message(b'R', &[0; 4]), message(b'S', b"server_version\x009.6.24\0"), message(b'Z', b"I")];
     stream.write_all(&greeting.concat())?;
@@ -175,7 +200,8 @@ fn sources_that_cannot_be_imported() {
         })
     };
     refused(import("mysql://h/d"), 400, "invalid_source", &["postgresql://"]);
-    let unreachable = import(&format!("postgresql://postgres:s3cret@127.0.0.1:{}/d", coppice::free_port()));
+    let unreachable =
+        import(&format!("postgresql://postgres:s3cret@127.0.0.1:{}/d", coppice::free_port()));
     refused(unreachable, 503, "import_unreachable", &["Connection refused"]);
     let (port, asked) = other_version();
     let other = import(&format!("postgresql://postgres@127.0.0.1:{port}/d?sslmode=disable"));
@@ -185,14 +211,16 @@ fn sources_that_cannot_be_imported() {
     let wrong = import(&source.url().replace("s3cret", "wr0ng"));
     refused(wrong, 503, "import_unreachable", &["password authentication failed"]);
     source.sql("create role reader login password 'reader'").unwrap();
-    let (_, place) = source.url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let (_, place) =
+        source.url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     refused(
         import(&format!("postgresql://reader:reader@{place}")),
         400,
         "import_role",
         &["reader", "REPLICATION"],
     );
-    let taken = CreateImport { name: "main".into(), source: source.url(), mode: Default::default() };
+    let taken =
+        CreateImport { name: "main".into(), source: source.url(), mode: Default::default() };
     refused(client.start_import(&taken), 409, "branch_exists", &["main"]);
     refused(client.get("imported"), 404, "branch_not_found", &[]);
     eventually("no import is left", || client.status().unwrap().connections == 0);

@@ -1,6 +1,8 @@
-//! What the server takes is bounded: computes in memory, and nothing is left of branches that came and went.
+//! What the server takes is bounded: computes in memory, and nothing is left of branches that came
+//! and went.
 //!
-//! `COPPICE_ROUNDS` (40) and `COPPICE_BRANCHES` (30) set how long it goes on; `make soak` takes 5,000 and 500.
+//! `COPPICE_ROUNDS` (40) and `COPPICE_BRANCHES` (30) set how long it goes on; `make soak` takes
+//! 5,000 and 500.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -39,7 +41,8 @@ struct Taken {
     store_mib: usize,
 }
 
-/// Bytes of the files in a directory and below, but for spare lane files: those follow demand and go by themselves, minutes later.
+/// Bytes of the files in a directory and below, but for spare lane files: those follow demand and
+/// go by themselves, minutes later.
 fn files_in(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
     let bytes = entries.map(|entry| match entry.metadata() {
@@ -75,13 +78,17 @@ impl Taken {
 #[test]
 fn nothing_is_left_of_branches_that_come_and_go() {
     let rounds = number("COPPICE_ROUNDS", 40);
-    let server =
-        Server::start_with(Arc::new(Directory::new()), &["--suspend-after", "0", "--seal-after", "2"]);
+    let server = Server::start_with(
+        Arc::new(Directory::new()),
+        &["--suspend-after", "0", "--seal-after", "2"],
+    );
     let round = |nth: usize| {
         let name = format!("round/{nth}");
         create(&server, &name);
-        let answer =
-            server.sql(&name, "create table t as select generate_series(1, 1000) i; select sum(i) from t");
+        let answer = server.sql(
+            &name,
+            "create table t as select generate_series(1, 1000) i; select sum(i) from t",
+        );
         assert_eq!(answer.unwrap(), "500500");
         server.client().delete(&name).unwrap();
     };
@@ -107,7 +114,10 @@ fn nothing_is_left_of_branches_that_come_and_go() {
     assert!(after.threads <= before.threads + 4, "threads: {before:?} {after:?}");
     assert!(after.postgres <= before.postgres, "processes: {before:?} {after:?}");
     assert_eq!((after.mounts, after.shared_memory), (before.mounts, before.shared_memory));
-    assert!(after.memory_kib <= before.memory_kib + 16 * 1024 + rounds, "memory: {before:?} {after:?}");
+    assert!(
+        after.memory_kib <= before.memory_kib + 16 * 1024 + rounds,
+        "memory: {before:?} {after:?}"
+    );
     assert!(after.store_mib <= before.store_mib + 64, "disk: {before:?} {after:?}");
 }
 
@@ -129,12 +139,17 @@ fn an_idle_branch_makes_room_for_the_next() {
     // Those used last are the ones that run.
     let last: Vec<String> = (branches - PLACES..branches).map(|nth| format!("b{nth}")).collect();
     for name in &last {
-        assert_eq!(server.client().get(name).unwrap().state, api::types::ComputeState::Running, "{name}");
+        assert_eq!(
+            server.client().get(name).unwrap().state,
+            api::types::ComputeState::Running,
+            "{name}"
+        );
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let mut held = Vec::new();
         for name in &last {
-            let (client, connection) = tokio_postgres::connect(&server.url(name), NoTls).await.unwrap();
+            let (client, connection) =
+                tokio_postgres::connect(&server.url(name), NoTls).await.unwrap();
             held.push((client, tokio::spawn(connection)));
         }
         let refused = tokio_postgres::connect(&server.url("b0"), NoTls).await.err().unwrap();
@@ -148,6 +163,9 @@ fn an_idle_branch_makes_room_for_the_next() {
             );
         }
         drop(held.pop());
-        assert!(tokio_postgres::connect(&server.url("b0"), NoTls).await.is_ok(), "there is room again");
+        assert!(
+            tokio_postgres::connect(&server.url("b0"), NoTls).await.is_ok(),
+            "there is room again"
+        );
     });
 }

@@ -11,7 +11,8 @@ const SECONDS: u32 = 6;
 const CHECKED_UNDER_LOAD: usize = 4;
 
 fn branches() -> usize {
-    std::env::var("COPPICE_TEST_BRANCHES").map_or(20, |count| count.parse().expect("a number of branches"))
+    std::env::var("COPPICE_TEST_BRANCHES")
+        .map_or(20, |count| count.parse().expect("a number of branches"))
 }
 
 /// Makes `count` branches of `main`, evenly over most of a run.
@@ -42,7 +43,8 @@ fn branches_of_a_busy_parent_are_whole() {
     let branching = load.finish();
     let ratio = branching / alone;
     println!(
-        "TPC-B on main: {alone:.0}/s alone, {branching:.0}/s while branched {} times, ratio {ratio:.2}",
+        "TPC-B on main: {alone:.0}/s alone, {branching:.0}/s while branched {} times, ratio \
+         {ratio:.2}",
         names.len()
     );
 
@@ -62,5 +64,8 @@ fn branches_of_a_busy_parent_are_whole() {
     assert!(seen[0] < seen[seen.len() - 1], "no branch was made while transactions ran: {seen:?}");
     tpcb::verify(&server, "main");
     tpcb::verify_checksums(&server, "main");
-    assert!(ratio >= 0.5, "branching cost the parent too much: {ratio:.2} of its throughput was left");
+    assert!(
+        ratio >= 0.5,
+        "branching cost the parent too much: {ratio:.2} of its throughput was left"
+    );
 }

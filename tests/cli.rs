@@ -60,7 +60,9 @@ fn a_branch_lives_and_dies() {
     ok(&server, &["ensure", "other", "--parent", "feature/login"]);
     let list = ok(&server, &["list"]);
     assert!(
-        ["main ", "feature/login ", "other "].iter().all(|n| list.lines().any(|l| l.starts_with(n))),
+        ["main ", "feature/login ", "other "]
+            .iter()
+            .all(|n| list.lines().any(|l| l.starts_with(n))),
         "{list}"
     );
     ok(&server, &["reset", "feature/login"]);
@@ -87,7 +89,11 @@ fn a_branch_goes_back_and_forth_in_time() {
     assert_eq!(ok(&server, &["psql", "past", "--", "-XAtc", "select count(*) from t"]), "1\n");
     ok(&server, &["restore", "main", "--at", &moment, "--keep-as", "main-before"]);
     for (branch, rows) in [("main", "1\n"), ("main-before", "2\n")] {
-        assert_eq!(ok(&server, &["psql", branch, "--", "-XAtc", "select count(*) from t"]), rows, "{branch}");
+        assert_eq!(
+            ok(&server, &["psql", branch, "--", "-XAtc", "select count(*) from t"]),
+            rows,
+            "{branch}"
+        );
     }
     let history = ok(&server, &["history", "main-before"]);
     let mut lines = history.lines();
@@ -101,10 +107,18 @@ fn a_branch_goes_back_and_forth_in_time() {
         "is outside of the history of branch",
     );
     fails(&server, &["create", "never", "--at", "1h30m"], 3, "is outside of the history of branch");
-    fails(&server, &["restore", "main", "--at", "yesterday"], 2, "is no moment: give a time with its zone");
+    fails(
+        &server,
+        &["restore", "main", "--at", "yesterday"],
+        2,
+        "is no moment: give a time with its zone",
+    );
     fails(&server, &["reset", "past", "--at", "1/2/3"], 2, "Postgres prints them as 0/16B3748");
     let du = ok(&server, &["du"]);
-    assert!(du.starts_with("NAME ") && du.contains("\nmain-before ") && du.contains("\n(total) "), "{du}");
+    assert!(
+        du.starts_with("NAME ") && du.contains("\nmain-before ") && du.contains("\n(total) "),
+        "{du}"
+    );
 }
 
 #[test]
@@ -123,7 +137,11 @@ fn deleting_several_goes_on_past_a_failure() {
     ok(&server, &["create", "several"]);
     let run = run(&mut at(&server, &["delete", "none", "several", "main"]));
     assert_eq!((run.exit, run.out.as_str()), (3, "several deleted\n"));
-    assert!(run.err.contains("branchctl: none: ") && run.err.contains("branchctl: main: "), "{}", run.err);
+    assert!(
+        run.err.contains("branchctl: none: ") && run.err.contains("branchctl: main: "),
+        "{}",
+        run.err
+    );
 }
 
 #[test]
@@ -174,13 +192,18 @@ fn psql_gets_the_password_in_its_environment_only() {
     std::fs::set_permissions(&psql, std::fs::Permissions::from_mode(0o755)).unwrap();
     let url = ok(&server, &["url", "main", "--database", "shop"]);
     let args = ["psql", "main", "-d", "shop", "--", "-c", "select 1"];
-    let run = run(at(&server, &args).env("PATH", format!("{}:/usr/bin:/bin", directory.path().display())));
+    let run = run(
+        at(&server, &args).env("PATH", format!("{}:/usr/bin:/bin", directory.path().display()))
+    );
     assert_eq!(run.exit, 9, "psql's own exit code: {}", run.err);
     let lines: Vec<&str> = run.out.lines().collect();
     assert_eq!(lines[2..], ["-c", "select 1"]);
     assert!(!lines[0].is_empty() && lines[1].starts_with("postgresql://postgres@"), "{lines:?}");
     let (before, after) = lines[1].split_once('@').unwrap();
-    assert!(url.starts_with(&format!("{before}:")) && url.trim_end().ends_with(after), "{url} {lines:?}");
+    assert!(
+        url.starts_with(&format!("{before}:")) && url.trim_end().ends_with(after),
+        "{url} {lines:?}"
+    );
 }
 
 #[test]
@@ -206,7 +229,11 @@ fn an_import_is_followed_and_its_failure_told() {
     let mut import = at(&server, &["import", "prod"]);
     let done = run(import.env("COPPICE_IMPORT_URL", source.url()));
     assert_eq!(done.exit, 0, "{}", done.err);
-    assert!(done.out.starts_with("prod imported, ") && done.out.ends_with(" MiB\n"), "{}", done.out);
+    assert!(
+        done.out.starts_with("prod imported, ") && done.out.ends_with(" MiB\n"),
+        "{}",
+        done.out
+    );
     assert!(done.err.starts_with("prod: starting, 0 B\n"), "{}", done.err);
     fails(&server, &["import", "prod", "--from", &source.url()], 4, "prod");
     source.refuse_copies();
@@ -232,12 +259,18 @@ fn ctrl_c_says_that_the_import_goes_on() {
     let mut err = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
     err.read_line(&mut said).unwrap();
-    assert_eq!(said, "going: starting, 0 B\n", "the first line comes once the interrupt is listened for");
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(
+        said, "going: starting, 0 B\n",
+        "the first line comes once the interrupt is listened for"
+    );
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
     err.read_to_string(&mut said).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
     assert!(said.contains("goes on in the server"), "{said}");
-    let (_, command) = said.split_once("branchctl import --follow ").unwrap_or_else(|| panic!("{said}"));
+    let (_, command) =
+        said.split_once("branchctl import --follow ").unwrap_or_else(|| panic!("{said}"));
     let id = command.split([' ', '`', '\n']).next().unwrap();
     assert!(ok_with_progress(&server, &["import", "--follow", id]).starts_with("going imported, "));
 }
@@ -253,7 +286,11 @@ fn ok_with_progress(server: &Server, args: &[&str]) -> String {
 fn help_documents_exit_codes_and_completions_complete() {
     let help = run(&mut command(&["--help"]));
     assert_eq!(help.exit, 0);
-    assert!(help.out.contains("Exit codes:") && help.out.contains("COPPICE_TOKEN_FILE"), "{}", help.out);
+    assert!(
+        help.out.contains("Exit codes:") && help.out.contains("COPPICE_TOKEN_FILE"),
+        "{}",
+        help.out
+    );
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&mut command(&["completions", shell]));
         assert!(script.exit == 0 && script.out.contains("unprotect"), "{shell}");

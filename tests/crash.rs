@@ -1,4 +1,5 @@
-//! The server, a postmaster or a backend is killed under load: whatever was acknowledged is there afterwards.
+//! The server, a postmaster or a backend is killed under load: whatever was acknowledged is there
+//! afterwards.
 //!
 //! `COPPICE_TEST_CRASHES` sets how often the server is killed, 3 times if it is not set.
 
@@ -11,7 +12,8 @@ use coppice::{LIMIT, Server, tpcb};
 use std::time::{Duration, Instant};
 
 fn create(server: &Server, name: &str, parent: &str) {
-    let request = CreateBranch { name: name.into(), parent: Some(parent.into()), ..Default::default() };
+    let request =
+        CreateBranch { name: name.into(), parent: Some(parent.into()), ..Default::default() };
     server.client().create(&request).unwrap_or_else(|error| panic!("create {name}: {error}"));
 }
 
@@ -34,11 +36,12 @@ fn mounts(server: &Server) -> usize {
     table.lines().filter(|line| line.split(' ').nth(1) == mount.to_str()).count()
 }
 
-/// Works on three branches for a while, makes a fourth one, and kills the server. Returns what was acknowledged, and
-/// the processes that there were.
+/// Works on three branches for a while, makes a fourth one, and kills the server. Returns what was
+/// acknowledged, and the processes that there were.
 fn crash(server: &mut Server, round: usize, acknowledged: &mut Acknowledged) -> Vec<Process> {
     let branches = ["main", "a", "b"];
-    let loads: Vec<_> = branches.iter().map(|branch| tpcb::Load::start(server, branch, 2, 600)).collect();
+    let loads: Vec<_> =
+        branches.iter().map(|branch| tpcb::Load::start(server, branch, 2, 600)).collect();
     let clients = Clients::start(server, &branches, 2);
     branches.iter().for_each(|branch| clients.wait_for(branch, 20));
     std::thread::sleep(Duration::from_millis(700 * (1 + round as u64 % 3)));
@@ -58,7 +61,8 @@ fn crash(server: &mut Server, round: usize, acknowledged: &mut Acknowledged) -> 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     // Logs are sealed and layers merged all the time.
-    let mut server = Server::start_with(Default::default(), &["--log-limit", "4", "--seal-after", "1"]);
+    let mut server =
+        Server::start_with(Default::default(), &["--log-limit", "4", "--seal-after", "1"]);
     tpcb::initialize(&server, "main", 2);
     commits::initialize(&server, "main");
     create(&server, "a", "main");
@@ -70,7 +74,11 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
         assert!(processes.len() > 3 * 5, "{processes:?}");
         let layers = std::fs::read_dir(server.data().join("store/layers")).unwrap().count();
         assert!(layers > 0, "nothing was sealed before the crash");
-        assert_eq!(mounts(&server), 1, "the mount of a killed server is there until the next start");
+        assert_eq!(
+            mounts(&server),
+            1,
+            "the mount of a killed server is there until the next start"
+        );
         server.restart();
         let left: Vec<_> = processes.iter().filter(|process| process.is_alive()).collect();
         assert!(left.is_empty(), "processes of the killed server are left: {left:?}");
@@ -120,7 +128,8 @@ fn postmaster(server: &Server, branch: &str) -> Process {
 
 fn process_of_type(server: &Server, branch: &str, kind: &str) -> Process {
     let query = format!(
-        "select pid from pg_stat_activity where backend_type = '{kind}' and pid <> pg_backend_pid() limit 1"
+        "select pid from pg_stat_activity where backend_type = '{kind}' and pid <> \
+         pg_backend_pid() limit 1"
     );
     let pid: u32 = server.sql(branch, &query).unwrap().parse().unwrap();
     let found = processes::of_branch(server, branch).into_iter().find(|process| process.pid == pid);

@@ -26,7 +26,8 @@ const LICENCES: [&str; 11] = [
 /// The workspaces: what is built as the product and its tests, and the fuzz targets.
 const WORKSPACES: [&str; 2] = ["", "fuzz"];
 /// Where unsafe code may be.
-const UNSAFE: [&str; 3] = ["pageserver/src/sys.rs", "pageserver/src/sys/uring.rs", "tests/support/mapped.rs"];
+const UNSAFE: [&str; 3] =
+    ["pageserver/src/sys.rs", "pageserver/src/sys/uring.rs", "tests/support/mapped.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -49,7 +50,12 @@ fn locked(workspace: &str) -> Vec<Locked> {
             line.map(|value| value.trim_matches('"').to_owned())
         };
         let (source, checksum) = (field("source"), field("checksum"));
-        Locked { name: field("name").unwrap(), version: field("version").unwrap(), source, checksum }
+        Locked {
+            name: field("name").unwrap(),
+            version: field("version").unwrap(),
+            source,
+            checksum,
+        }
     };
     let packages: Vec<Locked> = lock.split("[[package]]\n").skip(1).map(package).collect();
     assert!(packages.len() > 10, "Cargo.lock of \"{workspace}\" was not understood");
@@ -63,8 +69,11 @@ fn metadata(workspace: &str) -> Value {
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
     let mut command = Command::new(env!("CARGO"));
     command.args(["metadata", "--locked", "--format-version", "1", "--filter-platform", host]);
-    let output =
-        command.arg("--manifest-path").arg(root().join(workspace).join("Cargo.toml")).output().unwrap();
+    let output = command
+        .arg("--manifest-path")
+        .arg(root().join(workspace).join("Cargo.toml"))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -78,9 +87,14 @@ fn documented(heading: &str) -> BTreeSet<String> {
     let document = fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
     let (_, section) = document.split_once(&format!("## {heading}\n")).unwrap();
     let section = section.split("\n## ").next().unwrap();
-    let first =
-        section.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
-    first.flat_map(|cell| cell.split(',')).map(|name| name.trim().trim_matches('`').to_owned()).collect()
+    let first = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.split('|').nth(1).unwrap());
+    first
+        .flat_map(|cell| cell.split(','))
+        .map(|name| name.trim().trim_matches('`').to_owned())
+        .collect()
 }
 
 #[test]
@@ -94,7 +108,8 @@ fn everything_comes_from_one_registry_with_a_checksum() {
                 continue;
             };
             assert!(source.starts_with("registry+"), "{package:?}");
-            let checks = |sum: &String| sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let checks =
+                |sum: &String| sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit());
             assert!(package.checksum.as_ref().is_some_and(checks), "{package:?}");
             sources.insert(source.clone());
         }
@@ -102,7 +117,8 @@ fn everything_comes_from_one_registry_with_a_checksum() {
     assert_eq!(sources.len(), 1, "{sources:?}");
 }
 
-/// Whether what an expression asks for is allowed: alternatives (`OR`, or `/` in old ones) of parts that all count (`AND`).
+/// Whether what an expression asks for is allowed: alternatives (`OR`, or `/` in old ones) of parts
+/// that all count (`AND`).
 fn allowed(licence: &str) -> bool {
     let licence = licence.replace('/', " OR ");
     // An inner part in parentheses becomes one that is allowed or not.
@@ -119,12 +135,21 @@ fn allowed(licence: &str) -> bool {
 fn each_licence_is_one_of_those_allowed() {
     let combined = "(MIT OR Apache-2.0) AND Unicode-3.0";
     assert!(allowed(combined) && allowed("GPL-3.0/MIT") && allowed("MIT AND (GPL-2.0 OR ISC)"));
-    assert!(!allowed("GPL-3.0") && !allowed("MIT AND GPL-3.0") && !allowed("(MIT AND GPL-2.0) OR AGPL-3.0"));
+    assert!(
+        !allowed("GPL-3.0")
+            && !allowed("MIT AND GPL-3.0")
+            && !allowed("(MIT AND GPL-2.0) OR AGPL-3.0")
+    );
     for workspace in WORKSPACES {
         let metadata = metadata(workspace);
         for package in packages(&metadata) {
             let licence = package["license"].as_str().unwrap_or("none");
-            assert!(allowed(licence), "{} {} is under {licence}", package["name"], package["version"]);
+            assert!(
+                allowed(licence),
+                "{} {} is under {licence}",
+                package["name"],
+                package["version"]
+            );
         }
     }
 }
@@ -136,7 +161,9 @@ fn index() -> BTreeMap<String, PathBuf> {
     let (mut files, mut directories) =
         (BTreeMap::new(), Vec::from_iter(home.map(|home| home.join("registry/index"))));
     while let Some(directory) = directories.pop() {
-        for path in fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        for path in
+            fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+        {
             match path.file_name().and_then(|name| name.to_str()) {
                 _ if path.is_dir() => directories.push(path),
                 Some(name) => drop(files.insert(name.to_owned(), path)),
@@ -153,7 +180,9 @@ fn no_version_was_taken_back() {
     let packages: Vec<Locked> =
         WORKSPACES.into_iter().flat_map(locked).filter(|p| p.source.is_some()).collect();
     for package in &packages {
-        let Some(bytes) = files.get(&package.name).and_then(|path| fs::read(path).ok()) else { continue };
+        let Some(bytes) = files.get(&package.name).and_then(|path| fs::read(path).ok()) else {
+            continue;
+        };
         // Behind its own header the file has a JSON object for each version, between zeros.
         let of_version = |part: &[u8]| {
             let entry: Value = serde_json::from_slice(part).ok()?;
@@ -172,8 +201,11 @@ fn each_crate_is_there_in_one_version() {
     for package in locked("") {
         versions.entry(package.name).or_default().insert(package.version);
     }
-    let several: BTreeSet<String> =
-        versions.into_iter().filter(|(_, versions)| versions.len() > 1).map(|(name, _)| name).collect();
+    let several: BTreeSet<String> = versions
+        .into_iter()
+        .filter(|(_, versions)| versions.len() > 1)
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(several, documented("Crates in two versions"), "left: found, right: documented");
 }
 
@@ -198,7 +230,8 @@ fn direct_dependencies_are_known_and_used() {
     let mut direct = BTreeSet::new();
     for workspace in WORKSPACES {
         let metadata = metadata(workspace);
-        let ours: Vec<&Value> = packages(&metadata).filter(|package| package["source"].is_null()).collect();
+        let ours: Vec<&Value> =
+            packages(&metadata).filter(|package| package["source"].is_null()).collect();
         let directory = |package: &Value| {
             let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap());
             manifest.parent().unwrap().to_owned()
@@ -209,14 +242,16 @@ fn direct_dependencies_are_known_and_used() {
             let nested: Vec<PathBuf> = ours.iter().map(|other| directory(other)).collect();
             let is_nested = |path: &str| {
                 let path = root().join(path);
-                nested
-                    .iter()
-                    .any(|other| *other != home && other.starts_with(&home) && path.starts_with(other))
+                nested.iter().any(|other| {
+                    *other != home && other.starts_with(&home) && path.starts_with(other)
+                })
             };
             let files = sources(&home).into_iter().filter(|(path, _)| !is_nested(path));
             let text: String = files.map(|(_, text)| text).collect();
             let dependencies = package["dependencies"].as_array().unwrap().iter();
-            for name in dependencies.filter(|d| !d["source"].is_null()).map(|d| d["name"].as_str().unwrap()) {
+            for name in
+                dependencies.filter(|d| !d["source"].is_null()).map(|d| d["name"].as_str().unwrap())
+            {
                 let path = format!("{}::", name.replace('-', "_"));
                 assert!(text.contains(&path), "{} does not use {name}", package["name"]);
                 direct.insert(name.to_owned());
@@ -234,7 +269,11 @@ fn unsafe_code_is_where_it_is_looked_at() {
     assert!(fuzz.contains("\nunsafe_code = \"deny\"\n"));
     for package in packages(&metadata("")).filter(|package| package["source"].is_null()) {
         let manifest = fs::read_to_string(package["manifest_path"].as_str().unwrap()).unwrap();
-        assert!(manifest.contains("[lints]\nworkspace = true"), "{} has lints of its own", package["name"]);
+        assert!(
+            manifest.contains("[lints]\nworkspace = true"),
+            "{} has lints of its own",
+            package["name"]
+        );
     }
     let (word, lint) = (concat!("un", "safe "), concat!("unsafe", "_code"));
     let found: BTreeSet<String> = sources(root())

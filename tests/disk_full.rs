@@ -1,4 +1,5 @@
-//! A full disk: Postgres reports it, nothing acknowledged is lost, and work goes on once there is room.
+//! A full disk: Postgres reports it, nothing acknowledged is lost, and work goes on once there is
+//! room.
 //!
 //! The store is on a small ext4 file system of its own, in a loop-mounted file, which needs root.
 
@@ -43,19 +44,20 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Inserts a number, then much else, again and again until that fails. Returns the last number acknowledged and what
-/// Postgres said.
+/// Inserts a number, then much else, again and again until that fails. Returns the last number
+/// acknowledged and what Postgres said.
 fn fill(server: &Server, branch: &str) -> (u32, String) {
     for number in 1..10_000 {
         let small = server.sql(branch, &format!("insert into acknowledged values ({number})"));
         if let Err(error) = small {
             return (number - 1, error);
         }
-        // Incompressible, and too long to be kept in the row, so that it becomes as many pages. The checkpoint keeps
-        // short what a restart has to write again.
+        // Incompressible, and too long to be kept in the row, so that it becomes as many pages. The
+        // checkpoint keeps short what a restart has to write again.
         let bulk = "insert into bulk select string_agg(md5(random()::text), '') \
                     from generate_series(1, 120000) i group by i % 60";
-        if let Err(error) = server.sql(branch, bulk).and_then(|_| server.sql(branch, "checkpoint")) {
+        if let Err(error) = server.sql(branch, bulk).and_then(|_| server.sql(branch, "checkpoint"))
+        {
             return (number, error);
         }
     }
@@ -71,9 +73,13 @@ fn a_full_disk_is_reported_and_survived() {
     let disk = SmallDisk::new();
     let mut server = Server::start_with(Arc::clone(&disk.0), &[]);
     let client = server.client();
-    server.sql("main", "create table kept as select generate_series(1, 1000) i; checkpoint").unwrap();
+    server
+        .sql("main", "create table kept as select generate_series(1, 1000) i; checkpoint")
+        .unwrap();
     for name in ["ballast", "filler"] {
-        client.create(&api::types::CreateBranch { name: name.into(), ..Default::default() }).unwrap();
+        client
+            .create(&api::types::CreateBranch { name: name.into(), ..Default::default() })
+            .unwrap();
         server.sql(name, "create table acknowledged (i int); create table bulk (t text)").unwrap();
     }
     let much = "insert into bulk select string_agg(md5(random()::text), '') \
@@ -82,12 +88,14 @@ fn a_full_disk_is_reported_and_survived() {
 
     let (acknowledged, error) = fill(&server, "filler");
     let reported = |text: &str| text.contains("No space left on device");
-    // The client of a failed checkpoint is only told that Postgres crashed; the server logs Postgres's own words.
+    // The client of a failed checkpoint is only told that Postgres crashed; the server logs
+    // Postgres's own words.
     let logged = || server.log().lines().any(|line| line.contains("PANIC: ") && reported(line));
     eventually("Postgres reports the full disk", || reported(&error) || logged());
     assert!(acknowledged > 2, "{acknowledged} transactions fit: {error}");
     assert_eq!(server.sql("main", "select count(*), sum(i) from kept").unwrap(), "1000|500500");
-    let refused = client.create(&api::types::CreateBranch { name: "more".into(), ..Default::default() });
+    let refused =
+        client.create(&api::types::CreateBranch { name: "more".into(), ..Default::default() });
     if let Err(error) = refused {
         assert_eq!((error.status, error.code.as_str()), (507, "disk_full"), "{error}");
     }
@@ -105,7 +113,9 @@ fn a_full_disk_is_reported_and_survived() {
     assert!(complete && numbers.len() <= acknowledged as usize + 1, "{acknowledged}: {numbers:?}");
     server.sql("filler", "insert into acknowledged values (0); checkpoint").unwrap();
     server.sql("main", "create table after as select 1 as a").unwrap();
-    client.create(&api::types::CreateBranch { name: "after".into(), ..Default::default() }).unwrap();
+    client
+        .create(&api::types::CreateBranch { name: "after".into(), ..Default::default() })
+        .unwrap();
     assert_eq!(server.sql("after", "select a from after").unwrap(), "1");
 
     assert!(server.stop().success());

@@ -1,4 +1,5 @@
-//! Faults of the machine and the disk: each is named, with the remedy, and costs no more than it must.
+//! Faults of the machine and the disk: each is named, with the remedy, and costs no more than it
+//! must.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -38,13 +39,20 @@ fn a_machine_that_lacks_something() {
     let log = does_not_start(serve(&directory, &["--postgres-bin", empty.to_str().unwrap()]));
     says(
         &log,
-        &["no_postgres", empty.to_str().unwrap(), "has no program postgres", "--postgres-bin", "apt-get"],
+        &[
+            "no_postgres",
+            empty.to_str().unwrap(),
+            "has no program postgres",
+            "--postgres-bin",
+            "apt-get",
+        ],
     );
     let log = does_not_start(serve(&directory, &["--postgres-user", "nobody-such"]));
     says(&log, &["postgres_user", "nobody-such"]);
 
     if nix::unistd::geteuid().is_root() {
-        // In a mount namespace of its own, so that only this server sees an empty file as the device.
+        // In a mount namespace of its own, so that only this server sees an empty file as the
+        // device.
         let server = serve(&directory, &[]);
         let mut command = Command::new("unshare");
         let hide = "mount --bind \"$0\" /dev/fuse && exec \"$@\"";
@@ -59,7 +67,11 @@ fn a_machine_that_lacks_something() {
         says(&log, &["no_fuse", directory.path().join("data/mount").to_str().unwrap(), "fuse3"]);
     }
     let mut server = Server::start_with(Arc::new(directory), &[]);
-    assert_eq!(server.sql("main", "select 1").unwrap(), "1", "nothing of the failed starts is in the way");
+    assert_eq!(
+        server.sql("main", "select 1").unwrap(),
+        "1",
+        "nothing of the failed starts is in the way"
+    );
     assert!(server.stop().success());
 }
 
@@ -76,14 +88,18 @@ fn places_that_are_taken() {
     let api = server.api.strip_prefix("http://").unwrap();
     says(&does_not_start(serve(&other, &["--api", api])), &["port_taken", "API", api, "--api"]);
     let proxy = server.proxy.to_string();
-    says(&does_not_start(serve(&other, &["--proxy", &proxy])), &["port_taken", "proxy", &proxy, "--proxy"]);
+    says(
+        &does_not_start(serve(&other, &["--proxy", &proxy])),
+        &["port_taken", "proxy", &proxy, "--proxy"],
+    );
     assert_eq!(server.sql("main", "select 1").unwrap(), "1", "the server that has them goes on");
     assert!(server.stop().success());
 
     let nothing = check(other.path());
     assert_eq!(nothing.0, 1);
     says(&nothing.1, &["no_store", other.path().to_str().unwrap()]);
-    let usage = Command::new(program("pageserver")).args(["serve", "--api", "nonsense"]).output().unwrap();
+    let usage =
+        Command::new(program("pageserver")).args(["serve", "--api", "nonsense"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
 }
 
@@ -113,7 +129,8 @@ fn damaged_logs_are_noticed_and_stay_alone() {
     let client = server.client();
     let mut timelines = Vec::new();
     for name in ["head", "page", "sound"] {
-        let made = client.create(&CreateBranch { name: name.into(), ..Default::default() }).unwrap();
+        let made =
+            client.create(&CreateBranch { name: name.into(), ..Default::default() }).unwrap();
         timelines.push(made.timeline);
         let row = format!("create table t as select 'needle of {name}' as a; checkpoint");
         server.sql(name, &row).unwrap();
@@ -134,7 +151,8 @@ fn damaged_logs_are_noticed_and_stay_alone() {
     let (head_name, page_name) = (name_of(&head), name_of(&page));
     says(&text, &[&format!("{head_name} is damaged at offset 64"), " 2 faults"]);
     let fault = text.lines().find(|line| line.contains(&page_name)).unwrap();
-    let offset: u64 = fault.split(" at ").nth(1).unwrap().split(':').next().unwrap().parse().unwrap();
+    let offset: u64 =
+        fault.split(" at ").nth(1).unwrap().split(':').next().unwrap().parse().unwrap();
     assert!((offset..offset + 8192).contains(&needle), "{fault}: {needle}");
     says(fault, &["block 0 of inode 0x", "is damaged"]);
 
@@ -148,9 +166,16 @@ fn damaged_logs_are_noticed_and_stay_alone() {
     // What the server says takes its time to get here.
     let place = format!("{page_name} at {offset}: block 0 of inode 0x");
     eventually("the log names the page", || {
-        server.log().lines().any(|line| line.contains(&place) && line.contains("is not what was written"))
+        server
+            .log()
+            .lines()
+            .any(|line| line.contains(&place) && line.contains("is not what was written"))
     });
-    assert_eq!(server.sql("page", "select count(*) > 0 from pg_class").unwrap(), "t", "the rest can be read");
+    assert_eq!(
+        server.sql("page", "select count(*) > 0 from pg_class").unwrap(),
+        "t",
+        "the rest can be read"
+    );
     assert_eq!(server.sql("sound", "select a from t").unwrap(), "needle of sound");
     assert_eq!(server.sql("main", "select 1").unwrap(), "1");
     assert!(server.stop().success());

@@ -1,4 +1,5 @@
-//! The mount is a file system like any other: each operation, and thousands of random ones beside a local directory.
+//! The mount is a file system like any other: each operation, and thousands of random ones beside a
+//! local directory.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -21,7 +22,8 @@ fn open(path: &Path) -> File {
 /// Drops what the kernel has of a file, so that the store has to answer.
 fn forget(file: &File) {
     file.sync_all().unwrap();
-    nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .unwrap();
 }
 
 fn contents(file: &File, offset: u64, length: usize) -> Vec<u8> {
@@ -68,8 +70,10 @@ fn files_are_sparse_appended_to_and_sought_from_their_end() {
     append.write_all(b"end").unwrap();
     append.write_all(b"!").unwrap();
     assert_eq!(contents(&file, 12_345, 5), *b"\x01end!");
-    // More blocks than are counted. The kernel takes a write before anybody else sees it, so the sync reports it.
-    let too_long = [file.set_len(1 << 45), file.write_all_at(b"x", 1 << 45).and_then(|()| file.sync_all())];
+    // More blocks than are counted. The kernel takes a write before anybody else sees it, so the
+    // sync reports it.
+    let too_long =
+        [file.set_len(1 << 45), file.write_all_at(b"x", 1 << 45).and_then(|()| file.sync_all())];
     for error in too_long {
         assert_eq!(error.unwrap_err().raw_os_error(), Some(nix::libc::EFBIG));
     }
@@ -100,7 +104,10 @@ fn names_are_given_changed_and_taken() {
     fs::rename(at("one"), at("two")).unwrap();
     assert_eq!(fs::read_to_string(at("two")).unwrap(), "one");
     assert_eq!(
-        (fs::read_to_string(at("other name")).unwrap().as_str(), replaced.metadata().unwrap().nlink()),
+        (
+            fs::read_to_string(at("other name")).unwrap().as_str(),
+            replaced.metadata().unwrap().nlink()
+        ),
         ("two", 1)
     );
     fs::remove_file(at("other name")).unwrap();
@@ -153,7 +160,12 @@ fn names_are_given_changed_and_taken() {
     for elsewhere in [at("pg_wal/two"), child.join("other")] {
         let errors = [fs::rename(at("two"), &elsewhere), fs::hard_link(at("two"), &elsewhere)];
         for error in errors {
-            assert_eq!(error.unwrap_err().raw_os_error(), Some(nix::libc::EXDEV), "{}", elsewhere.display());
+            assert_eq!(
+                error.unwrap_err().raw_os_error(),
+                Some(nix::libc::EXDEV),
+                "{}",
+                elsewhere.display()
+            );
         }
     }
 }
@@ -275,19 +287,23 @@ fn walk(mirrors: &mut [&mut Mirror], steps: usize) {
     mirrors.iter().for_each(|mirror| mirror.compare());
 }
 
-/// Operations of one piece: 3,000 on the first directory, and then on its children and grandchildren too.
+/// Operations of one piece: 3,000 on the first directory, and then on its children and
+/// grandchildren too.
 const PIECE: u64 = 3000 + 2 * 1000 + 3 * 500 + 500;
 
 /// Seeds of a piece: one for each mirror.
 const PIECE_SEEDS: u64 = 4;
 
-/// A piece that is served over io_uring, where the machine can, and one that is not; after `make filesystem` a million operations,
-/// on a volume for each core. Each piece has a seed of its own, which replays it.
+/// A piece that is served over io_uring, where the machine can, and one that is not; after `make
+/// filesystem` a million operations, on a volume for each core. Each piece has a seed of its own,
+/// which replays it.
 #[test]
 fn random_operations_do_what_they_do_on_a_local_file_system() {
-    let number =
-        |name: &str, default| std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap());
-    let (seed, operations) = (number("COPPICE_TEST_SEED", 20), number("COPPICE_TEST_OPERATIONS", 2 * PIECE));
+    let number = |name: &str, default| {
+        std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap())
+    };
+    let (seed, operations) =
+        (number("COPPICE_TEST_SEED", 20), number("COPPICE_TEST_OPERATIONS", 2 * PIECE));
     let (next, pieces) = (AtomicU64::new(0), operations.div_ceil(PIECE));
     let work = || {
         loop {
@@ -380,7 +396,8 @@ fn what_was_synced_survives_a_crash() {
         .into_iter()
         .enumerate()
         .map(|(nth, name)| {
-            let bytes = (0..100_000 + nth).map(|at| u8::try_from(at * (nth + 1) % 251).unwrap()).collect();
+            let bytes =
+                (0..100_000 + nth).map(|at| u8::try_from(at * (nth + 1) % 251).unwrap()).collect();
             (name, bytes)
         })
         .collect();

@@ -1,4 +1,5 @@
-//! Clients that are slow, silent, too many or too big: each is hung up on in time, and the others are served.
+//! Clients that are slow, silent, too many or too big: each is hung up on in time, and the others
+//! are served.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -23,7 +24,8 @@ fn api_address(server: &Server) -> SocketAddr {
     server.api.trim_start_matches("http://").parse().unwrap()
 }
 
-/// Sends `bytes` and then one byte a second of `drip`, until the other side hangs up: when, and what it said.
+/// Sends `bytes` and then one byte a second of `drip`, until the other side hangs up: when, and
+/// what it said.
 fn drip(address: SocketAddr, bytes: &[u8], drip: &[u8]) -> (Duration, Vec<u8>) {
     let began = Instant::now();
     let mut stream = TcpStream::connect(address).unwrap();
@@ -46,7 +48,8 @@ fn drip(address: SocketAddr, bytes: &[u8], drip: &[u8]) -> (Duration, Vec<u8>) {
     panic!("nobody hung up; it said {:?}", String::from_utf8_lossy(&said));
 }
 
-/// Runs all at the same time; each is hung up on within `limit`, not much sooner, and told `words` if any.
+/// Runs all at the same time; each is hung up on within `limit`, not much sooner, and told `words`
+/// if any.
 fn all_hung_up(address: SocketAddr, limit: Duration, clients: &[(&str, &[u8], &[u8], &str)]) {
     std::thread::scope(|scope| {
         for (what, first, slow, words) in clients {
@@ -90,7 +93,8 @@ fn slow_clients_of_the_api_are_hung_up_on() {
     let head = b"GET /healthz HTTP/1.1\r\nhost: x\r\n";
     let whole = [&head[..], b"\r\n"].concat();
     let authorized = format!(
-        "POST /v1/branches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n",
+        "POST /v1/branches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: \
+         application/json\r\n",
         server.token()
     );
     let counted = format!("{authorized}content-length: 60000\r\n\r\n{{");
@@ -136,10 +140,14 @@ fn heads_and_bodies_without_end_are_cut_off() {
     let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece[..], b"\r\n"].concat();
     let start = |line: &str, token: &str| {
         format!(
-            "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n"
+            "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: \
+             application/json\r\n"
         )
     };
-    let body = format!("{}transfer-encoding: chunked\r\n\r\n", start("POST /v1/branches", &server.token()));
+    let body = format!(
+        "{}transfer-encoding: chunked\r\n\r\n",
+        start("POST /v1/branches", &server.token())
+    );
     let stranger = format!("{}transfer-encoding: chunked\r\n\r\n", start("POST /v1/branches", "x"));
     let head = format!("{}x-long: ", start("GET /healthz", ""));
     for (what, first, piece, status, most) in [
@@ -185,12 +193,18 @@ fn silent_connections_keep_nobody_out_of_the_proxy_for_long() {
     let held = silent(server.proxy, greetings);
     let mut refused = String::new();
     TcpStream::connect(server.proxy).unwrap().read_to_string(&mut refused).unwrap();
-    assert!(refused.contains("53300") && refused.contains("too many connections are starting"), "{refused}");
+    assert!(
+        refused.contains("53300") && refused.contains("too many connections are starting"),
+        "{refused}"
+    );
     let grown = resident_bytes(server.pid()).saturating_sub(before);
     assert!(grown < 64 << 20, "{greetings} silent connections took {grown} bytes");
     let mut out = String::new();
     session.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-    assert!(session.wait().unwrap().success() && out.contains("still here"), "a session goes on: {out}");
+    assert!(
+        session.wait().unwrap().success() && out.contains("still here"),
+        "a session goes on: {out}"
+    );
     assert!(server.sql("main", "select 1").is_err());
     while server.sql("main", "select 1").is_err() {
         assert!(began.elapsed() < startup + SLACK, "kept out for {:?}", began.elapsed());
@@ -268,7 +282,8 @@ fn sent_bytes(server: &Server) -> u64 {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    let line = answer.lines().find(|line| line.starts_with("coppice_proxy_sent_bytes_total ")).unwrap();
+    let line =
+        answer.lines().find(|line| line.starts_with("coppice_proxy_sent_bytes_total ")).unwrap();
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
@@ -277,7 +292,8 @@ fn results_that_nobody_reads_stay_in_postgres() {
     let server = Server::start();
     let endless = "copy (select repeat('x', 1000000) from generate_series(1, 100000)) to stdout";
     let stall = |count: usize| -> Vec<Child> {
-        let clients = (0..count).map(|nth| psql(&server, ["disable", "require"][nth % 2], endless)).collect();
+        let clients =
+            (0..count).map(|nth| psql(&server, ["disable", "require"][nth % 2], endless)).collect();
         let mut sent = 0;
         eventually("all wait for their reader", || {
             sleep(Duration::from_millis(500));
@@ -293,7 +309,10 @@ fn results_that_nobody_reads_stay_in_postgres() {
     let grown = resident_bytes(server.pid()).saturating_sub(before);
     assert!(grown < 8 << 20, "12 clients that never read took {grown} bytes");
     let began = Instant::now();
-    assert_eq!(server.sql("main", "select sum(i) from generate_series(1, 1000) i").unwrap(), "500500");
+    assert_eq!(
+        server.sql("main", "select sum(i) from generate_series(1, 1000) i").unwrap(),
+        "500500"
+    );
     assert!(began.elapsed() < Duration::from_secs(5), "others waited {:?}", began.elapsed());
     for client in &mut clients {
         client.kill().unwrap();

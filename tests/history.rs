@@ -10,7 +10,12 @@ use coppice::{Server, eventually, tpcb};
 use jiff::Timestamp;
 use std::time::Duration;
 
-fn create_at(server: &Server, name: &str, parent: &str, at: Moment) -> Result<(), api::client::Error> {
+fn create_at(
+    server: &Server,
+    name: &str,
+    parent: &str,
+    at: Moment,
+) -> Result<(), api::client::Error> {
     let request = CreateBranch { name: name.into(), parent: Some(parent.into()), at: Some(at) };
     server.client().create(&request).map(drop)
 }
@@ -23,7 +28,8 @@ fn sleep(ms: u64) {
 fn spread(from: Timestamp, to: Timestamp, count: usize) -> impl Iterator<Item = Timestamp> {
     let span = to.as_nanosecond() - from.as_nanosecond();
     // Off the seconds at which marks are made.
-    let at = move |nth: usize| from.as_nanosecond() + span * (2 * nth as i128 + 1) / (2 * count as i128);
+    let at =
+        move |nth: usize| from.as_nanosecond() + span * (2 * nth as i128 + 1) / (2 * count as i128);
     (0..count).map(move |nth| Timestamp::from_nanosecond(at(nth)).unwrap())
 }
 
@@ -33,7 +39,8 @@ fn a_branch_at_a_moment_has_just_the_commits_of_then() {
     let server = Server::start_with(Default::default(), &["--log-limit", "4", "--seal-after", "1"]);
     tpcb::initialize(&server, "main", 1);
     commits::initialize(&server, "main");
-    for setting in ["max_wal_size = '48MB'", "min_wal_size = '32MB'", "checkpoint_timeout = '30s'"] {
+    for setting in ["max_wal_size = '48MB'", "min_wal_size = '32MB'", "checkpoint_timeout = '30s'"]
+    {
         server.sql("main", &format!("alter system set {setting}")).unwrap();
     }
     server.sql("main", "select pg_reload_conf()").unwrap();
@@ -54,12 +61,16 @@ fn a_branch_at_a_moment_has_just_the_commits_of_then() {
         }
         let name = format!("at/{nth}");
         let asked = std::time::Instant::now();
-        create_at(&server, &name, "main", Moment::Time(*moment)).unwrap_or_else(|e| panic!("{moment}: {e}"));
+        create_at(&server, &name, "main", Moment::Time(*moment))
+            .unwrap_or_else(|e| panic!("{moment}: {e}"));
         let created = asked.elapsed();
         seen.push(commits::verify_moment(&server, &name, &clients.commits(), *moment));
         let woken = asked.elapsed();
         tpcb::verify(&server, &name);
-        println!("{name}: created after {created:.1?}, woken {woken:.1?}, verified {:.1?}", asked.elapsed());
+        println!(
+            "{name}: created after {created:.1?}, woken {woken:.1?}, verified {:.1?}",
+            asked.elapsed()
+        );
         server.client().delete(&name).unwrap();
     }
     drop(load);
@@ -70,9 +81,15 @@ fn a_branch_at_a_moment_has_just_the_commits_of_then() {
     // What was acknowledged before the LSN was read, and nothing that was asked for afterwards.
     create_at(&server, "lsn", "main", Moment::Lsn(lsn)).unwrap();
     let there = commits::numbers(&server, "lsn");
-    let before = |commit: &&Commit| commit.acknowledged < at_lsn - jiff::SignedDuration::from_secs(1);
+    let before =
+        |commit: &&Commit| commit.acknowledged < at_lsn - jiff::SignedDuration::from_secs(1);
     assert!(commits.iter().filter(before).all(|commit| there.contains(&commit.n)));
-    assert!(commits.iter().filter(|commit| commit.sent > at_lsn).all(|commit| !there.contains(&commit.n)));
+    assert!(
+        commits
+            .iter()
+            .filter(|commit| commit.sent > at_lsn)
+            .all(|commit| !there.contains(&commit.n))
+    );
     tpcb::verify(&server, "lsn");
     tpcb::verify_checksums(&server, "lsn");
 }
@@ -97,7 +114,10 @@ fn a_restore_goes_back_and_can_be_undone() {
     }
     let url = server.url("main");
     let restored = client
-        .restore("main", &RestoreBranch { at: Moment::Time(one), keep_as: Some("main/before".into()) })
+        .restore(
+            "main",
+            &RestoreBranch { at: Moment::Time(one), keep_as: Some("main/before".into()) },
+        )
         .unwrap();
     assert!(restored.default && restored.name == "main");
     assert_eq!((table("main"), table("main/before")), ("1".to_owned(), "1,2,3".to_owned()));
@@ -111,7 +131,9 @@ fn a_restore_goes_back_and_can_be_undone() {
     assert_eq!(table("again"), "1");
 
     // What was then belongs to the branch that keeps it.
-    let error = client.restore("main", &RestoreBranch { at: Moment::Time(two), keep_as: None }).unwrap_err();
+    let error = client
+        .restore("main", &RestoreBranch { at: Moment::Time(two), keep_as: None })
+        .unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (404, "moment_outside_history"), "{error}");
     create_at(&server, "two", "main/before", Moment::Time(two)).unwrap();
     assert_eq!(table("two"), "1,2");
@@ -146,7 +168,11 @@ fn a_restore_goes_back_and_can_be_undone() {
 fn sql_at(server: &Server, branch: &str, at: &str, sql: &str) -> Result<String, String> {
     let url = server.url(branch);
     let mut psql = std::process::Command::new(coppice::postgres_program("psql"));
-    let output = psql.env("PGOPTIONS", format!("at={at}")).args(["-XAtq", "-c", sql, &url]).output().unwrap();
+    let output = psql
+        .env("PGOPTIONS", format!("at={at}"))
+        .args(["-XAtq", "-c", sql, &url])
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
@@ -167,7 +193,10 @@ fn a_session_on_a_moment_reads_it_and_leaves_nothing() {
     let error = sql_at(&server, "main", &lsn, "insert into t values (4)").unwrap_err();
     assert!(error.contains("cannot execute INSERT in a read-only transaction"), "{error}");
     let error = sql_at(&server, "main", "2001-01-01T00:00:00Z", rows).unwrap_err();
-    assert!(error.contains("is outside of the history of branch \"main\", which has: 20"), "{error}");
+    assert!(
+        error.contains("is outside of the history of branch \"main\", which has: 20"),
+        "{error}"
+    );
     let error = sql_at(&server, "main", "yesterday", rows).unwrap_err();
     assert!(error.contains("\"yesterday\" is no moment"), "{error}");
 
@@ -176,7 +205,9 @@ fn a_session_on_a_moment_reads_it_and_leaves_nothing() {
     let lanes = || {
         let files = std::fs::read_dir(server.data().join("store/lanes")).unwrap();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| !name.starts_with("00000001.") && !name.starts_with("spare.")).collect::<Vec<_>>()
+        names
+            .filter(|name| !name.starts_with("00000001.") && !name.starts_with("spare."))
+            .collect::<Vec<_>>()
     };
     assert!(!lanes().is_empty());
     eventually("the visited moments are gone", || lanes().is_empty());

@@ -1,6 +1,6 @@
-//! The HTTP API as its clients see it. Every answer is checked against the OpenAPI document: the route must be
-//! described there, with the status and the content type of the answer, and a JSON object must hold what its schema
-//! requires and nothing that the schema does not know.
+//! The HTTP API as its clients see it. Every answer is checked against the OpenAPI document: the
+//! route must be described there, with the status and the content type of the answer, and a JSON
+//! object must hold what its schema requires and nothing that the schema does not know.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -35,7 +35,8 @@ impl Answer {
 }
 
 fn send(url: &str, method: &str, token: Option<&str>, content_type: &str, body: &str) -> Answer {
-    let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
+    let agent =
+        ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
     let mut request = Request::builder().method(method).uri(url);
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -83,8 +84,14 @@ impl Api {
             .unwrap_or_else(|| panic!("{path} is not described"));
         let operation = &item[method.to_lowercase()];
         let response = &operation["responses"][answer.status.to_string()];
-        assert!(response.is_object(), "{method} {path}: {} is not described: {}", answer.status, answer.text);
-        let Some((kind, content)) = response["content"].as_object().and_then(|content| content.iter().next())
+        assert!(
+            response.is_object(),
+            "{method} {path}: {} is not described: {}",
+            answer.status,
+            answer.text
+        );
+        let Some((kind, content)) =
+            response["content"].as_object().and_then(|content| content.iter().next())
         else {
             assert_eq!(answer.text, "");
             return;
@@ -99,7 +106,8 @@ impl Api {
 
     #[track_caller]
     fn check_object(&self, schema: &Value, object: &Value) {
-        let known = schema["properties"].as_object().unwrap_or_else(|| panic!("no properties in {schema}"));
+        let known =
+            schema["properties"].as_object().unwrap_or_else(|| panic!("no properties in {schema}"));
         for field in object.as_object().unwrap().keys() {
             assert!(known.contains_key(field), "{field} is not in {schema}");
         }
@@ -130,7 +138,8 @@ fn a_branch_lives_and_dies() {
     api.refuses("POST", "/v1/branches", r#"{"name":"feature/login"}"#, 409, "branch_exists");
     assert_eq!(api.call("GET", "/v1/branches/feature%2Flogin", "").json()["name"], "feature/login");
     let list = api.call("GET", "/v1/branches", "").json();
-    let names = list["branches"].as_array().unwrap().iter().map(|branch| branch["name"].as_str().unwrap());
+    let names =
+        list["branches"].as_array().unwrap().iter().map(|branch| branch["name"].as_str().unwrap());
     assert_eq!(names.filter(|name| ["main", "feature/login"].contains(name)).count(), 2);
     let path = "/v1/branches/feature%2Flogin";
     let before = api.call("GET", path, "").json()["timeline"].clone();
@@ -149,7 +158,10 @@ fn a_branch_lives_and_dies() {
 #[test]
 fn ensure_creates_once() {
     let api = Api::start();
-    assert_eq!(api.call("PUT", "/v1/branches/once", r#"{"name":"ignored","parent":"main"}"#).status, 201);
+    assert_eq!(
+        api.call("PUT", "/v1/branches/once", r#"{"name":"ignored","parent":"main"}"#).status,
+        201
+    );
     let before = api.call("GET", "/v1/branches/once", "").json()["timeline"].clone();
     assert_eq!(api.call("PUT", "/v1/branches/once", "").status, 200);
     api.call("PUT", "/v1/branches/twice", "");
@@ -175,7 +187,10 @@ fn computes_and_connections() {
         format!("postgresql://ann@{}/shop%40awake", api.server.proxy),
         "no password of ann is known"
     );
-    let own = api.call("GET", &format!("{path}/connection"), "").json()["url"].as_str().unwrap().to_owned();
+    let own = api.call("GET", &format!("{path}/connection"), "").json()["url"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert!(own.starts_with("postgresql://postgres:") && own.ends_with("/app%40awake"), "{own}");
     api.refuses("GET", &format!("{path}/connection?x=1"), "", 400, "bad_query");
     api.refuses("GET", "/v1/branches/none/connection", "", 404, "branch_not_found");
@@ -188,7 +203,13 @@ fn bad_requests_are_told_apart() {
     api.refuses("POST", "/v1/branches", r#"{"name":7}"#, 422, "bad_field");
     api.refuses("POST", "/v1/branches", r#"{"name":"a","colour":"red"}"#, 422, "bad_field");
     api.refuses("POST", "/v1/branches", &" ".repeat(10 << 20), 413, "body_too_large");
-    api.refuses("POST", "/v1/branches", r#"{"name":"a","parent":"nowhere"}"#, 404, "branch_not_found");
+    api.refuses(
+        "POST",
+        "/v1/branches",
+        r#"{"name":"a","parent":"nowhere"}"#,
+        404,
+        "branch_not_found",
+    );
     api.refuses("GET", "/v1/branches/%ff", "", 400, "bad_path");
     api.refuses("POST", "/v1/branches", r#"{"name":"a b"}"#, 400, "bad_branch_name");
     api.refuses("DELETE", "/v1/branches/main", "", 409, "default_branch");
@@ -203,15 +224,30 @@ fn moments_are_asked_for_by_time_lsn_or_position() {
     let api = Api::start();
     let outside = "moment_outside_history";
     api.refuses("POST", "/v1/branches", r#"{"name":"past","at":{"position":7}}"#, 404, outside);
-    api.refuses("PUT", "/v1/branches/past", r#"{"at":{"time":"2001-01-01T00:00:00Z"}}"#, 404, outside);
+    api.refuses(
+        "PUT",
+        "/v1/branches/past",
+        r#"{"at":{"time":"2001-01-01T00:00:00Z"}}"#,
+        404,
+        outside,
+    );
     api.refuses("PUT", "/v1/branches/past", r#"{"at":{"time":"2001-01-01"}}"#, 422, "bad_field");
     api.refuses("PUT", "/v1/branches/past", r#"{"at":{"lsn":"16B3748"}}"#, 400, "invalid_moment");
     api.call("PUT", "/v1/branches/past", "");
-    api.refuses("POST", "/v1/branches/past/reset", r#"{"at":{"lsn":"FFFF/16B3748"}}"#, 404, outside);
+    api.refuses(
+        "POST",
+        "/v1/branches/past/reset",
+        r#"{"at":{"lsn":"FFFF/16B3748"}}"#,
+        404,
+        outside,
+    );
     api.refuses("POST", "/v1/branches/past/restore", r#"{"at":{"position":7}}"#, 404, outside);
     api.refuses("POST", "/v1/branches/past/restore", "", 400, "bad_json");
     let history = api.call("GET", "/v1/branches/past/history", "").json();
-    assert_eq!((history["ranges"].as_array().unwrap().len(), &history["window_s"]), (1, &json!(86_400)));
+    assert_eq!(
+        (history["ranges"].as_array().unwrap().len(), &history["window_s"]),
+        (1, &json!(86_400))
+    );
     let position = history["ranges"][0]["to_position"].as_u64().unwrap();
     let taken = json!({"at": {"position": position}, "keep_as": "main"}).to_string();
     api.refuses("POST", "/v1/branches/past/restore", &taken, 409, "branch_exists");
@@ -226,38 +262,54 @@ fn every_byte_of_the_store_belongs_to_somebody() {
     api.call("PUT", "/v1/branches/child", "");
     api.call("PUT", "/v1/branches/grandchild", r#"{"parent":"child"}"#);
     for branch in ["child", "grandchild"] {
-        api.server.sql(branch, "create table t as select * from generate_series(1, 100000)").unwrap();
+        api.server
+            .sql(branch, "create table t as select * from generate_series(1, 100000)")
+            .unwrap();
     }
     for branch in ["main", "child", "grandchild"] {
         api.call("POST", &format!("/v1/branches/{branch}/suspend"), "");
     }
     let on_disk = || -> u64 {
         let store = api.server.data().join("store");
-        let files =
-            ["", "lanes", "layers"].into_iter().flat_map(|part| std::fs::read_dir(store.join(part)).unwrap());
-        files.map(|file| file.unwrap().metadata().unwrap()).filter(|it| it.is_file()).map(|it| it.len()).sum()
+        let files = ["", "lanes", "layers"]
+            .into_iter()
+            .flat_map(|part| std::fs::read_dir(store.join(part)).unwrap());
+        files
+            .map(|file| file.unwrap().metadata().unwrap())
+            .filter(|it| it.is_file())
+            .map(|it| it.len())
+            .sum()
     };
     // What each branch says of itself, what the whole says of it, and the disk.
     let agree = || {
         let (usage, before) = (api.call("GET", "/v1/usage", "").json(), on_disk());
         let branches = usage["branches"].as_array().unwrap();
-        let nameless: u64 =
-            usage["nameless"].as_array().unwrap().iter().map(|it| it["own_bytes"].as_u64().unwrap()).sum();
+        let nameless: u64 = usage["nameless"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["own_bytes"].as_u64().unwrap())
+            .sum();
         let own: u64 = branches.iter().map(|branch| branch["own_bytes"].as_u64().unwrap()).sum();
         let same = branches.iter().all(|branch| {
-            let shown =
-                api.call("GET", &format!("/v1/branches/{}", branch["name"].as_str().unwrap()), "").json();
+            let shown = api
+                .call("GET", &format!("/v1/branches/{}", branch["name"].as_str().unwrap()), "")
+                .json();
             ["own_bytes", "freed_by_delete", "logical_bytes"]
                 .iter()
                 .all(|field| shown[field] == branch[field])
         });
         let total = usage["total_bytes"].as_u64().unwrap();
-        (same && own + nameless + usage["reserve_bytes"].as_u64().unwrap() == total && total == before)
+        (same
+            && own + nameless + usage["reserve_bytes"].as_u64().unwrap() == total
+            && total == before)
             .then_some(usage)
     };
     coppice::eventually("the sizes agree", || agree().is_some());
     let frees = |name: &str| {
-        api.call("GET", &format!("/v1/branches/{name}"), "").json()["freed_by_delete"].as_u64().unwrap()
+        api.call("GET", &format!("/v1/branches/{name}"), "").json()["freed_by_delete"]
+            .as_u64()
+            .unwrap()
     };
     assert_eq!((frees("child"), frees("main")), (0, 0), "others were made from them");
     let (own, total) = (frees("grandchild"), on_disk());
@@ -269,7 +321,9 @@ fn every_byte_of_the_store_belongs_to_somebody() {
     assert!(frees("grandchild") > own, "its nameless ancestor goes with it");
     let both = frees("grandchild");
     api.call("DELETE", "/v1/branches/grandchild", "");
-    coppice::eventually("the bytes are free", || agree().is_some_and(|usage| usage["nameless"] == json!([])));
+    coppice::eventually("the bytes are free", || {
+        agree().is_some_and(|usage| usage["nameless"] == json!([]))
+    });
     // Files of write-ahead lanes are kept for the next one.
     let usage = agree().unwrap_or_else(|| api.call("GET", "/v1/usage", "").json());
     println!("deletion frees {both} of {total} bytes; reserve {}", usage["reserve_bytes"]);
@@ -279,7 +333,13 @@ fn every_byte_of_the_store_belongs_to_somebody() {
 fn imports_are_followed_by_their_id() {
     let api = Api::start();
     api.refuses("GET", "/v1/imports/none", "", 404, "import_not_found");
-    api.refuses("POST", "/v1/imports", r#"{"name":"copy","source":"nonsense"}"#, 400, "invalid_source");
+    api.refuses(
+        "POST",
+        "/v1/imports",
+        r#"{"name":"copy","source":"nonsense"}"#,
+        400,
+        "invalid_source",
+    );
     api.refuses("POST", "/v1/imports", r#"{"name":"copy"}"#, 422, "bad_field");
     let source = Source::start();
     let request = json!({"name": "copy", "source": source.url()}).to_string();
@@ -311,7 +371,8 @@ fn only_health_and_the_document_need_no_token() {
     assert_eq!(api.document["openapi"], "3.1.0");
     let wrong = "0".repeat(api.token.len());
     for (path, method, operation) in operations(&api.document) {
-        let url = format!("{}{}", api.server.api, path.replace("{name}", "main").replace("{id}", "x"));
+        let url =
+            format!("{}{}", api.server.api, path.replace("{name}", "main").replace("{id}", "x"));
         let open = operation["security"] == json!([{}]);
         for token in [None, Some(wrong.as_str()), Some(&wrong[1..])] {
             let answer = send(&url, &method, token, "application/json", "{}");
@@ -319,11 +380,16 @@ fn only_health_and_the_document_need_no_token() {
                 assert_eq!(answer.status, 200, "{method} {path}");
                 continue;
             }
-            assert_eq!((answer.status, answer.code().as_str()), (401, "unauthorized"), "{method} {path}");
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (401, "unauthorized"),
+                "{method} {path}"
+            );
             assert_eq!(answer.headers["www-authenticate"], "Bearer realm=\"coppice\"");
         }
     }
-    let open = operations(&api.document).iter().filter(|(.., o)| o["security"] == json!([{}])).count();
+    let open =
+        operations(&api.document).iter().filter(|(.., o)| o["security"] == json!([{}])).count();
     assert_eq!(open, 2);
 }
 
@@ -369,7 +435,8 @@ fn metrics_count_requests_and_show_the_status() {
         line.unwrap_or_else(|| panic!("{name} is not in\n{text}"))
     };
     api.call("GET", "/v1/branches/none", "");
-    let missed = r#"coppice_http_requests_total{route="/v1/branches/{name}",method="GET",status="404"}"#;
+    let missed =
+        r#"coppice_http_requests_total{route="/v1/branches/{name}",method="GET",status="404"}"#;
     let before = value(missed);
     api.call("GET", "/v1/branches/none", "");
     assert!(value(missed) > before, "counted");
@@ -377,8 +444,15 @@ fn metrics_count_requests_and_show_the_status() {
     assert!(value("coppice_branches ") >= 1.0);
     assert!(value("coppice_computes_running ") >= 0.0);
     let text = api.call("GET", "/metrics", "").text;
-    for name in ["coppice_connections", "coppice_store_bytes", "coppice_free_bytes", "coppice_uptime_seconds"]
-    {
-        assert!(text.contains(&format!("# TYPE {name} gauge\n{name} ")), "{name} is not in\n{text}");
+    for name in [
+        "coppice_connections",
+        "coppice_store_bytes",
+        "coppice_free_bytes",
+        "coppice_uptime_seconds",
+    ] {
+        assert!(
+            text.contains(&format!("# TYPE {name} gauge\n{name} ")),
+            "{name} is not in\n{text}"
+        );
     }
 }

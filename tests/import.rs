@@ -9,15 +9,19 @@ use std::fs;
 use std::path::{Component, Path};
 use std::process::{Command, Output, Stdio};
 
-const SUMS: &str = "select (select sum(abalance) from pgbench_accounts) = (select coalesce(sum(delta), 0) from pgbench_history) \
-                    and (select sum(tbalance) from pgbench_tellers) = (select sum(bbalance) from pgbench_branches) \
-                    and (select sum(tbalance) from pgbench_tellers) = (select coalesce(sum(delta), 0) from pgbench_history)";
+const SUMS: &str = "select (select sum(abalance) from pgbench_accounts) = (select \
+    coalesce(sum(delta), 0) from pgbench_history) and (select sum(tbalance) from pgbench_tellers) \
+    = (select sum(bbalance) from pgbench_branches) and (select sum(tbalance) from pgbench_tellers) \
+    = (select coalesce(sum(delta), 0) from pgbench_history)";
 
-/// A program of Postgres on the database `postgres` of an imported branch, whose roles are those of its source.
+/// A program of Postgres on the database `postgres` of an imported branch, whose roles are those of
+/// its source.
 fn on(server: &Server, branch: &str, name: &str, args: &[&str]) -> Output {
     let mut command = Command::new(postgres_program(name));
     command.args(args).env("PGHOST", server.proxy.ip().to_string());
-    command.env("PGPORT", server.proxy.port().to_string()).env("PGDATABASE", format!("postgres@{branch}"));
+    command
+        .env("PGPORT", server.proxy.port().to_string())
+        .env("PGDATABASE", format!("postgres@{branch}"));
     command.env("PGUSER", "postgres").env("PGPASSWORD", Source::PASSWORD).output().unwrap()
 }
 
@@ -44,11 +48,16 @@ fn a_running_server_becomes_a_branch() {
     source.sql("create table distant tablespace far as select generate_series(1, 5000) i").unwrap();
 
     let mut load = pgbench(&source, &["-n", "-c", "2", "-T", "600"]).spawn().unwrap();
-    eventually("the load runs", || source.sql("select count(*) > 20 from pgbench_history").unwrap() == "t");
+    eventually("the load runs", || {
+        source.sql("select count(*) > 20 from pgbench_history").unwrap() == "t"
+    });
     let mut import = Command::new(program("branchctl"));
     import.args(["import", "prod"]).env("COPPICE_IMPORT_URL", source.url());
-    let import =
-        import.env("COPPICE_API", &server.api).env("COPPICE_TOKEN", server.token()).output().unwrap();
+    let import = import
+        .env("COPPICE_API", &server.api)
+        .env("COPPICE_TOKEN", server.token())
+        .output()
+        .unwrap();
     load.kill().unwrap();
     load.wait().unwrap();
     assert!(import.status.success(), "{}", String::from_utf8_lossy(&import.stderr));
@@ -62,10 +71,15 @@ fn a_running_server_becomes_a_branch() {
         String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat())
     );
     let timeline = server.client().get("prod").unwrap().timeline;
-    let links = fs::read_dir(server.data().join("mount").join(&timeline).join("pg_tblspc")).unwrap();
+    let links =
+        fs::read_dir(server.data().join("mount").join(&timeline).join("pg_tblspc")).unwrap();
     let links: Vec<_> = links.map(|link| fs::read_link(link.unwrap().path()).unwrap()).collect();
     assert_eq!(links.len(), 1);
-    assert!(links[0].components().all(|part| matches!(part, Component::ParentDir | Component::Normal(_))));
+    assert!(
+        links[0]
+            .components()
+            .all(|part| matches!(part, Component::ParentDir | Component::Normal(_)))
+    );
 
     let client = server.client();
     let child = CreateBranch { name: "pr".into(), parent: Some("prod".into()), at: None };
@@ -77,7 +91,8 @@ fn a_running_server_becomes_a_branch() {
     assert_eq!(sql(&server, "pr", SUMS), "t");
     assert_eq!(sql(&server, "pr", "select count(*) from distant"), "5000");
 
-    let again = CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
+    let again =
+        CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
     let refused = client.start_import(&again).unwrap_err();
     assert_eq!((refused.status, refused.code.as_str()), (409, "branch_exists"), "{refused}");
     assert_eq!(sql(&server, "prod", SUMS), "t", "the branch that has the name is untouched");
@@ -100,15 +115,17 @@ fn timelines_on_disk(server: &Server) -> BTreeSet<String> {
 fn in_use(directory: &Path, server: &Server) -> bool {
     let directory = directory.display().to_string();
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    let others = processes.filter(|entry| entry.file_name().to_string_lossy() != server.pid().to_string());
+    let others =
+        processes.filter(|entry| entry.file_name().to_string_lossy() != server.pid().to_string());
     others
         .map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default())
         .any(|line| String::from_utf8_lossy(&line).contains(&directory))
 }
 
 /// A table that is not copied in a moment: 192 MB that do not compress away.
-const BIG: &str = "create table big as select repeat(md5(i::text), 200) t from generate_series(1, 30000) i; \
-                   alter table big alter t set storage external; insert into big select t || 'x' from big";
+const BIG: &str = "create table big as select repeat(md5(i::text), 200) t from generate_series(1, \
+    30000) i; alter table big alter t set storage external; insert into big select t || 'x' from \
+    big";
 
 #[test]
 fn an_import_that_fails_in_the_middle_leaves_nothing() {
@@ -118,9 +135,11 @@ fn an_import_that_fails_in_the_middle_leaves_nothing() {
     let client = server.client();
     client.suspend("main").unwrap();
     let before = timelines_on_disk(&server);
-    let request = CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
+    let request =
+        CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
     let import = client.start_import(&request).unwrap();
-    let reserved = client.create(&CreateBranch { name: "prod".into(), ..Default::default() }).unwrap_err();
+    let reserved =
+        client.create(&CreateBranch { name: "prod".into(), ..Default::default() }).unwrap_err();
     assert_eq!(reserved.code, "branch_exists", "{reserved}");
     let now = || -> Import { client.import(&import.id).unwrap() };
     source.freeze_copy();
@@ -147,7 +166,8 @@ fn an_import_that_fails_in_the_middle_leaves_nothing() {
     server.restart();
     let mount = server.data().join("mount");
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let there = mounts.lines().filter(|line| line.split(' ').nth(1).map(Path::new) == Some(&mount)).count();
+    let there =
+        mounts.lines().filter(|line| line.split(' ').nth(1).map(Path::new) == Some(&mount)).count();
     assert_eq!(there, 1, "the killed server's mount is still below");
     eventually("nobody copies", || !in_use(&server.data().join("mount"), &server));
     let client = server.client();

@@ -1,6 +1,8 @@
-//! What the superuser of a branch cannot do: reach another branch, the store, the server or its secrets.
+//! What the superuser of a branch cannot do: reach another branch, the store, the server or its
+//! secrets.
 //!
-//! `COPY FROM PROGRAM` runs any program as the user of the branch's Postgres, so each attempt is a real one.
+//! `COPY FROM PROGRAM` runs any program as the user of the branch's Postgres, so each attempt is a
+//! real one.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -25,7 +27,10 @@ impl Neighbours {
     fn start(args: &[&str]) -> Self {
         let server = Server::start_with(Arc::new(Directory::new()), args);
         for name in ["mine", "other"] {
-            server.client().create(&CreateBranch { name: name.into(), ..CreateBranch::default() }).unwrap();
+            server
+                .client()
+                .create(&CreateBranch { name: name.into(), ..CreateBranch::default() })
+                .unwrap();
             server.sql(name, "create table output (line text)").unwrap();
         }
         server.sql("other", "create table secret as select 'of the other' as line").unwrap();
@@ -40,7 +45,8 @@ impl Neighbours {
     fn run(&self, program: &str) -> String {
         let program = format!("({program}) 2>&1; echo \"exit $?\"").replace('\'', "''");
         let sql = format!(
-            "truncate output; copy output from program '{program}'; select string_agg(line, E'\n') from output"
+            "truncate output; copy output from program '{program}'; select string_agg(line, E'\n') \
+             from output"
         );
         self.server.sql("mine", &sql).unwrap()
     }
@@ -50,7 +56,10 @@ impl Neighbours {
         let said = self.run(program);
         assert!(!said.ends_with("exit 0"), "{program} worked: {said}");
         let why = ["ermission denied", "not permitted"];
-        assert!(why.iter().any(|why| said.contains(why)), "{program} failed for another reason: {said}");
+        assert!(
+            why.iter().any(|why| said.contains(why)),
+            "{program} failed for another reason: {said}"
+        );
     }
 }
 
@@ -93,7 +102,8 @@ fn a_superuser_of_one_branch_gets_at_nothing_else() {
     n.refused(&format!("head -c 1 /proc/{}/mem", n.pid));
     n.refused(&format!("ls {}", n.socket.parent().unwrap().display()));
     n.refused(&format!(
-        "perl -e 'use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(q({}))) or die $!'",
+        "perl -e 'use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(q({}))) \
+         or die $!'",
         n.socket.display()
     ));
     // The store, the server and its secrets.
@@ -131,7 +141,9 @@ fn a_branch_belongs_to_its_own_user_again_after_a_reset_and_a_restart() {
     n.server.stop();
     n.server.restart();
     assert_eq!(
-        n.server.sql("other", "insert into secret values ('more'); select count(*) from secret").unwrap(),
+        n.server
+            .sql("other", "insert into secret values ('more'); select count(*) from secret")
+            .unwrap(),
         "2"
     );
 }
@@ -169,7 +181,8 @@ fn secrets_are_in_no_log_argument_message_or_readable_file() {
     let mut said = Vec::new();
     // An import that fails, wrong passwords, wrong tokens.
     let source = "postgresql://postgres:s3cret-of-the-source@127.0.0.1:1/app";
-    let import = CreateImport { name: "copy".into(), source: source.into(), mode: ImportMode::default() };
+    let import =
+        CreateImport { name: "copy".into(), source: source.into(), mode: ImportMode::default() };
     said.push(format!("{:?} {import:?}", client.start_import(&import).unwrap_err()));
     let wrong = url.replace(&password, "wrong");
     said.push(server.psql("b", &["-XAtqc", "select 1", &wrong]).stderr.escape_ascii().to_string());

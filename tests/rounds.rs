@@ -1,4 +1,5 @@
-//! Rounds of a mixed load that end in a crash of one kind or another, after each of which every branch is looked at.
+//! Rounds of a mixed load that end in a crash of one kind or another, after each of which every
+//! branch is looked at.
 //!
 //! `COPPICE_TEST_ROUNDS` sets how many (4, one of each kind); `make rounds` does 200.
 
@@ -22,9 +23,9 @@ const FLAGS: [&str; 4] = ["--log-limit", "8", "--seal-after", "1"];
 /// So often main is made small again, since a round looks at every row.
 const TRIM_EVERY: usize = 20;
 /// What was seen to be there goes; all that must hold still does.
-const TRIM: &str = "begin; select lo_unlink(id) from documents; truncate documents, pile, commits, pairs, pgbench_history; \
-    update pgbench_accounts set abalance = 0 where abalance <> 0; update pgbench_tellers set tbalance = 0; \
-    update pgbench_branches set bbalance = 0; commit";
+const TRIM: &str = "begin; select lo_unlink(id) from documents; truncate documents, pile, commits, \
+    pairs, pgbench_history; update pgbench_accounts set abalance = 0 where abalance <> 0; update \
+    pgbench_tellers set tbalance = 0; update pgbench_branches set bbalance = 0; commit";
 
 fn run(command: &mut Command) {
     let output = command.output().unwrap();
@@ -76,7 +77,8 @@ impl Disk {
         assert!(std::thread::panicking(), "{} cannot be unmounted", data.display());
     }
 
-    /// What is on the disk at this moment, without what the system has not written to it yet, takes its place.
+    /// What is on the disk at this moment, without what the system has not written to it yet, takes
+    /// its place.
     fn cut(&self, server: &mut Server) {
         let pid = server.pid().to_string();
         let copy = self.directory.path().join("copy");
@@ -123,14 +125,16 @@ impl Crash {
                 found.iter().for_each(processes::Process::kill);
             }
             Self::Backend => {
-                let postmaster = processes::postmasters(server, processes::of_branch(server, "main"));
+                let postmaster =
+                    processes::postmasters(server, processes::of_branch(server, "main"));
                 let mut all = processes::of_branch(server, "main");
                 all.retain(|process| !postmaster.contains(process));
                 if let Some(backend) = all.last() {
                     backend.kill();
                     // Until the postmaster has noticed, it takes connections that end with it.
                     coppice::eventually("Postgres ends with its backend", || {
-                        let now = processes::postmasters(server, processes::of_branch(server, "main"));
+                        let now =
+                            processes::postmasters(server, processes::of_branch(server, "main"));
                         !now.iter().any(|process| postmaster.contains(process))
                     });
                 }

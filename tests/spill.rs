@@ -1,4 +1,5 @@
-//! What queries spill to temporary files is in no log and no branch, and is there as long as they need it.
+//! What queries spill to temporary files is in no log and no branch, and is there as long as they
+//! need it.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -18,7 +19,9 @@ fn data_bytes(server: &Server) -> u64 {
     ["lanes", "layers"]
         .into_iter()
         .flat_map(files)
-        .filter_map(|entry| entry.ok().filter(|entry| of_data(&entry.file_name().to_string_lossy())))
+        .filter_map(|entry| {
+            entry.ok().filter(|entry| of_data(&entry.file_name().to_string_lossy()))
+        })
         .map(|entry| entry.metadata().map_or(0, |metadata| metadata.len()))
         .sum()
 }
@@ -45,12 +48,13 @@ fn temporary(server: &Server) -> Vec<PathBuf> {
 /// Has the kernel forget what it knows of the files' contents.
 fn drop_cache(paths: &[PathBuf]) {
     for path in paths {
-        posix_fadvise(File::open(path).unwrap(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        posix_fadvise(File::open(path).unwrap(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .unwrap();
     }
 }
 
-/// How many files without a name the server has open for contents: one for each Postgres's lock file, the others for what
-/// was spilled.
+/// How many files without a name the server has open for contents: one for each Postgres's lock
+/// file, the others for what was spilled.
 fn held(server: &Server) -> usize {
     let place = server.data().join("scratch");
     let opened = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
@@ -61,7 +65,8 @@ fn held(server: &Server) -> usize {
 #[test]
 fn what_queries_spill_stays_out_of_the_store() {
     let mut server = Server::start();
-    let table = format!("create table t as select i, md5(i::text) h from generate_series(1, {ROWS}) i");
+    let table =
+        format!("create table t as select i, md5(i::text) h from generate_series(1, {ROWS}) i");
     server.sql("main", &table).unwrap();
     // What a first reading of rows changes is written now.
     server.sql("main", "vacuum t").unwrap();
@@ -70,13 +75,15 @@ fn what_queries_spill_stays_out_of_the_store() {
     let before = data_bytes(&server);
 
     let main = Side::branch("main", &server, "main");
-    let at = |nth: u32| main.sql(&format!("select h from t order by h offset {nth} limit 1")).unwrap();
+    let at =
+        |nth: u32| main.sql(&format!("select h from t order by h offset {nth} limit 1")).unwrap();
     let session = main.connect();
     session.sql("set work_mem = '1MB'");
     session.sql("begin");
     session.sql("declare c no scroll cursor for select h from t order by h");
     assert_eq!(session.sql("fetch 1 from c").unwrap(), at(0));
-    let spilled: u64 = session.sql("select sum(size) from pg_ls_tmpdir()").unwrap().parse().unwrap();
+    let spilled: u64 =
+        session.sql("select sum(size) from pg_ls_tmpdir()").unwrap().parse().unwrap();
     assert!(spilled > 20 << 20, "{spilled} bytes were spilled");
     flush(&server);
     let grown = data_bytes(&server).saturating_sub(before);
@@ -92,7 +99,11 @@ fn what_queries_spill_stays_out_of_the_store() {
     drop_cache(&temporary(&server));
     for nth in [ROWS / 3, ROWS - 1] {
         session.sql(&format!("move absolute {nth} in c"));
-        assert_eq!(session.sql("fetch 1 from c").unwrap(), at(nth), "row {nth} of what was spilled");
+        assert_eq!(
+            session.sql("fetch 1 from c").unwrap(),
+            at(nth),
+            "row {nth} of what was spilled"
+        );
     }
 
     let request = CreateBranch { name: "child".into(), ..Default::default() };
@@ -111,12 +122,15 @@ fn what_queries_spill_stays_out_of_the_store() {
 fn an_index_built_by_several_processes_is_whole_and_files_are_let_go() {
     let server = Server::start();
     let main = Side::branch("main", &server, "main");
-    main.sql(&format!("create table t as select i, md5(i::text) h from generate_series(1, {ROWS}) i"));
+    main.sql(&format!(
+        "create table t as select i, md5(i::text) h from generate_series(1, {ROWS}) i"
+    ));
     main.sql("create extension amcheck");
     let session = main.connect();
     session.sql("alter table t set (parallel_workers = 2)");
     std::thread::scope(|scope| {
-        let build = scope.spawn(|| main.sql("set maintenance_work_mem = '1MB'; create index t_h on t (h)"));
+        let build =
+            scope.spawn(|| main.sql("set maintenance_work_mem = '1MB'; create index t_h on t (h)"));
         coppice::eventually("several processes spill", || held(&server) > 3 || build.is_finished());
         assert!(held(&server) > 3, "nothing was spilled");
     });

@@ -1,8 +1,8 @@
 //! The server started by an ordinary user, where `/dev/fuse` is open to users.
 //!
-//! The test needs root to become that user, and to open the device to it in a mount namespace of its own, so that the
-//! machine stays as it is. A process holds the namespace, which otherwise would go with a killed server and take the
-//! stale mount along.
+//! The test needs root to become that user, and to open the device to it in a mount namespace of
+//! its own, so that the machine stays as it is. A process holds the namespace, which otherwise
+//! would go with a killed server and take the stale mount along.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -26,8 +26,8 @@ struct Namespace {
 
 impl Namespace {
     fn new(directory: &Directory) -> Self {
-        let open = "mknod \"$0\" c 10 229 && chmod 666 \"$0\" && mount --bind \"$0\" /dev/fuse && echo ready && \
-                    exec sleep infinity";
+        let open = "mknod \"$0\" c 10 229 && chmod 666 \"$0\" && mount --bind \"$0\" /dev/fuse && \
+                    echo ready && exec sleep infinity";
         let mut holder = Command::new("unshare")
             .args(["-m", "sh", "-c", open])
             .arg(directory.path().join("fuse"))
@@ -43,8 +43,17 @@ impl Namespace {
     /// Runs what follows in it as the ordinary user, with next to no environment.
     fn wrapper(&self) -> Vec<String> {
         let id = NOBODY.to_string();
-        let words =
-            ["nsenter", "-m", "-t", &self.holder.id().to_string(), "setpriv", "--reuid", &id, "--regid", &id];
+        let words = [
+            "nsenter",
+            "-m",
+            "-t",
+            &self.holder.id().to_string(),
+            "setpriv",
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+        ];
         let end = ["--clear-groups", "env", "-i", "PATH=/usr/bin:/bin", "NO_COLOR=1"];
         words.into_iter().chain(end).map(str::to_owned).collect()
     }

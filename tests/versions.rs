@@ -1,7 +1,8 @@
-//! The server's main job on one version of Postgres: first start, branch, reset, crash, sleep, past, import.
+//! The server's main job on one version of Postgres: first start, branch, reset, crash, sleep,
+//! past, import.
 //!
-//! `COPPICE_TEST_POSTGRES_BIN` names the directory of that version's programs; without it, it is the newest of this machine.
-//! `tests/scripts/versions.sh` runs it on all versions.
+//! `COPPICE_TEST_POSTGRES_BIN` names the directory of that version's programs; without it, it is
+//! the newest of this machine. `tests/scripts/versions.sh` runs it on all versions.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -32,7 +33,11 @@ fn first_start(server: &Server) {
 }
 
 fn branch_and_reset(server: &Server) {
-    sql(server, "main", "create table t as select generate_series(1, 1000) as a; create index on t (a)");
+    sql(
+        server,
+        "main",
+        "create table t as select generate_series(1, 1000) as a; create index on t (a)",
+    );
     create(server, "child", "main", None);
     create(server, "grandchild", "child", None);
     sql(server, "child", "delete from t where a > 10; alter table t add b text default 'x'");
@@ -85,7 +90,12 @@ fn suspend_and_wake(server: &Server, acknowledged: &Acknowledged) {
     let mount = server.data().join("mount");
     for branch in server.client().list().unwrap() {
         let asleep = server.client().suspend(&branch.name).unwrap();
-        assert_eq!((asleep.state, asleep.failure), (ComputeState::Suspended, None), "{}", branch.name);
+        assert_eq!(
+            (asleep.state, asleep.failure),
+            (ComputeState::Suspended, None),
+            "{}",
+            branch.name
+        );
     }
     assert_eq!(processes::below(&mount), []);
     verify(server, acknowledged);
@@ -107,7 +117,10 @@ fn past(server: &Server) {
     create(server, "at-time", "main", Some(time));
     create(server, "at-lsn", "main", Some(lsn));
     for (branch, rows) in [("main", "1,2,3"), ("at-time", "1"), ("at-lsn", "1,2")] {
-        assert_eq!(sql(server, branch, "select string_agg(n::text, ',' order by n) from past"), rows);
+        assert_eq!(
+            sql(server, branch, "select string_agg(n::text, ',' order by n) from past"),
+            rows
+        );
         tpcb::verify(server, branch);
     }
 }
@@ -115,9 +128,12 @@ fn past(server: &Server) {
 /// Runs SQL on an imported branch, whose roles are those of its source.
 fn sql_imported(server: &Server, branch: &str, sql: &str) -> String {
     let mut psql = Command::new(postgres_program("psql"));
-    psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]).env("PGHOST", server.proxy.ip().to_string());
-    psql.env("PGPORT", server.proxy.port().to_string()).env("PGDATABASE", format!("postgres@{branch}"));
-    let output = psql.env("PGUSER", "postgres").env("PGPASSWORD", Source::PASSWORD).output().unwrap();
+    psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql])
+        .env("PGHOST", server.proxy.ip().to_string());
+    psql.env("PGPORT", server.proxy.port().to_string())
+        .env("PGDATABASE", format!("postgres@{branch}"));
+    let output =
+        psql.env("PGUSER", "postgres").env("PGPASSWORD", Source::PASSWORD).output().unwrap();
     assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -129,10 +145,13 @@ fn import(server: &Server) {
     source
         .sql("create table near as select generate_series(1, 1000) as a; create index on near (a)")
         .unwrap();
-    source.sql("create table distant tablespace far as select generate_series(1, 5000) as a").unwrap();
+    source
+        .sql("create table distant tablespace far as select generate_series(1, 5000) as a")
+        .unwrap();
     source.sql("create extension amcheck").unwrap();
     let client = server.client();
-    let request = CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
+    let request =
+        CreateImport { name: "prod".into(), source: source.url(), mode: Default::default() };
     let id = client.start_import(&request).unwrap().id;
     eventually("the import ends", || client.import(&id).unwrap().state != ImportState::Running);
     let ended = client.import(&id).unwrap();
@@ -153,8 +172,9 @@ fn import(server: &Server) {
 fn the_main_job_is_done_on_this_version() {
     println!("Postgres {} of {}", postgres().version, postgres().bin.display());
     let began = std::time::Instant::now();
-    let step =
-        |name: &str| println!("step {name}: ok, {:.1} s after the start", began.elapsed().as_secs_f64());
+    let step = |name: &str| {
+        println!("step {name}: ok, {:.1} s after the start", began.elapsed().as_secs_f64())
+    };
     let mut server = Server::start();
     first_start(&server);
     step("first start");

@@ -1,4 +1,5 @@
-//! What wakes a branch, what puts it to sleep, and that it shares nothing but the past with its relatives.
+//! What wakes a branch, what puts it to sleep, and that it shares nothing but the past with its
+//! relatives.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 use tokio_postgres::NoTls;
 
 fn create(server: &Server, name: &str, parent: &str) {
-    let request = CreateBranch { name: name.into(), parent: Some(parent.into()), ..Default::default() };
+    let request =
+        CreateBranch { name: name.into(), parent: Some(parent.into()), ..Default::default() };
     server.client().create(&request).unwrap_or_else(|error| panic!("create {name}: {error}"));
 }
 
@@ -24,8 +26,8 @@ fn sql(server: &Server, branch: &str, sql: &str) -> String {
 /// Lane files that belong to timelines, with their lengths. Spare ones belong to nobody.
 fn lane_files(server: &Server) -> BTreeMap<String, u64> {
     let entries = std::fs::read_dir(server.data().join("store/lanes")).unwrap().map(Result::unwrap);
-    let files =
-        entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()));
+    let files = entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()));
     files.filter(|(name, _)| !name.starts_with("spare.")).collect()
 }
 
@@ -92,7 +94,10 @@ fn two_hundred_connections_wake_one_postgres() {
     let ready = format!("compute ready timeline={timeline} ");
     let began = Instant::now();
     let rows = connect_at_once(&server, "asleep", CONNECTIONS);
-    println!("{CONNECTIONS} connections to a sleeping branch had their row after {:?}", began.elapsed());
+    println!(
+        "{CONNECTIONS} connections to a sleeping branch had their row after {:?}",
+        began.elapsed()
+    );
     let failed: Vec<_> = rows.iter().filter(|row| **row != Ok(17)).collect();
     assert!(failed.is_empty(), "{} of {CONNECTIONS} got no row: {:?}", failed.len(), failed[0]);
     assert_eq!(running(&server), 1);
@@ -203,10 +208,11 @@ const REWRITE: &str = "
 ";
 
 /// One line that tells everything about the tables of [`REWRITE`].
-const STATE: &str = "select (select count(*) || '/' || sum(a) || '/' || pg_relation_size('shortened') from shortened), \
-     (select md5(string_agg(a || b, ',' order by a)) from rewritten), to_regclass('dropped'), to_regclass('added'), \
-     (select string_agg(loid || md5(string_agg), ',' order by loid) from \
-       (select loid, string_agg(data, '' order by pageno) from pg_largeobject group by loid) as objects)";
+const STATE: &str = "select (select count(*) || '/' || sum(a) || '/' || \
+    pg_relation_size('shortened') from shortened), (select md5(string_agg(a || b, ',' order by a)) \
+    from rewritten), to_regclass('dropped'), to_regclass('added'), (select string_agg(loid || \
+    md5(string_agg), ',' order by loid) from (select loid, string_agg(data, '' order by pageno) \
+    from pg_largeobject group by loid) as objects)";
 
 #[test]
 fn files_shortened_rewritten_and_dropped_on_one_side_stay_on_the_other() {
@@ -215,7 +221,8 @@ fn files_shortened_rewritten_and_dropped_on_one_side_stay_on_the_other() {
         create extension amcheck;
         create table shortened as select generate_series(1, 50000) as a;
         create index on shortened (a);
-        create table rewritten as select a, repeat('x', 100) as b from generate_series(1, 5000) as a;
+        create table rewritten as select a, repeat('x', 100) as b from generate_series(1, 5000) as \
+        a;
         delete from rewritten where a % 2 = 0;
         create table dropped as select generate_series(1, 50000) as a;
         select lo_from_bytea(1001, convert_to(repeat('one', 10000), 'UTF8'));
@@ -225,7 +232,8 @@ fn files_shortened_rewritten_and_dropped_on_one_side_stay_on_the_other() {
     create(&server, "witness", "main");
     let before = sql(&server, "main", STATE);
     let rewrite = |branch: &str| {
-        let statements = REWRITE.split(';').map(str::trim).filter(|statement| !statement.is_empty());
+        let statements =
+            REWRITE.split(';').map(str::trim).filter(|statement| !statement.is_empty());
         statements.for_each(|statement| drop(sql(&server, branch, statement)));
         sql(&server, branch, STATE)
     };
@@ -241,8 +249,9 @@ fn files_shortened_rewritten_and_dropped_on_one_side_stay_on_the_other() {
     sql(&server, "late", "insert into shortened select generate_series(1, 50000)");
     assert_eq!(sql(&server, "late", "select count(*) from shortened where a > 10"), "49990");
     for branch in ["main", "child", "witness", "late"] {
-        let check = "select bt_index_parent_check(indexrelid, true) from pg_index join pg_class on oid = indexrelid \
-             where relam = (select oid from pg_am where amname = 'btree') and relpersistence = 'p'";
+        let check = "select bt_index_parent_check(indexrelid, true) from pg_index join pg_class on \
+                     oid = indexrelid where relam = (select oid from pg_am where amname = 'btree') \
+                     and relpersistence = 'p'";
         sql(&server, branch, check);
         coppice::tpcb::verify_checksums(&server, branch);
     }
@@ -258,7 +267,8 @@ fn prepared_transactions_and_unlogged_tables_go_through_forks_and_crashes() {
     let prepare = "begin; insert into t values (1); prepare transaction 'first'";
     sql(&server, "main", prepare);
     create(&server, "crash-image", "main");
-    // What was not logged is gone after a crash, says Postgres, and a fork of a running parent is the image of one.
+    // What was not logged is gone after a crash, says Postgres, and a fork of a running parent is
+    // the image of one.
     assert_eq!(sql(&server, "crash-image", "select count(*) from u"), "0");
     sql(&server, "crash-image", "insert into u values (7)");
     assert_eq!(sql(&server, "crash-image", "select a from u"), "7");
@@ -277,10 +287,15 @@ fn prepared_transactions_and_unlogged_tables_go_through_forks_and_crashes() {
         sql(&server, branch, &format!("{end} prepared 'first'"));
         assert_eq!(sql(&server, branch, "select count(*) from t"), rows, "{branch}");
     }
-    assert_eq!(sql(&server, "crash-image", "select count(*) from u"), "0", "it crashed with the server");
+    assert_eq!(
+        sql(&server, "crash-image", "select count(*) from u"),
+        "0",
+        "it crashed with the server"
+    );
 }
 
-/// A directory that Postgres may write to, so that nothing but the refusal is in the way of a tablespace there.
+/// A directory that Postgres may write to, so that nothing but the refusal is in the way of a
+/// tablespace there.
 fn directory_outside(server: &Server) -> std::path::PathBuf {
     let outside = server.directory.path().join("outside");
     std::fs::create_dir(&outside).unwrap();
@@ -297,7 +312,8 @@ fn a_tablespace_is_inside_the_branch_and_private_or_refused() {
     let outside = directory_outside(&server);
     sql(&server, "main", "copy (select 1) to program 'mkdir -m 700 spaces'");
     // A place in the data directory would be that of the parent when a child replays the log.
-    let inside = std::path::PathBuf::from(sql(&server, "main", "show data_directory")).join("spaces");
+    let inside =
+        std::path::PathBuf::from(sql(&server, "main", "show data_directory")).join("spaces");
     for place in [&outside, &inside] {
         let create = format!("create tablespace away location '{}'", place.display());
         let error = server.sql("main", &create).unwrap_err();
@@ -308,14 +324,20 @@ fn a_tablespace_is_inside_the_branch_and_private_or_refused() {
         // The log comes through a pipe.
         coppice::eventually("the refusal is in the log", || {
             let (log, target) = (server.log(), format!("target={} ", place.display()));
-            let mut refusals =
-                log.lines().filter(|line| line.contains("refused a symbolic link out of the branch"));
-            refusals.any(|line| line.contains(&target) && line.contains("allow_in_place_tablespaces"))
+            let mut refusals = log
+                .lines()
+                .filter(|line| line.contains("refused a symbolic link out of the branch"));
+            refusals
+                .any(|line| line.contains(&target) && line.contains("allow_in_place_tablespaces"))
         });
     }
-    assert_eq!(sql(&server, "main", "select count(*) from pg_tablespace where spcname = 'away'"), "0");
+    assert_eq!(
+        sql(&server, "main", "select count(*) from pg_tablespace where spcname = 'away'"),
+        "0"
+    );
 
-    let own = ["-c", "set allow_in_place_tablespaces = on", "-c", "create tablespace own location ''"];
+    let own =
+        ["-c", "set allow_in_place_tablespaces = on", "-c", "create tablespace own location ''"];
     assert!(server.psql("main", &own).status.success());
     sql(&server, "main", "create table t tablespace own as select generate_series(1, 10000) as a");
     // The child replays the making of the tablespace.
@@ -326,7 +348,11 @@ fn a_tablespace_is_inside_the_branch_and_private_or_refused() {
     sql(&server, "main", "vacuum full t");
     for restarted in [false, true] {
         assert_eq!(sql(&server, "main", "select count(*), sum(a) from t"), "10|55", "{restarted}");
-        assert_eq!(sql(&server, "child", "select count(*), sum(a) from t"), "10000|50015000", "{restarted}");
+        assert_eq!(
+            sql(&server, "child", "select count(*), sum(a) from t"),
+            "10000|50015000",
+            "{restarted}"
+        );
         server.kill();
         server.restart();
     }
@@ -348,7 +374,9 @@ fn a_starting_branch_is_watched_without_a_file_of_the_mount() {
         while !watched.load(Ordering::SeqCst) {
             let open = std::fs::read_dir(&files).unwrap().flatten();
             let open = open.filter_map(|file| std::fs::read_link(file.path()).ok());
-            found.extend(open.filter(|path| path.starts_with(&watching) && path.ends_with("postmaster.pid")));
+            found.extend(
+                open.filter(|path| path.starts_with(&watching) && path.ends_with("postmaster.pid")),
+            );
             looks += 1;
         }
         (looks, found)

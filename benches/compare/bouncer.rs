@@ -23,10 +23,11 @@ pub(crate) struct Bouncer {
 }
 
 impl Bouncer {
-    /// Starts it in front of `side`, with the same authentication; an error says why there can be none.
+    /// Starts it in front of `side`, with the same authentication; an error says why there can be
+    /// none.
     ///
-    /// It takes sessions as the proxy does, one connection of its own for each, and has the server's own secret, so that each
-    /// client proves as much as it would to Postgres.
+    /// It takes sessions as the proxy does, one connection of its own for each, and has the
+    /// server's own secret, so that each client proves as much as it would to Postgres.
     pub(crate) fn start(side: &Side, directory: &Path) -> Result<Self, String> {
         run(Command::new(PROGRAM).arg("--version"))?;
         let home = directory.join("pgbouncer");
@@ -38,9 +39,11 @@ impl Bouncer {
         write(&users, &format!("\"postgres\" \"{secret}\"\n"));
         write(&settings, &configuration(side, port, &users));
         // It refuses to run as root; only the user of this Postgres can reach its socket.
-        let owner = fs::metadata(side.directory()).map_err(|e| format!("look at the socket: {e}"))?;
+        let owner =
+            fs::metadata(side.directory()).map_err(|e| format!("look at the socket: {e}"))?;
         for path in [&home, &users, &settings] {
-            chown(path, Some(owner.uid()), Some(owner.gid())).map_err(|e| format!("give files away: {e}"))?;
+            chown(path, Some(owner.uid()), Some(owner.gid()))
+                .map_err(|e| format!("give files away: {e}"))?;
         }
         let mut command = Command::new(PROGRAM);
         command.arg("-q").arg(&settings).uid(owner.uid()).gid(owner.gid()).current_dir("/");
@@ -51,7 +54,10 @@ impl Bouncer {
         let began = Instant::now();
         while TcpStream::connect(address).is_err() {
             let ended = bouncer.child.try_wait().map_err(|e| format!("look at pgbouncer: {e}"))?;
-            assert!(ended.is_none() && began.elapsed() < LIMIT, "pgbouncer does not start: {ended:?}");
+            assert!(
+                ended.is_none() && began.elapsed() < LIMIT,
+                "pgbouncer does not start: {ended:?}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(bouncer)
@@ -82,7 +88,8 @@ fn configuration(side: &Side, port: u16, users: &Path) -> String {
         "[databases]\n{database} = host={socket} port=5432 dbname={database}\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {home}\n\
          auth_type = scram-sha-256\nauth_file = {users}\npool_mode = session\n\
-         max_client_conn = 300\ndefault_pool_size = 100\nlog_connections = 0\nlog_disconnections = 0\n"
+         max_client_conn = 300\ndefault_pool_size = 100\nlog_connections = 0\nlog_disconnections = \
+         0\n"
     )
 }
 

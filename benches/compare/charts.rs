@@ -11,7 +11,8 @@ const SYSTEMS: [Series; 4] = [
     ("btrfs", "btrfs", "#c9772b"),
     ("xfs", "XFS", "#3a64a8"),
 ];
-const PROXIES: [Series; 2] = [("proxy", "Coppice's proxy", "#2f7d4f"), ("pgbouncer", "PgBouncer", "#8458a6")];
+const PROXIES: [Series; 2] =
+    [("proxy", "Coppice's proxy", "#2f7d4f"), ("pgbouncer", "PgBouncer", "#8458a6")];
 
 /// Name of the file, and the plot, for each table of the results.
 pub(crate) fn all(results: &Results) -> [(&'static str, Chart); 4] {
@@ -20,7 +21,9 @@ pub(crate) fn all(results: &Results) -> [(&'static str, Chart); 4] {
     let postgres = results.part("machine")["postgres"].as_str().unwrap_or_default();
     let equal = format!("the same PostgreSQL {postgres} with the same settings, in turns; medians");
     let relative = |rows: &[Row], series: &[Series], whole: &str| {
-        groups(rows, series, |key, side| Some(results.speed(key, side)? / results.speed(key, whole)?))
+        groups(rows, series, |key, side| {
+            Some(results.speed(key, side)? / results.speed(key, whole)?)
+        })
     };
     let count = |key: &str| key.rsplit('.').next().and_then(|count| count.parse::<f64>().ok());
     let throughput = Chart {
@@ -47,7 +50,9 @@ pub(crate) fn all(results: &Results) -> [(&'static str, Chart); 4] {
         axis: "MiB for each branch; shorter is better",
         scale: Scale::Linear,
         reference: None,
-        groups: groups(&storage.rows, &branching, |key, side| Some(results.figure(key, side)? / count(key)?)),
+        groups: groups(&storage.rows, &branching, |key, side| {
+            Some(results.figure(key, side)? / count(key)?)
+        }),
         series: shown(&branching),
     };
     let proxy = Chart {

@@ -3,7 +3,8 @@
 use coppice::sides::number;
 use serde_json::{Value, json};
 
-/// The sections, in the order in which they run: what reads a fresh branch comes before what changes it.
+/// The sections, in the order in which they run: what reads a fresh branch comes before what
+/// changes it.
 pub(crate) const SECTIONS: [&str; 8] =
     ["branches", "cold", "select", "bulk", "checkpoint", "tpcb", "proxy", "storage"];
 /// What the names of all variables begin with.
@@ -56,10 +57,17 @@ impl Config {
         let sized = |name, full, tiny| variable(name, if quick { tiny } else { full });
         let branches = if quick { vec![1, 5, 10] } else { vec![1, 10, 100] };
         let only = std::env::var(format!("{PREFIX}ONLY")).unwrap_or_default();
-        let only: Vec<String> =
-            only.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        let only: Vec<String> = only
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect();
         for name in &only {
-            assert!(SECTIONS.contains(&name.as_str()), "no section is called {name}; there are {SECTIONS:?}");
+            assert!(
+                SECTIONS.contains(&name.as_str()),
+                "no section is called {name}; there are {SECTIONS:?}"
+            );
         }
         Self {
             quick,
@@ -86,7 +94,8 @@ impl Config {
         self.only.is_empty() || self.only.iter().any(|name| name == section)
     }
 
-    /// Bytes of the file under each loop device: the base, a branch that changes all of it, bulk loads, write-ahead log.
+    /// Bytes of the file under each loop device: the base, a branch that changes all of it, bulk
+    /// loads, write-ahead log.
     pub(crate) fn volume_bytes(&self) -> u64 {
         let database = self.scale * (16 << 20);
         let bulk = (self.rows * 600).max(self.dirty_mb << 21);

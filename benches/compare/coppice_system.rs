@@ -21,8 +21,9 @@ pub(crate) struct Coppice {
 }
 
 impl Coppice {
-    /// Makes a server with a base that is sealed, as what has rested for half a minute is. Then the server is started anew
-    /// with its default limits, served over io_uring. Nothing is suspended by itself, since a suspended side would be measured waking up.
+    /// Makes a server with a base that is sealed, as what has rested for half a minute is. Then the
+    /// server is started anew with its default limits, served over io_uring. Nothing is suspended
+    /// by itself, since a suspended side would be measured waking up.
     pub(crate) fn new(directory: &Arc<Directory>, base: Base) -> Self {
         let directory = Arc::clone(directory);
         let at_once = ["--suspend-after", "0", "--io-uring", "on", "--seal-after", "1"];
@@ -107,21 +108,28 @@ impl System for Coppice {
     }
 
     fn proxied(&self) -> Option<[Side; 2]> {
-        Some([Side::proxied_locally("proxy", &self.server, WORK), Side::proxied("proxy", &self.server, WORK)])
+        Some([
+            Side::proxied_locally("proxy", &self.server, WORK),
+            Side::proxied("proxy", &self.server, WORK),
+        ])
     }
 
-    /// All but the spare files, which are kept ready for whoever writes next. They correspond to what other file systems have
-    /// set aside and count as free.
+    /// All but the spare files, which are kept ready for whoever writes next. They correspond to
+    /// what other file systems have set aside and count as free.
     fn used_bytes(&mut self) -> u64 {
         self.client.suspend(WORK).expect("suspend");
         wait_until_sealed(&self.server);
         self.settle();
         let store = self.server.data().join("store");
-        [store.clone(), store.join("lanes"), store.join("layers")].iter().map(|path| file_bytes(path)).sum()
+        [store.clone(), store.join("lanes"), store.join("layers")]
+            .iter()
+            .map(|path| file_bytes(path))
+            .sum()
     }
 }
 
-/// Waits until no lane has a log any more. What nobody has opened since a start is opened and sealed in its time.
+/// Waits until no lane has a log any more. What nobody has opened since a start is opened and
+/// sealed in its time.
 fn wait_until_sealed(server: &Server) {
     let lanes = server.data().join("store/lanes");
     eventually("everything is sealed", || {
@@ -143,13 +151,17 @@ fn request_ms(server: &Server, branch: &str) -> f64 {
     loop {
         let log = server.log();
         let line = log.lines().rev().find(|line| {
-            line.contains("method=POST route=\"/v1/branches\"") && line.contains(&format!("\"{branch}\""))
+            line.contains("method=POST route=\"/v1/branches\"")
+                && line.contains(&format!("\"{branch}\""))
         });
         let ms = line.and_then(|line| line.split(" ms=").nth(1)?.split(' ').next()?.parse().ok());
         if let Some(ms) = ms {
             return ms;
         }
-        assert!(began.elapsed() < LIMIT, "the log does not tell of the creation of {branch}:\n{log}");
+        assert!(
+            began.elapsed() < LIMIT,
+            "the log does not tell of the creation of {branch}:\n{log}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -1,4 +1,5 @@
-//! The published form of the results: tables in docs/benchmarks.md, between two marks, and plots beside it.
+//! The published form of the results: tables in docs/benchmarks.md, between two marks, and plots
+//! beside it.
 
 use crate::charts;
 use crate::report::{root, short};
@@ -11,14 +12,16 @@ const BEGIN: &str = "<!-- from `make bench-docs`: -->";
 const END: &str = "<!-- until here -->";
 const PAGE: &str = "benchmarks.md";
 
-/// Writes tables and plots of the newest results into docs/, or into the directory that `COPPICE_BENCH_DOCS` names.
+/// Writes tables and plots of the newest results into docs/, or into the directory that
+/// `COPPICE_BENCH_DOCS` names.
 ///
 /// # Panics
 /// If the results are none to publish.
 pub(crate) fn write() {
     let results = Results::read();
     let docs = root().join("docs");
-    let directory = std::env::var_os("COPPICE_BENCH_DOCS").map_or_else(|| docs.clone(), PathBuf::from);
+    let directory =
+        std::env::var_os("COPPICE_BENCH_DOCS").map_or_else(|| docs.clone(), PathBuf::from);
     if directory == docs {
         results.require_whole();
     }
@@ -50,16 +53,22 @@ fn show(out: &mut String, results: &Results, Table { heading, peers, rows }: &Ta
         let ours = if row.key.starts_with("proxy.") { "proxy" } else { "coppice" };
         let Some(ours) = results.figure(&row.key, ours) else { continue };
         let ratio = |peer: &&str| {
-            results.ratio(&row.key, peer).map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
+            results
+                .ratio(&row.key, peer)
+                .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
         };
         let ratios: Vec<String> = peers.iter().map(ratio).collect();
         let (name, unit) = (&row.name, results.unit(&row.key));
         line(out, format_args!("| {name} | {} {unit} | {} |", short(ours), ratios.join(" | ")));
         if row.key == "create" {
-            let p99 = results.part("absolute")["create_p99_ms"].as_f64().map_or_else(String::new, short);
+            let p99 =
+                results.part("absolute")["create_p99_ms"].as_f64().map_or_else(String::new, short);
             line(
                 out,
-                format_args!("| create, 99 of 100 | {p99} ms | {} |", vec!["–"; peers.len()].join(" | ")),
+                format_args!(
+                    "| create, 99 of 100 | {p99} ms | {} |",
+                    vec!["–"; peers.len()].join(" | ")
+                ),
             );
         }
     }
@@ -73,7 +82,8 @@ fn provenance(results: &Results) -> String {
     let sizes = results.part("sizes");
     let lines = [
         format!(
-            "`{}` on {}, commit {}, in {} minutes: pgbench scale {}, {} rounds of {} s for TPC-B and {} s for other loads.",
+            "`{}` on {}, commit {}, in {} minutes: pgbench scale {}, {} rounds of {} s for TPC-B \
+             and {} s for other loads.",
             results.part("command").as_str().unwrap_or("make bench"),
             results.part("at").as_str().unwrap_or_default(),
             text("commit"),
@@ -84,7 +94,8 @@ fn provenance(results: &Results) -> String {
             sizes["seconds"],
         ),
         format!(
-            "The machine: {} cores ({}), {} GiB of memory, {}, Linux {}, {} on which a page is durable in {:.2} ms; PostgreSQL {}, {}, {}, {}.",
+            "The machine: {} cores ({}), {} GiB of memory, {}, Linux {}, {} on which a page is \
+             durable in {:.2} ms; PostgreSQL {}, {}, {}, {}.",
             machine["cores"],
             text("cpu"),
             machine["memory_gib"],
@@ -97,7 +108,8 @@ fn provenance(results: &Results) -> String {
             text("xfs"),
             text("pgbouncer"),
         ),
-        "Ratios are ours over theirs, larger is better for us: of rates, and of their time or size to ours."
+        "Ratios are ours over theirs, larger is better for us: of rates, and of their time or size \
+         to ours."
             .to_owned(),
     ];
     lines.join("\n")

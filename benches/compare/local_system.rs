@@ -1,4 +1,5 @@
-//! A Postgres on a local file system, which branches it by a snapshot, by a copy that shares its blocks, or not at all.
+//! A Postgres on a local file system, which branches it by a snapshot, by a copy that shares its
+//! blocks, or not at all.
 
 use crate::systems::{Base, System, load};
 use coppice::cluster::Cluster;
@@ -50,7 +51,8 @@ impl Local {
         Self::new("native", Method::None, root, None, base)
     }
 
-    /// On a file system of its own with these options, whose file is in `directory`; an error says why there can be none.
+    /// On a file system of its own with these options, whose file is in `directory`; an error says
+    /// why there can be none.
     pub(crate) fn on_volume(
         (kind, options): (FileSystem, &str),
         method: Method,
@@ -69,8 +71,8 @@ impl Local {
         volume: Option<LoopVolume>,
         base: Base,
     ) -> Self {
-        // As the manual of Postgres recommends for copy-on-write, and as a branch of ours has it. The defaults are made for what
-        // overwrites in place.
+        // As the manual of Postgres recommends for copy-on-write, and as a branch of ours has it.
+        // The defaults are made for what overwrites in place.
         let settings: &[_] = if method == Method::Snapshot {
             &[("wal_recycle", "off"), ("wal_init_zero", "off")]
         } else {
@@ -118,7 +120,8 @@ impl System for Local {
     fn settle(&mut self) {
         if std::mem::take(&mut self.deleted) {
             for command in [["filesystem", "sync"], ["subvolume", "sync"]] {
-                run(Command::new("btrfs").args(command).arg(&self.root)).expect("wait for btrfs to clean up");
+                run(Command::new("btrfs").args(command).arg(&self.root))
+                    .expect("wait for btrfs to clean up");
             }
         }
     }
@@ -136,7 +139,8 @@ impl System for Local {
     fn remove(&mut self, branch: &str) {
         let path = self.root.join(branch);
         if self.method == Method::Snapshot {
-            run(Command::new("btrfs").args(["subvolume", "delete"]).arg(path)).expect("delete a snapshot");
+            run(Command::new("btrfs").args(["subvolume", "delete"]).arg(path))
+                .expect("delete a snapshot");
             self.deleted = true;
         } else {
             fs::remove_dir_all(path).expect("remove a copy");
@@ -193,8 +197,10 @@ fn clone(method: Method, from: &Path, to: &Path) {
         }
         Method::Reflink | Method::Copy => {
             let mut command = Command::new("cp");
-            command
-                .args(["-a", if method == Method::Reflink { "--reflink=always" } else { "--reflink=never" }]);
+            command.args([
+                "-a",
+                if method == Method::Reflink { "--reflink=always" } else { "--reflink=never" },
+            ]);
             command
         }
         Method::None => panic!("nothing makes a branch here"),

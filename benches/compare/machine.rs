@@ -48,7 +48,9 @@ fn first_line(command: &mut Command) -> Option<String> {
 
 fn field(path: &str, name: &str, separator: char) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.split_once(separator).filter(|(key, _)| key.trim() == name));
+    let line = text
+        .lines()
+        .find_map(|line| line.split_once(separator).filter(|(key, _)| key.trim() == name));
     line.map(|(_, value)| value.trim().trim_matches('"').to_owned())
 }
 
@@ -71,7 +73,8 @@ fn file_system(directory: &Path) -> (String, String) {
     let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let above = fields.filter(|fields| fields.len() > 2 && directory.starts_with(fields[1]));
     // Of those at the same place, the newest is seen.
-    let own = above.max_by_key(|fields| fields[1].len()).expect("the directory is on some file system");
+    let own =
+        above.max_by_key(|fields| fields[1].len()).expect("the directory is on some file system");
     (own[0].to_owned(), own[2].to_owned())
 }
 

@@ -1,13 +1,16 @@
-//! Stock Postgres on a Coppice branch against the same Postgres, with the same settings, on the local file system, on a
-//! snapshot of btrfs and on a copy of XFS that shares its blocks; and the proxy against the bare socket and PgBouncer.
+//! Stock Postgres on a Coppice branch against the same Postgres, with the same settings, on the
+//! local file system, on a snapshot of btrfs and on a copy of XFS that shares its blocks; and the
+//! proxy against the bare socket and PgBouncer.
 //!
-//! `make bench`, or as root `cargo bench --bench compare` after `cargo build --release --workspace`. The sides take turns,
-//! so that a noisy machine favours none; figures are medians. All lie on the file system of the directory for temporary files
-//! (`TMPDIR`), btrfs and XFS in files there. What the machine cannot is skipped, loudly. The results are in
-//! `target/bench/results.json`, and `make bench-docs` makes the table and the plots of docs/benchmarks.md of them.
+//! `make bench`, or as root `cargo bench --bench compare` after `cargo build --release
+//! --workspace`. The sides take turns, so that a noisy machine favours none; figures are medians.
+//! All lie on the file system of the directory for temporary files (`TMPDIR`), btrfs and XFS in
+//! files there. What the machine cannot is skipped, loudly. The results are in
+//! `target/bench/results.json`, and `make bench-docs` makes the table and the plots of
+//! docs/benchmarks.md of them.
 //!
-//! `COPPICE_BENCH_QUICK=1` tries everything with tiny sizes, `COPPICE_BENCH_ONLY=tpcb,proxy` runs some sections of those in
-//! `config.rs`, where all the sizes are too.
+//! `COPPICE_BENCH_QUICK=1` tries everything with tiny sizes, `COPPICE_BENCH_ONLY=tpcb,proxy` runs
+//! some sections of those in `config.rs`, where all the sizes are too.
 
 mod bouncer;
 mod charts;
@@ -31,7 +34,8 @@ use systems::Base;
 
 /// How full pgbench makes pages by default.
 const FULL: u64 = 100;
-/// Leaves room on each page for another version of a row, so that a change of it changes that page alone.
+/// Leaves room on each page for another version of a row, so that a change of it changes that page
+/// alone.
 const ROOMY: u64 = 90;
 
 fn main() {
@@ -62,7 +66,8 @@ fn measure(config: &Config) {
         // A server and volumes of its own, when the others are gone.
         let directory = Arc::new(Directory::new());
         let base = Base { scale: config.storage_scale, fillfactor: ROOMY, seal_at_once: true };
-        let (systems, skipped) = systems::make_all(config, &directory, base, config.storage_volume_bytes());
+        let (systems, skipped) =
+            systems::make_all(config, &directory, base, config.storage_volume_bytes());
         report.skip(skipped);
         let mut bench = Bench { config, systems, report: &mut report };
         sections::storage::run(&mut bench);

@@ -62,14 +62,18 @@ impl Axis {
                 let step = step.into_iter().find(|step| *step >= rough).unwrap_or(power);
                 let count = (most / step).ceil();
                 let ticks = std::iter::successors(Some(0.0), |tick| Some(tick + 1.0));
-                let ticks = ticks.take_while(|tick| *tick <= count).map(|tick| tick * step).collect();
+                let ticks =
+                    ticks.take_while(|tick| *tick <= count).map(|tick| tick * step).collect();
                 Self { scale: Scale::Linear, from: 0.0, to: count * step, ticks }
             }
             Scale::Log => {
                 // A bar of the least value has to have some length.
                 let (from, to) = ((least / 2.0).log10().floor(), most.log10().ceil());
                 let powers = std::iter::successors(Some(from), |power| Some(power + 1.0));
-                let ticks = powers.take_while(|power| *power <= to).map(|power| 10_f64.powf(power)).collect();
+                let ticks = powers
+                    .take_while(|power| *power <= to)
+                    .map(|power| 10_f64.powf(power))
+                    .collect();
                 Self { scale: Scale::Log, from, to: to.max(from + 1.0), ticks }
             }
         }
@@ -77,23 +81,27 @@ impl Axis {
 
     fn x(&self, value: f64) -> f64 {
         let value = if self.scale == Scale::Log { value.log10() } else { value };
-        LEFT + ((value - self.from) / (self.to - self.from)).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
+        LEFT + ((value - self.from) / (self.to - self.from)).clamp(0.0, 1.0)
+            * (WIDTH - LEFT - RIGHT)
     }
 }
 
 impl Chart {
-    /// The picture: first what lies behind, then the bars, the line through them, and what has to be readable before all.
+    /// The picture: first what lies behind, then the bars, the line through them, and what has to
+    /// be readable before all.
     pub(crate) fn to_svg(&self) -> String {
         let axis = Axis::of(self);
         let (mut bars, mut texts) = (String::new(), String::new());
         let mut y = TOP;
         for (name, values) in &self.groups {
-            let height = values.iter().flatten().count() as f64 * (BAR + BETWEEN_BARS) - BETWEEN_BARS;
+            let height =
+                values.iter().flatten().count() as f64 * (BAR + BETWEEN_BARS) - BETWEEN_BARS;
             let (x, middle) = (LEFT - 12.0, y + height / 2.0 + 5.0);
             put(
                 &mut texts,
                 format_args!(
-                    "<text class=\"text\" x=\"{x:.1}\" y=\"{middle:.1}\" text-anchor=\"end\">{name}</text>"
+                    "<text class=\"text\" x=\"{x:.1}\" y=\"{middle:.1}\" \
+                     text-anchor=\"end\">{name}</text>"
                 ),
             );
             for ((series, colour), value) in self.series.iter().zip(values) {
@@ -103,14 +111,17 @@ impl Chart {
                 put(
                     &mut bars,
                     format_args!(
-                        "<rect x=\"{LEFT:.1}\" y=\"{y:.1}\" width=\"{length:.1}\" height=\"{BAR:.1}\" rx=\"2\" fill=\"{colour}\">\
+                        "<rect x=\"{LEFT:.1}\" y=\"{y:.1}\" width=\"{length:.1}\" \
+                         height=\"{BAR:.1}\" rx=\"2\" fill=\"{colour}\">\
                          <title>{name}, {series}: {figure}</title></rect>"
                     ),
                 );
                 let (x, base) = (end + 5.0, y + BAR - 3.5);
                 put(
                     &mut texts,
-                    format_args!("<text class=\"figure\" x=\"{x:.1}\" y=\"{base:.1}\">{figure}</text>"),
+                    format_args!(
+                        "<text class=\"figure\" x=\"{x:.1}\" y=\"{base:.1}\">{figure}</text>"
+                    ),
                 );
                 y += BAR + BETWEEN_BARS;
             }
@@ -126,13 +137,19 @@ impl Chart {
         put(
             &mut head,
             format_args!(
-                "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-labelledby=\"title\"\n     \
-             font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\" font-size=\"14\">\n\
+                "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" \
+                 role=\"img\" aria-labelledby=\"title\"\n     \
+             font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\" \
+             font-size=\"14\">\n\
              <title id=\"title\">{}</title>\n\
-             <style>.text {{ fill: #1d2520 }} .soft {{ fill: #5b6b60; font-size: 13px }} .figure {{ fill: #3d4741; font-size: 12px; paint-order: stroke; stroke: #ffffff; stroke-width: 3px }} \
-             .grid {{ stroke: #e1e6e2 }} .axis {{ stroke: #8a968d }} .reference {{ stroke: #1d2520; stroke-dasharray: 5 4; stroke-width: 1.5 }}</style>\n\
+             <style>.text {{ fill: #1d2520 }} .soft {{ fill: #5b6b60; font-size: 13px }} .figure \
+             {{ fill: #3d4741; font-size: 12px; paint-order: stroke; stroke: #ffffff; \
+             stroke-width: 3px }} \
+             .grid {{ stroke: #e1e6e2 }} .axis {{ stroke: #8a968d }} .reference {{ stroke: \
+             #1d2520; stroke-dasharray: 5 4; stroke-width: 1.5 }}</style>\n\
              <rect width=\"{WIDTH}\" height=\"{height:.0}\" rx=\"10\" fill=\"#ffffff\"/>\n\
-             <text class=\"text\" x=\"24\" y=\"32\" font-size=\"17\" font-weight=\"600\">{}</text>\n\
+             <text class=\"text\" x=\"24\" y=\"32\" font-size=\"17\" \
+             font-weight=\"600\">{}</text>\n\
              <text class=\"soft\" x=\"24\" y=\"52\">{}</text>",
                 self.title, self.title, self.subtitle
             ),
@@ -142,7 +159,8 @@ impl Chart {
             put(
                 &mut head,
                 format_args!(
-                    "<rect x=\"{x:.1}\" y=\"66\" width=\"12\" height=\"12\" rx=\"2\" fill=\"{colour}\"/>\
+                    "<rect x=\"{x:.1}\" y=\"66\" width=\"12\" height=\"12\" rx=\"2\" \
+                     fill=\"{colour}\"/>\
                  <text class=\"text\" x=\"{:.1}\" y=\"77\">{name}</text>",
                     x + 18.0
                 ),
@@ -160,7 +178,8 @@ impl Chart {
             put(
                 &mut grid,
                 format_args!(
-                    "<line class=\"{class}\" x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"/>\
+                    "<line class=\"{class}\" x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" \
+                     y2=\"{bottom:.1}\"/>\
                  <text class=\"soft\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                     TOP - 6.0,
                     bottom + 18.0,
@@ -187,8 +206,10 @@ impl Chart {
             put(
                 &mut line,
                 format_args!(
-                    "<line class=\"reference\" x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"/>\
-                 <text class=\"text\" x=\"{x:.1}\" y=\"{:.1}\" font-size=\"12\" text-anchor=\"middle\">{name}</text>",
+                    "<line class=\"reference\" x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" \
+                     y2=\"{bottom:.1}\"/>\
+                 <text class=\"text\" x=\"{x:.1}\" y=\"{:.1}\" font-size=\"12\" \
+                 text-anchor=\"middle\">{name}</text>",
                     TOP - 6.0,
                     TOP - 11.0
                 ),

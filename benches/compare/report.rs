@@ -90,7 +90,15 @@ impl Report {
     pub(crate) fn new(config: &Config, machine: Value) -> Self {
         let at = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
         let (measures, absolute, skipped) = Default::default();
-        Self { began: Instant::now(), at, machine, config: config.clone(), measures, absolute, skipped }
+        Self {
+            began: Instant::now(),
+            at,
+            machine,
+            config: config.clone(),
+            measures,
+            absolute,
+            skipped,
+        }
     }
 
     /// Takes down what this machine cannot, and why.
@@ -105,7 +113,10 @@ impl Report {
 
     /// Adds a measure to the table.
     pub(crate) fn add(&mut self, measure: Measure) {
-        assert!(!measure.values.is_empty() && measure.values.iter().all(|(_, values)| !values.is_empty()));
+        assert!(
+            !measure.values.is_empty()
+                && measure.values.iter().all(|(_, values)| !values.is_empty())
+        );
         println!("{}", measure.row());
         self.measures.push(measure);
     }
@@ -149,20 +160,23 @@ impl Report {
             "ratios": ratios,
         });
         let path = path();
-        std::fs::create_dir_all(path.parent().expect("a directory")).expect("make the results' directory");
+        std::fs::create_dir_all(path.parent().expect("a directory"))
+            .expect("make the results' directory");
         let text = serde_json::to_string_pretty(&results).expect("encode the results");
         std::fs::write(&path, text + "\n").expect("write the results");
         for (name, why) in &self.skipped {
             println!("!!! SKIPPED {name}: {why}");
         }
-        let tiny = if self.config.quick { "; of tiny sizes: they say nothing of speed" } else { "" };
+        let tiny =
+            if self.config.quick { "; of tiny sizes: they say nothing of speed" } else { "" };
         println!("\n[{}] results in {}{tiny}", self.clock(), path.display());
     }
 }
 
 /// Where the results are.
 pub(crate) fn path() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("bench/results.json")
 }
 

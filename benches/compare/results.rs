@@ -31,13 +31,17 @@ impl Results {
     pub(crate) fn read() -> Self {
         let path = path();
         let text = std::fs::read_to_string(&path);
-        let text = text.unwrap_or_else(|error| panic!("{}: {error}: run make bench first", path.display()));
+        let text = text
+            .unwrap_or_else(|error| panic!("{}: {error}: run make bench first", path.display()));
         Self(serde_json::from_str(&text).expect("the results are JSON"))
     }
 
     /// Fails unless they are of a whole run in full size, which alone is published.
     pub(crate) fn require_whole(&self) {
-        assert!(self.0["quick"] == false, "these are results of COPPICE_BENCH_QUICK: run make bench");
+        assert!(
+            self.0["quick"] == false,
+            "these are results of COPPICE_BENCH_QUICK: run make bench"
+        );
         let skipped = &self.0["skipped"];
         assert!(skipped.as_object().is_some_and(Map::is_empty), "something was skipped: {skipped}");
         let figures = self.0["figures"].as_object();
@@ -49,7 +53,10 @@ impl Results {
                 other => other,
             };
             let there = figures.is_some_and(|all| all.keys().any(|known| known.starts_with(key)));
-            assert!(there, "section {section} is missing: run make bench without COPPICE_BENCH_ONLY");
+            assert!(
+                there,
+                "section {section} is missing: run make bench without COPPICE_BENCH_ONLY"
+            );
         }
     }
 
@@ -85,8 +92,9 @@ impl Results {
     pub(crate) fn tables(&self) -> [Table; 4] {
         let peers = &["native", "btrfs", "xfs"];
         let counts = self.0["sizes"]["storage_branches"].as_array().cloned().unwrap_or_default();
-        let named =
-            |count: &Value| if *count == 1 { "1 branch".to_owned() } else { format!("{count} branches") };
+        let named = |count: &Value| {
+            if *count == 1 { "1 branch".to_owned() } else { format!("{count} branches") }
+        };
         let storage = counts.iter().map(|count| row(format!("storage.{count}"), named(count)));
         let branches = [
             row("create", "create"),

@@ -15,12 +15,13 @@ pub(crate) struct Base {
     pub(crate) scale: u64,
     /// How full pgbench makes the pages of its tables, in percent.
     pub(crate) fillfactor: u64,
-    /// Whether our server is to seal at once what is not written to, instead of after its default time.
+    /// Whether our server is to seal at once what is not written to, instead of after its default
+    /// time.
     pub(crate) seal_at_once: bool,
 }
 
-/// One of those that are compared. It has a base that rests, and a branch of it under load, which is the base itself where
-/// nothing can be branched.
+/// One of those that are compared. It has a base that rests, and a branch of it under load, which
+/// is the base itself where nothing can be branched.
 pub(crate) trait System {
     /// What it is called in the results.
     fn name(&self) -> &'static str;
@@ -48,14 +49,15 @@ pub(crate) trait System {
     /// Makes a branch and asks it for a row; milliseconds. The branch is stopped then.
     fn first_row(&mut self, branch: &str) -> f64;
 
-    /// Starts a branch that is stopped, the one under load where there are no others, and asks it for a row; milliseconds.
-    /// It is as it was then.
+    /// Starts a branch that is stopped, the one under load where there are no others, and asks it
+    /// for a row; milliseconds. It is as it was then.
     fn wake(&mut self, branch: &str) -> f64;
 
     /// Starts a branch, does something with it, and stops it.
     fn visit(&mut self, branch: &str, work: &mut dyn FnMut(&Side));
 
-    /// The branch under load through a proxy of its own, if it has one: over a Unix socket and over TCP.
+    /// The branch under load through a proxy of its own, if it has one: over a Unix socket and over
+    /// TCP.
     fn proxied(&self) -> Option<[Side; 2]> {
         None
     }
@@ -90,7 +92,8 @@ pub(crate) fn make_all(
     systems.push(Box::new(Coppice::new(directory, base)));
     println!("preparing native");
     systems.push(Box::new(Local::on_directory(directory.path(), base)));
-    let mut volumes = vec![(FileSystem::Btrfs, Method::Snapshot), (FileSystem::Xfs, Method::Reflink)];
+    let mut volumes =
+        vec![(FileSystem::Btrfs, Method::Snapshot), (FileSystem::Xfs, Method::Reflink)];
     if config.control {
         volumes.push((FileSystem::Ext4, Method::Copy));
     }

@@ -1,8 +1,9 @@
-//! The page store in parts: appending, syncing, forking, sealing, merging, and reading through layers and along chains.
+//! The page store in parts: appending, syncing, forking, sealing, merging, and reading through
+//! layers and along chains.
 //!
-//! `cargo bench --bench storage`. What is written and read is chosen by the seed that is printed, and everything read is held
-//! against what was written. The operating system has all of it cached, so what is measured is the work of the store, but for
-//! the syncs, which reach the disk.
+//! `cargo bench --bench storage`. What is written and read is chosen by the seed that is printed,
+//! and everything read is held against what was written. The operating system has all of it cached,
+//! so what is measured is the work of the store, but for the syncs, which reach the disk.
 
 mod reads;
 mod shape;

@@ -85,7 +85,8 @@ fn layers(c: &mut Criterion) {
     }
 }
 
-/// At the end of a chain in which each timeline wrote some blocks, the oldest wrote all, and that one is read.
+/// At the end of a chain in which each timeline wrote some blocks, the oldest wrote all, and that
+/// one is read.
 fn depths(c: &mut Criterion) {
     let mut group = c.benchmark_group("read a page at depth");
     for depth in [1, 10, 100] {
@@ -93,7 +94,8 @@ fn depths(c: &mut Criterion) {
         world.layer(world.root, PAGES, (0, 1));
         let (mut last, mut newer) = (world.root, Vec::new());
         for level in 1..=depth {
-            let (child, _) = world.store.fork(last, |t| name(&format!("b{level}"), t)).expect("fork");
+            let (child, _) =
+                world.store.fork(last, |t| name(&format!("b{level}"), t)).expect("fork");
             world.layer(child, PAGES, (level, STRIDE));
             newer.push(level);
             last = child;

@@ -19,7 +19,9 @@ pub(crate) fn all(c: &mut Criterion) {
     };
     let seal = |world: &World, (): &mut (), _| world.seal(world.root);
     let sealed = |world: &World, (): &mut (), _| world.check(&world.tree(world.root), PAGES / 2, 0);
-    group.bench_function("seal a log", |b| b.iter_custom(|count| in_portions(count, 1, fill, seal, sealed)));
+    group.bench_function("seal a log", |b| {
+        b.iter_custom(|count| in_portions(count, 1, fill, seal, sealed))
+    });
 
     let stack = |world: &World| {
         world.layer(world.root, PAGES, (0, 1));
@@ -27,7 +29,9 @@ pub(crate) fn all(c: &mut Criterion) {
     };
     let merge = |world: &World, (): &mut (), _| {
         let range = 0..usize::try_from(LAYERS).unwrap_or(0);
-        assert!(world.store.merge(world.root, LaneKind::Data, range, &mut |_| Ok(())).expect("merge"));
+        assert!(
+            world.store.merge(world.root, LaneKind::Data, range, &mut |_| Ok(())).expect("merge")
+        );
     };
     let merged = |world: &World, (): &mut (), _| {
         let tree = world.tree(world.root);

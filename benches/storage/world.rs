@@ -60,7 +60,8 @@ impl World {
         tree.write(self.inode, block * PAGE, &page(block, version)).expect("write");
     }
 
-    /// Writes those of the first `pages` blocks of which each `nth` is due, and seals them as one layer.
+    /// Writes those of the first `pages` blocks of which each `nth` is due, and seals them as one
+    /// layer.
     pub(crate) fn layer(&self, timeline: TimelineId, pages: u64, (version, every): (u64, u64)) {
         let tree = self.tree(timeline);
         for block in (version % every..pages).step_by(usize::try_from(every).expect("a step")) {
@@ -74,7 +75,8 @@ impl World {
         let (catalog, lane) = (self.store.catalog(), LaneKind::Data);
         let record = catalog.timeline(timeline).expect("the timeline is in the catalog");
         let layers = record.lanes[lane as usize].layers.iter();
-        let open = |number| Layer::open(&self.disk, catalog.store(), LayerId { timeline, lane, number });
+        let open =
+            |number| Layer::open(&self.disk, catalog.store(), LayerId { timeline, lane, number });
         layers.map(|layer| open(layer.number).expect("open a layer")).collect()
     }
 
@@ -101,7 +103,8 @@ pub(crate) fn name(name: &str, timeline: TimelineId) -> Update {
     Update { put_branches: vec![(name.to_owned(), record)], ..Update::default() }
 }
 
-/// A page that tells where it is and when it was written, half of it hard to compress as a page of a table is.
+/// A page that tells where it is and when it was written, half of it hard to compress as a page of
+/// a table is.
 pub(crate) fn page(block: u64, version: u64) -> Vec<u8> {
     let mut random = Random(SEED ^ block << 8 ^ version);
     let mut page = vec![0; PAGE_BYTES];
@@ -111,8 +114,9 @@ pub(crate) fn page(block: u64, version: u64) -> Vec<u8> {
     page
 }
 
-/// The time of `count` operations, in portions of at most `portion`, each in a world of its own: a store keeps all that is
-/// written to it, and must not grow with the number of samples. `prepare` and `check` are not in the time.
+/// The time of `count` operations, in portions of at most `portion`, each in a world of its own: a
+/// store keeps all that is written to it, and must not grow with the number of samples. `prepare`
+/// and `check` are not in the time.
 pub(crate) fn in_portions<T>(
     count: u64,
     portion: u64,

@@ -87,5 +87,7 @@ fn fork(c: &mut Criterion) {
         let newest = children[children.len() - 1];
         world.check(&world.tree(newest), PAGES - 1, 0);
     };
-    c.bench_function("fork", |b| b.iter_custom(|count| in_portions(count, FORKS, prepare, fork, check)));
+    c.bench_function("fork", |b| {
+        b.iter_custom(|count| in_portions(count, FORKS, prepare, fork, check))
+    });
 }

@@ -37,10 +37,12 @@ Exit codes:
 #[command(name = "branchctl", version, after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// How to print the answer; `json` is the API's own JSON
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    #[arg(default_value_t = Format::Table)]
     pub(crate) output: Format,
     /// URL of the server's HTTP API
-    #[arg(long, global = true, value_name = "URL", env = "COPPICE_API", default_value = api::client::DEFAULT_API)]
+    #[arg(long, global = true, value_name = "URL", env = "COPPICE_API")]
+    #[arg(default_value = api::client::DEFAULT_API)]
     pub(crate) api: String,
     /// File that holds the API token: `api-token` in the server's data directory
     #[arg(long, global = true, value_name = "FILE")]
@@ -91,7 +93,8 @@ pub(crate) enum Command {
         /// Name of the branch
         name: String,
     },
-    /// Throw a branch's own changes away: back to its parent's present state, or a moment of its past
+    /// Throw a branch's own changes away: back to its parent's present state, or a moment of its
+    /// past
     Reset {
         /// Name of the branch
         name: String,

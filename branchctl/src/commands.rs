@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use api::client::{Client, read_token};
 use api::types::{
-    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, ResetBranch, RestoreBranch,
-    UpdateBranch,
+    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, ResetBranch,
+    RestoreBranch, UpdateBranch,
 };
 use clap::CommandFactory;
 use jiff::Timestamp;
@@ -41,17 +41,29 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         }
         Command::Delete { names } => return delete(&client, format, names),
         Command::Url { target } => {
-            let connection =
-                client.connection(&target.name, target.database.as_deref(), target.role.as_deref())?;
+            let connection = client.connection(
+                &target.name,
+                target.database.as_deref(),
+                target.role.as_deref(),
+            )?;
             show(format, &connection, || format!("{}\n", connection.url))?;
         }
         Command::Psql { target, args } => {
-            let connection =
-                client.connection(&target.name, target.database.as_deref(), target.role.as_deref())?;
+            let connection = client.connection(
+                &target.name,
+                target.database.as_deref(),
+                target.role.as_deref(),
+            )?;
             return Err(psql::exec(&connection.url, args));
         }
         Command::Import { name, from, follow } => {
-            return import_command(&client, format, name.as_deref(), from.as_deref(), follow.as_deref());
+            return import_command(
+                &client,
+                format,
+                name.as_deref(),
+                from.as_deref(),
+                follow.as_deref(),
+            );
         }
         Command::Du => {
             let usage = client.usage()?;
@@ -68,7 +80,8 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
 
 /// The verbs that change one branch and show what became of it.
 fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), Failure> {
-    let protect = |protected| UpdateBranch { protected: Some(protected), ..UpdateBranch::default() };
+    let protect =
+        |protected| UpdateBranch { protected: Some(protected), ..UpdateBranch::default() };
     let branch = match command {
         Command::Create { name, parent, at } => client.create(&creation(name, parent, at))?,
         Command::Ensure { name, parent, at } => client.ensure(name, &creation(name, parent, at))?.0,
@@ -93,8 +106,8 @@ fn creation(name: &str, parent: &Option<String>, at: &Option<Moment>) -> CreateB
     CreateBranch { name: name.to_owned(), parent: parent.clone(), at: at.clone() }
 }
 
-/// Deletes all that can be deleted; the first failure decides the exit code. The API's answer is empty, and so is the
-/// output as JSON.
+/// Deletes all that can be deleted; the first failure decides the exit code. The API's answer is
+/// empty, and so is the output as JSON.
 fn delete(client: &Client, format: Format, names: &[String]) -> Result<Exit, Failure> {
     let mut exit = Exit::Done;
     for name in names {
@@ -150,14 +163,16 @@ fn show(
     match format {
         Format::Table => print(&table()),
         Format::Json => {
-            let text = serde_json::to_string_pretty(answer)
-                .map_err(|error| Failure::Local(format!("cannot print the answer as JSON: {error}")))?;
+            let text = serde_json::to_string_pretty(answer).map_err(|error| {
+                Failure::Local(format!("cannot print the answer as JSON: {error}"))
+            })?;
             print(&format!("{text}\n"))
         }
     }
 }
 
-/// Writes to standard output. `println!` would panic when a pipe such as `| head` closes; that is no failure.
+/// Writes to standard output. `println!` would panic when a pipe such as `| head` closes; that is
+/// no failure.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -168,7 +183,8 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// The API token: the file named on the command line, else the environment's token, else the environment's file.
+/// The API token: the file named on the command line, else the environment's token, else the
+/// environment's file.
 fn find_token(file: Option<&Path>) -> Result<Option<String>, Failure> {
     if let Some(path) = file {
         return Ok(Some(read_token(path)?));

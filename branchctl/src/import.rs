@@ -61,8 +61,8 @@ fn lost(error: Error, import: &Import) -> Failure {
     let name = &import.name;
     Failure::Api(Error {
         detail: format!(
-            "the server no longer knows import {}, so it was restarted meanwhile; `branchctl show {name}` tells whether \
-             the import had finished, and if not, start it again",
+            "the server no longer knows import {}, so it was restarted meanwhile; `branchctl show \
+             {name}` tells whether the import had finished, and if not, start it again",
             import.id
         ),
         ..error
@@ -72,9 +72,11 @@ fn lost(error: Error, import: &Import) -> Failure {
 /// From now on Ctrl-C says, before it ends this process, that the server goes on without it.
 fn explain_interrupt(import: &Import) -> Result<(), Failure> {
     let cannot = |error: io::Error| Failure::Local(format!("cannot watch for Ctrl-C: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(cannot)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(cannot)?;
     let words = format!(
-        "branchctl: the import goes on in the server; follow it with `branchctl import --follow {}`",
+        "branchctl: the import goes on in the server; \
+         `branchctl import --follow {}` shows it",
         import.id
     );
     // Installed before this returns, so that no Ctrl-C falls between.
@@ -108,7 +110,9 @@ impl Progress {
         if self.terminal {
             // Clears to the end of the line, since the last text may have been longer.
             let _ = write!(io::stderr(), "\r{line}\x1b[K");
-        } else if self.step != import.step || self.shown_at.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
+        } else if self.step != import.step
+            || self.shown_at.is_none_or(|at| at.elapsed() >= LINE_EVERY)
+        {
             eprintln!("{line}");
         } else {
             return;
@@ -134,7 +138,8 @@ fn line(import: &Import, bar: bool) -> String {
     let part = import.bytes_done.min(total);
     let percent = u128::from(part) * 100 / u128::from(total);
     let bar = if bar {
-        let full = usize::try_from(u128::from(part) * u128::from(BAR_WIDTH) / u128::from(total)).unwrap_or(0);
+        let full = usize::try_from(u128::from(part) * u128::from(BAR_WIDTH) / u128::from(total))
+            .unwrap_or(0);
         let width = usize::try_from(BAR_WIDTH).unwrap_or(0);
         format!("[{:<width$}] ", "#".repeat(full))
     } else {
@@ -161,7 +166,10 @@ mod tests {
         assert_eq!(line(&import, true), "prod: copying, 1.0 MiB");
         import.bytes_total = Some(4 << 20);
         assert_eq!(line(&import, false), "prod: 25% copying, 1.0 MiB of 4.0 MiB");
-        assert_eq!(line(&import, true), "prod: [######                  ] 25% copying, 1.0 MiB of 4.0 MiB");
+        assert_eq!(
+            line(&import, true),
+            "prod: [######                  ] 25% copying, 1.0 MiB of 4.0 MiB"
+        );
         import.bytes_done = 5 << 20;
         assert!(line(&import, false).starts_with("prod: 100% "));
     }

@@ -1,7 +1,8 @@
 //! `branchctl`: the command line of Coppice.
 //!
-//! It only translates: words into calls of the HTTP API ([`api::client`]), answers into a table or JSON. Data goes to
-//! standard output, everything else to standard error, and the exit code tells a script what happened ([`Exit`]).
+//! It only translates: words into calls of the HTTP API ([`api::client`]), answers into a table or
+//! JSON. Data goes to standard output, everything else to standard error, and the exit code tells a
+//! script what happened ([`Exit`]).
 
 mod args;
 mod commands;

@@ -5,8 +5,8 @@ use jiff::Timestamp;
 
 /// A table of branches.
 pub(crate) fn branches(branches: &[Branch], now: Timestamp) -> String {
-    let head =
-        ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FREES", "FORKED", "NOTES"].map(str::to_owned);
+    let head = ["NAME", "PARENT", "STATE", "CLIENTS", "SIZE", "OWN", "FREES", "FORKED", "NOTES"]
+        .map(str::to_owned);
     let rows = branches.iter().map(|branch| {
         [
             clean(&branch.name),
@@ -59,17 +59,27 @@ pub(crate) fn usage(usage: &Usage) -> String {
     let head = ["NAME", "SIZE", "OWN", "FREES", "NEEDED BY"].map(str::to_owned);
     let branches = usage.branches.iter().map(|branch| {
         let logical = branch.logical_bytes.map_or("-".to_owned(), size);
-        [clean(&branch.name), logical, size(branch.own_bytes), size(branch.freed_by_delete), String::new()]
+        [
+            clean(&branch.name),
+            logical,
+            size(branch.own_bytes),
+            size(branch.freed_by_delete),
+            String::new(),
+        ]
     });
     let nameless = usage.nameless.iter().map(|timeline| {
         let needed_by: Vec<String> = timeline.needed_by.iter().map(|name| clean(name)).collect();
-        let needed_by =
-            if needed_by.is_empty() { "a session or an import".to_owned() } else { needed_by.join(", ") };
+        let needed_by = if needed_by.is_empty() {
+            "a session or an import".to_owned()
+        } else {
+            needed_by.join(", ")
+        };
         let own = size(timeline.own_bytes);
         [format!("({})", clean(&timeline.timeline)), "-".to_owned(), own, "-".to_owned(), needed_by]
     });
-    let row =
-        |name: &str, bytes| [name.to_owned(), "-".to_owned(), size(bytes), "-".to_owned(), String::new()];
+    let row = |name: &str, bytes| {
+        [name.to_owned(), "-".to_owned(), size(bytes), "-".to_owned(), String::new()]
+    };
     let last = [row("(reserve)", usage.reserve_bytes), row("(total)", usage.total_bytes)];
     table(std::iter::once(head).chain(branches).chain(nameless).chain(last).collect())
 }
@@ -168,7 +178,8 @@ fn notes(branch: &Branch) -> String {
     set.join(", ")
 }
 
-/// Text that came from elsewhere, without the control characters that could move a terminal's cursor.
+/// Text that came from elsewhere, without the control characters that could move a terminal's
+/// cursor.
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
@@ -253,9 +264,13 @@ feature/login  main    running  3        31.0 MiB  1000 B  1000 B  5 minutes ago
         ] {
             assert_eq!(size(bytes), expected);
         }
-        for (seconds, expected) in
-            [(1, "1 second"), (59, "59 seconds"), (60, "1 minute"), (7_200, "2 hours"), (86_400, "1 day")]
-        {
+        for (seconds, expected) in [
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "1 minute"),
+            (7_200, "2 hours"),
+            (86_400, "1 day"),
+        ] {
             assert_eq!(span(seconds), expected);
         }
         let later = Timestamp::from_second(9).unwrap();

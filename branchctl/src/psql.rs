@@ -1,4 +1,5 @@
-//! Becomes `psql`, with the password in the environment: an argument would be seen by every user in `ps`.
+//! Becomes `psql`, with the password in the environment: an argument would be seen by every user in
+//! `ps`.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -16,8 +17,8 @@ pub(crate) fn exec(url: &str, args: &[String]) -> Failure {
     let error = command.exec();
     Failure::Local(match error.kind() {
         std::io::ErrorKind::NotFound => {
-            "psql is not installed here: install it (Debian: `apt install postgresql-client`), or give what \
-             `branchctl url` prints to another client"
+            "psql is not installed here: install it (Debian: `apt install postgresql-client`), or \
+             give what `branchctl url` prints to another client"
                 .to_owned()
         }
         _ => format!("cannot start psql: {error}"),
@@ -31,7 +32,9 @@ fn split_password(url: &str) -> (String, Option<String>) {
         return whole();
     };
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let Some((user, password)) = authority.rsplit_once('@').and_then(|(info, _)| info.split_once(':')) else {
+    let Some((user, password)) =
+        authority.rsplit_once('@').and_then(|(info, _)| info.split_once(':'))
+    else {
         return whole();
     };
     let after = &rest[user.len() + 1 + password.len()..];
@@ -65,14 +68,22 @@ mod tests {
     #[test]
     fn the_password_leaves_the_url() {
         for (url, expected, password) in [
-            ("postgresql://u:p%40s%3As@h:5433/app%40b", "postgresql://u@h:5433/app%40b", Some("p@s:s")),
+            (
+                "postgresql://u:p%40s%3As@h:5433/app%40b",
+                "postgresql://u@h:5433/app%40b",
+                Some("p@s:s"),
+            ),
             ("postgresql://u@h/app", "postgresql://u@h/app", None),
             ("postgresql://h/app?options=a:b@c", "postgresql://h/app?options=a:b@c", None),
             ("postgresql://u:@h", "postgresql://u@h", Some("")),
             ("postgresql://u:%zz@h", "postgresql://u:%zz@h", None),
             ("nonsense", "nonsense", None),
         ] {
-            assert_eq!(split_password(url), (expected.to_owned(), password.map(str::to_owned)), "{url}");
+            assert_eq!(
+                split_password(url),
+                (expected.to_owned(), password.map(str::to_owned)),
+                "{url}"
+            );
         }
     }
 }

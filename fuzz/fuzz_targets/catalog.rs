@@ -1,4 +1,5 @@
-//! Values of the catalog, one on each line: see [`pageserver::storage::property`] for what must hold.
+//! Values of the catalog, one on each line: see [`pageserver::storage::property`] for what must
+//! hold.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pageserver::storage::property::catalog(bytes));

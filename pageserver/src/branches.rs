@@ -1,8 +1,8 @@
 //! The branch service: names onto timelines. Create, reset, delete, rename, wake and suspend.
 //!
-//! A change of names goes through one lock at a time and is published by one catalog transaction; after that
-//! transaction it has happened. What is left to tidy up, such as the Postgres of a deleted branch, is done behind
-//! the answer and again at the next start if a crash comes first.
+//! A change of names goes through one lock at a time and is published by one catalog transaction;
+//! after that transaction it has happened. What is left to tidy up, such as the Postgres of a
+//! deleted branch, is done behind the answer and again at the next start if a crash comes first.
 
 pub mod names;
 mod past;
@@ -65,7 +65,12 @@ pub struct Branches {
 
 impl Branches {
     /// The service over a store whose default branch exists.
-    pub fn new(store: Arc<Store>, mount: Arc<Mount>, supervisor: Arc<Supervisor>, about: About) -> Arc<Self> {
+    pub fn new(
+        store: Arc<Store>,
+        mount: Arc<Mount>,
+        supervisor: Arc<Supervisor>,
+        about: About,
+    ) -> Arc<Self> {
         let mut names = Names::default();
         store.catalog().with_branches(|branches| {
             for (name, record) in branches {
@@ -94,9 +99,9 @@ impl Branches {
 
     fn record(&self, name: &str) -> Result<BranchRecord> {
         let missing = || {
-            self.store
-                .catalog()
-                .with_branches(|branches| names::not_found(name, branches.keys().map(String::as_str)))
+            self.store.catalog().with_branches(|branches| {
+                names::not_found(name, branches.keys().map(String::as_str))
+            })
         };
         self.store.catalog().branch(name).ok_or_else(missing)
     }
@@ -120,19 +125,22 @@ impl Branches {
         let names = lock(&self.names);
         match names.by_host.get(&names::host(name)) {
             None => Ok(()),
-            Some(other) if other == name && names.reserved.contains(name) => {
-                Err(Error::conflict("branch_exists", format!("branch \"{name}\" is being imported")))
-            }
+            Some(other) if other == name && names.reserved.contains(name) => Err(Error::conflict(
+                "branch_exists",
+                format!("branch \"{name}\" is being imported"),
+            )),
             Some(other) if other == name => Err(Error::conflict(
                 "branch_exists",
                 format!(
-                    "branch \"{name}\" exists already; `branchctl reset {name}` takes it back to its parent"
+                    "branch \"{name}\" exists already; `branchctl reset {name}` takes it back to \
+                     its parent"
                 ),
             )),
             Some(other) => Err(Error::conflict(
                 "host_name_taken",
                 format!(
-                    "branch \"{name}\" would have the host name of branch \"{other}\", \"{}\"; choose another name",
+                    "branch \"{name}\" would have the host name of branch \"{other}\", \"{}\"; \
+                     choose another name",
                     names::host(name)
                 ),
             )),
@@ -206,12 +214,15 @@ impl Branches {
             ..Update::default()
         })?;
         self.add_name(name, id);
-        tracing::info!(branch = %name, %timeline, parent = %parent_name, duration_us = micros(began), "branch created");
+        tracing::info!(
+            branch = %name, %timeline, parent = %parent_name, duration_us = micros(began),
+            "branch created"
+        );
         self.get(name)
     }
 
-    /// Points a branch at the head of its parent, or at a moment of the parent's past. What it held is gone; its
-    /// connections end.
+    /// Points a branch at the head of its parent, or at a moment of the parent's past. What it held
+    /// is gone; its connections end.
     pub async fn reset(self: &Arc<Self>, name: &str, request: ResetBranch) -> Result<Branch> {
         let name = name.to_owned();
         self.blocking(move |this| {
@@ -224,11 +235,15 @@ impl Branches {
             let old = TimelineId(record.timeline);
             let (timeline, freed) = this.begin(&parent, held, |timeline| {
                 let password = parent.password.clone();
-                let record = BranchRecord { timeline: timeline.0, forked_ns: now_ns(), password, ..record };
+                let record =
+                    BranchRecord { timeline: timeline.0, forked_ns: now_ns(), password, ..record };
                 Update { put_branches: vec![(name.clone(), record)], ..Update::default() }
             })?;
             this.retire(old, freed);
-            tracing::info!(branch = %name, %timeline, parent = %parent_name, duration_us = micros(began), "branch reset");
+            tracing::info!(
+                branch = %name, %timeline, parent = %parent_name, duration_us = micros(began),
+                "branch reset"
+            );
             this.get(&name)
         })
         .await
@@ -239,7 +254,8 @@ impl Branches {
         let record = self.record(name)?;
         refuse_if_protected(name, &record)?;
         let orphan = || {
-            let reason = if record.parent.is_some() { "its parent was deleted" } else { "it is a root" };
+            let reason =
+                if record.parent.is_some() { "its parent was deleted" } else { "it is a root" };
             let detail = format!(
                 "branch \"{name}\" cannot be reset: {reason}, so there is nothing to go back to; \
                  `branchctl restore {name} --at TIME` takes it to its own past"
@@ -260,7 +276,8 @@ impl Branches {
             refuse_if_protected(&name, &record)?;
             if record.id == DEFAULT_BRANCH {
                 let detail = format!(
-                    "branch \"{name}\" is the default branch, which new branches start from: it stays"
+                    "branch \"{name}\" is the default branch, which new branches start from: it \
+                     stays"
                 );
                 return Err(Error::conflict("default_branch", detail));
             }
@@ -273,13 +290,17 @@ impl Branches {
             }
             let timeline = TimelineId(record.timeline);
             this.retire(timeline, freed);
-            tracing::info!(branch = %name, %timeline, duration_us = micros(began), "branch deleted");
+            tracing::info!(
+                branch = %name, %timeline, duration_us = micros(began),
+                "branch deleted"
+            );
             Ok(())
         })
         .await
     }
 
-    /// Stops the Postgres of a timeline that no name leads to any more, then recycles the files of those freed.
+    /// Stops the Postgres of a timeline that no name leads to any more, then recycles the files of
+    /// those freed.
     fn retire(&self, timeline: TimelineId, freed: Vec<TimelineId>) {
         let (supervisor, mount, store) =
             (Arc::clone(&self.supervisor), Arc::clone(&self.mount), Arc::clone(&self.store));
@@ -291,7 +312,10 @@ impl Branches {
                 store.free(&freed);
             };
             if tokio::task::spawn_blocking(tidy).await.is_err() {
-                tracing::error!(%timeline, "a dropped timeline was not tidied up; the next start does it");
+                tracing::error!(
+                    %timeline,
+                    "a dropped timeline was not tidied up; the next start does it"
+                );
             }
         });
     }
@@ -315,7 +339,8 @@ impl Branches {
             }
             names::check(&new_name)?;
             let id = record.id;
-            let (remove_branches, put_branches) = (vec![name.clone()], vec![(new_name.clone(), record)]);
+            let (remove_branches, put_branches) =
+                (vec![name.clone()], vec![(new_name.clone(), record)]);
             this.store.publish(Update { remove_branches, put_branches, ..Update::default() })?;
             {
                 let mut names = lock(&this.names);
@@ -344,10 +369,12 @@ impl Branches {
     fn show(&self, name: &str, record: &BranchRecord) -> Result<Branch> {
         let timeline = TimelineId(record.timeline);
         let compute = self.supervisor.state(timeline);
-        let ancestor = self.store.catalog().timeline(timeline).and_then(|timeline| timeline.ancestor);
+        let ancestor =
+            self.store.catalog().timeline(timeline).and_then(|timeline| timeline.ancestor);
         let (own_bytes, logical_bytes) = self.store.sizes(timeline)?;
         let freed = self.store.catalog().freed_by_delete(name);
-        let freed = freed.into_iter().map(|id| self.store.sizes(id).map_or(0, |(own, _)| own)).sum();
+        let freed =
+            freed.into_iter().map(|id| self.store.sizes(id).map_or(0, |(own, _)| own)).sum();
         Ok(Branch {
             name: name.to_owned(),
             host: names::host(name),
@@ -401,13 +428,22 @@ impl Branches {
     }
 
     /// The URL of a database of a branch, with the password if the server set it.
-    pub fn connection(&self, name: &str, database: Option<&str>, role: Option<&str>) -> Result<Connection> {
+    pub fn connection(
+        &self,
+        name: &str,
+        database: Option<&str>,
+        role: Option<&str>,
+    ) -> Result<Connection> {
         let record = self.record(name)?;
         let role = role.unwrap_or(SUPERUSER);
         let password = record.password.as_deref().filter(|_| role == SUPERUSER);
         let secret = password.map(|password| format!(":{}", encode(password))).unwrap_or_default();
         let database = encode(&format!("{}@{name}", database.unwrap_or(DATABASE)));
-        let url = format!("postgresql://{}{secret}@{}/{database}", encode(role), self.about.proxy_address);
+        let url = format!(
+            "postgresql://{}{secret}@{}/{database}",
+            encode(role),
+            self.about.proxy_address
+        );
         Ok(Connection { url })
     }
 
@@ -474,7 +510,8 @@ impl ImportTarget for Branches {
         self.mount.filled(timeline)?;
         self.store.timeline(timeline)?.sync_and_wait()?;
         let id = self.store.catalog().new_branch();
-        let record = BranchRecord { id, password: None, ..Self::first_record(timeline, String::new()) };
+        let record =
+            BranchRecord { id, password: None, ..Self::first_record(timeline, String::new()) };
         let put_branches = vec![(name.to_owned(), record)];
         self.store.publish(Update { put_branches, ..Update::default() })?;
         let mut names = lock(&self.names);
@@ -500,7 +537,10 @@ impl Branches {
         match self.store.release(timeline) {
             Ok(freed) => self.store.free(&freed),
             Err(error) => {
-                tracing::error!(%timeline, %error, "what an import left is removed at the next start")
+                tracing::error!(
+                    %timeline, %error,
+                    "what an import left is removed at the next start"
+                )
             }
         }
     }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long the directory of a suspended branch stays, with what the kernel cached of it, so that the next wake is warm.
+/// How long the directory of a suspended branch stays, with what the kernel cached of it, so that
+/// the next wake is warm.
 pub const DETACH_AFTER: Duration = Duration::from_secs(600);
 /// How often work that nobody waits for is done: background syncs and spare files.
 pub const TICK: Duration = Duration::from_millis(500);
@@ -31,8 +32,8 @@ pub struct Config {
     #[arg(long, env = "COPPICE_PROXY", default_value = "127.0.0.1:5433", value_name = "ADDR")]
     pub proxy: SocketAddr,
 
-    /// Host, or host and port, by which clients reach the proxy, as connection URLs name it; the address of the
-    /// proxy if left out.
+    /// Host, or host and port, by which clients reach the proxy, as connection URLs name it; the
+    /// address of the proxy if left out.
     #[arg(long, env = "COPPICE_PUBLIC_ADDRESS", value_name = "HOST[:PORT]")]
     pub public_address: Option<String>,
 
@@ -48,17 +49,23 @@ pub struct Config {
     #[arg(long, env = "COPPICE_POSTGRES_USER", value_name = "USER")]
     pub postgres_user: Option<String>,
 
-    /// Run each branch's Postgres as a user of its own, whose id is this number and that of the branch's timeline, so that
-    /// branches are kept apart by the kernel; 0 runs all as --postgres-user. For servers started by root.
-    #[arg(long, env = "COPPICE_COMPUTE_UIDS", default_value_t = 1_879_048_192, value_name = "NUMBER")]
+    /// Run each branch's Postgres as a user of its own, whose id is this number and that of the
+    /// branch's timeline, so that branches are kept apart by the kernel; 0 runs all as
+    /// --postgres-user. For servers started by root.
+    #[arg(
+        long,
+        env = "COPPICE_COMPUTE_UIDS",
+        default_value_t = 1_879_048_192,
+        value_name = "NUMBER"
+    )]
     pub compute_uids: u32,
 
     /// Suspend a branch's Postgres after so many seconds without a client; 0 for never.
     #[arg(long, env = "COPPICE_SUSPEND_AFTER", default_value_t = 300, value_name = "SECONDS")]
     pub suspend_after: u64,
 
-    /// Run at most so many branches' Postgres at a time: for one more, the one that has been idle longest is suspended; 0 for
-    /// no limit, one for each 100 MiB of memory if left out.
+    /// Run at most so many branches' Postgres at a time: for one more, the one that has been idle
+    /// longest is suspended; 0 for no limit, one for each 100 MiB of memory if left out.
     #[arg(long, env = "COPPICE_MAX_RUNNING", value_name = "NUMBER")]
     pub max_running: Option<usize>,
 
@@ -81,7 +88,8 @@ pub struct Config {
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub history_limit: u64,
 
-    /// Whether the kernel hands requests to the mount over io_uring, which makes commits and reads of pages faster (Linux 6.14).
+    /// Whether the kernel hands requests to the mount over io_uring, which makes commits and reads
+    /// of pages faster (Linux 6.14).
     #[arg(long, env = "COPPICE_IO_URING", default_value = "auto", value_name = "WHEN")]
     pub io_uring: IoUring,
 
@@ -93,8 +101,8 @@ pub struct Config {
     #[arg(long, env = "COPPICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
 
-    /// Domain whose sub-domains are branches: with db.example.com, feature-x.db.example.com is branch feature-x; if left
-    /// out, the first label of any host name with a dot may be one.
+    /// Domain whose sub-domains are branches: with db.example.com, feature-x.db.example.com is
+    /// branch feature-x; if left out, the first label of any host name with a dot may be one.
     #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
     pub domain: Option<String>,
 }

@@ -70,8 +70,10 @@ impl Error {
 
     /// The operating system refused to `doing` (verb and object, such as "open log 7").
     pub fn io(doing: impl fmt::Display, error: &std::io::Error) -> Self {
-        let full =
-            matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        let full = matches!(
+            error.kind(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+        );
         let (kind, code) = if full { (Kind::Full, "disk_full") } else { (Kind::Io, "io") };
         Self::new(kind, code, format!("cannot {doing}: {error}"))
     }

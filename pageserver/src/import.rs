@@ -1,8 +1,9 @@
 //! Imports: a new root branch as a physical copy of a running Postgres.
 //!
-//! The source is checked first, so that most refusals reach the caller at once. Then `pg_basebackup` streams it into
-//! the directory of a new timeline, and the branch gets its name as the very last step. After a failure at any point
-//! nothing is left of it; starting over is how an import is resumed.
+//! The source is checked first, so that most refusals reach the caller at once. Then
+//! `pg_basebackup` streams it into the directory of a new timeline, and the branch gets its name as
+//! the very last step. After a failure at any point nothing is left of it; starting over is how an
+//! import is resumed.
 
 mod basebackup;
 mod check;
@@ -28,8 +29,8 @@ const REMEMBERED: usize = 100;
 
 /// Where imports go. Called from threads that may block.
 pub trait ImportTarget: Send + Sync + 'static {
-    /// Checks that the name is good and free, reserves it, and returns a new root timeline with its empty directory
-    /// (mode 0700, of the user that Postgres runs as).
+    /// Checks that the name is good and free, reserves it, and returns a new root timeline with its
+    /// empty directory (mode 0700, of the user that Postgres runs as).
     fn begin(&self, name: &str) -> Result<(TimelineId, PathBuf)>;
     /// Makes the timeline the branch `name`, durably.
     fn publish(&self, name: &str, timeline: TimelineId) -> Result<()>;
@@ -68,8 +69,8 @@ impl Imports {
         }))
     }
 
-    /// Checks the source, reserves the name and starts to copy. Fails at once if the source cannot be reached or
-    /// copied, and if the name is taken.
+    /// Checks the source, reserves the name and starts to copy. Fails at once if the source cannot
+    /// be reached or copied, and if the name is taken.
     pub async fn start(self: &Arc<Self>, request: CreateImport) -> Result<Import> {
         let source = Source::parse(&request.source)?;
         self.installation.require_clients()?;
@@ -215,7 +216,8 @@ impl Imports {
     fn remember(&self, import: Import) {
         let mut known = lock(&self.known);
         if known.len() >= REMEMBERED {
-            // Those that run are few and among the newest, so there is always an older one to forget.
+            // Those that run are few and among the newest, so there is always an older one to
+            // forget.
             let oldest = known.iter().position(|import| import.state != ImportState::Running);
             oldest.map(|index| known.remove(index));
         }

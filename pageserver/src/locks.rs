@@ -1,4 +1,5 @@
-//! Taking a lock. A poisoned one is taken like any other: in the server a panic ends the whole process.
+//! Taking a lock. A poisoned one is taken like any other: in the server a panic ends the whole
+//! process.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

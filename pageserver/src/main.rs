@@ -13,8 +13,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Branches stock Postgres databases in constant time.
 ///
-/// One process holds a Postgres database and its branches, serves them to every Postgres client through one port, and
-/// creates, resets and deletes branches over an HTTP API and `branchctl`.
+/// One process holds a Postgres database and its branches, serves them to every Postgres client
+/// through one port, and creates, resets and deletes branches over an HTTP API and `branchctl`.
 #[derive(Parser)]
 #[command(name = "pageserver", version, after_long_help = EXAMPLES)]
 struct Flags {
@@ -26,7 +26,8 @@ struct Flags {
 enum Command {
     /// Runs the server until SIGTERM or SIGINT.
     Serve(Box<Config>),
-    /// Verifies the store of a stopped server, every record and page, and prints a line for each fault.
+    /// Verifies the store of a stopped server, every record and page, and prints a line for each
+    /// fault.
     Check {
         /// The server's data directory.
         #[arg(long, env = "COPPICE_DATA", value_name = "DIR")]
@@ -53,11 +54,14 @@ Logs go to stderr; RUST_LOG sets their level, such as RUST_LOG=debug.";
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Colour codes would stand between the words of a log file. NO_COLOR turns them off on a terminal too.
-    let colour =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
+    // Colour codes would stand between the words of a log file. NO_COLOR turns them off on a
+    // terminal too.
+    let colour = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(std::io::stderr);
     // Whoever read the log may go; that is no reason to stop.
     log.log_internal_errors(false).init();
     let outcome = match flags.command {
@@ -73,7 +77,8 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn serve(config: Config) -> Result<()> {
     let listen = |kind| signal(kind).map_err(|e| Error::io("listen for signals", &e));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     server::run(config, async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -85,7 +90,8 @@ async fn serve(config: Config) -> Result<()> {
 
 fn run_check(data: &Path) -> Result<ExitCode> {
     if !data.join("store").is_dir() {
-        let detail = format!("{} holds no store: name the --data directory of a server", data.display());
+        let detail =
+            format!("{} holds no store: name the --data directory of a server", data.display());
         return Err(Error::not_found("no_store", detail));
     }
     let _lock = server::lock_data(data)?;
@@ -95,6 +101,9 @@ fn run_check(data: &Path) -> Result<ExitCode> {
         println!("{fault}");
     }
     let (timelines, faults) = (report.timelines, report.faults.len());
-    println!("{timelines} timelines, {} records, {} pages: {faults} faults", report.records, report.pages);
+    println!(
+        "{timelines} timelines, {} records, {} pages: {faults} faults",
+        report.records, report.pages
+    );
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

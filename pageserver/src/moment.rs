@@ -1,9 +1,9 @@
 //! Moments of the past: which there are, and a new timeline that shows one of them.
 //!
-//! A position is answered with the newest retained point at or before it. A time or an LSN is answered to the commit: the new
-//! timeline takes the data from the retained point before and the write-ahead log from the one after, and the log is ended
-//! where the moment is. Postgres then recovers as from any crash, and finds neither what came later nor a
-//! trace of it.
+//! A position is answered with the newest retained point at or before it. A time or an LSN is
+//! answered to the commit: the new timeline takes the data from the retained point before and the
+//! write-ahead log from the one after, and the log is ended where the moment is. Postgres then
+//! recovers as from any crash, and finds neither what came later nor a trace of it.
 
 mod control;
 mod lineage;
@@ -33,9 +33,14 @@ struct Found<'s> {
     time_ns: i64,
 }
 
-/// Makes a timeline that shows `moment` of the past of `timeline`, held until a name is given to it. `branch` names the
-/// past in errors.
-pub fn fork(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) -> Result<TimelineId> {
+/// Makes a timeline that shows `moment` of the past of `timeline`, held until a name is given to
+/// it. `branch` names the past in errors.
+pub fn fork(
+    store: &Store,
+    timeline: TimelineId,
+    moment: &Moment,
+    branch: &str,
+) -> Result<TimelineId> {
     if store.window_ns() == 0 {
         let detail = "the server keeps no history: start it with --history and a number of seconds";
         return Err(Error::conflict("no_history", detail));
@@ -55,7 +60,8 @@ pub fn fork(store: &Store, timeline: TimelineId, moment: &Moment, branch: &str) 
     let Some(found) = found? else { return Err(outside(store, branch, moment, &spans)) };
     let at = found.until.map_or(found.from.at, |(until, _)| [found.from.at[0], until.at[1]]);
     let past = Some(Past { at, time_ns: found.time_ns });
-    let origin = Origin { timeline: found.span.timeline.id(), past, unfinished: found.until.is_some() };
+    let origin =
+        Origin { timeline: found.span.timeline.id(), past, unfinished: found.until.is_some() };
     let (held, _) = store.fork(origin, |_| Update::default())?;
     let outcome = found.until.map_or(Ok(()), |(_, stop)| end_at(store, held, &found, stop));
     match outcome {
@@ -81,7 +87,8 @@ pub fn fork_for_reading(
 
 /// Adds to the settings that `ALTER SYSTEM` keeps.
 fn make_read_only(tree: &Tree) -> Result<()> {
-    let missing = |_| Error::unavailable("no_settings", "the data directory has no postgresql.auto.conf");
+    let missing =
+        |_| Error::unavailable("no_settings", "the data directory has no postgresql.auto.conf");
     let (inode, attributes) = tree.lookup(ROOT_INODE, b"postgresql.auto.conf").map_err(missing)?;
     let written = tree.write(inode, attributes.size, b"\ndefault_transaction_read_only = on\n");
     written.map_err(wal::below("write postgresql.auto.conf"))
@@ -92,7 +99,10 @@ pub fn give_up(store: &Store, held: TimelineId) {
     match store.release(held) {
         Ok(freed) => store.free(&freed),
         Err(error) => {
-            tracing::error!(timeline = %held, %error, "a timeline without a name stays until the next start")
+            tracing::error!(
+                timeline = %held, %error,
+                "a timeline without a name stays until the next start"
+            )
         }
     }
 }
@@ -124,7 +134,11 @@ fn at_time<'s>(store: &Store, spans: &'s [Span], time: Timestamp) -> Result<Opti
     Ok(spans.iter().find_map(around))
 }
 
-fn at_position<'s>(store: &Store, spans: &'s [Span], position: Position) -> Result<Option<Found<'s>>> {
+fn at_position<'s>(
+    store: &Store,
+    spans: &'s [Span],
+    position: Position,
+) -> Result<Option<Found<'s>>> {
     if position >= store.newest_position() {
         return Ok(None);
     }
@@ -141,14 +155,22 @@ fn at_lsn<'s>(spans: &'s [Span], lsn: Lsn) -> Result<Option<Found<'s>>> {
         let (mut ends, mut behind) = (0, span.points.len());
         while ends < behind {
             let middle = ends + (behind - ends) / 2;
-            if end_of_log(span, span.points[middle])? <= lsn { ends = middle + 1 } else { behind = middle }
+            if end_of_log(span, span.points[middle])? <= lsn {
+                ends = middle + 1
+            } else {
+                behind = middle
+            }
         }
         let before = behind.checked_sub(1).map(|before| span.points[before]);
         let Some(from) = before.filter(lineage::is_image) else { continue };
         let until = span.points.get(behind).map(|until| (*until, Stop::Lsn(lsn)));
         let reached = until.is_some() || end_of_log(span, from)? == lsn;
-        let found =
-            Found { span, from, until, time_ns: until.map_or(from.time_ns, |(until, _)| until.time_ns) };
+        let found = Found {
+            span,
+            from,
+            until,
+            time_ns: until.map_or(from.time_ns, |(until, _)| until.time_ns),
+        };
         return Ok(reached.then_some(found));
     }
     Ok(None)
@@ -158,7 +180,8 @@ fn end_of_log(span: &Span, point: Past) -> Result<Lsn> {
     Wal::open(&Tree::new(span.timeline.view(point.at)))?.end()
 }
 
-/// Ends the write-ahead log of `held` where the moment is, and sees to it that Postgres recovers up to there.
+/// Ends the write-ahead log of `held` where the moment is, and sees to it that Postgres recovers up
+/// to there.
 fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Result<()> {
     let older = Tree::new(found.span.timeline.view(found.from.at));
     let from = Wal::open(&older)?.near_end()?;
@@ -167,10 +190,12 @@ fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Res
     let outcome = wal.find(from, stop)?;
     let (Ok(end) | Err(End { at: end, .. })) = outcome;
     let read = outcome.as_ref().map_or_else(|end| end.is_last, |_| true);
-    // A base backup that never ran begins elsewhere; Postgres says itself if something is missing there.
+    // A base backup that never ran begins elsewhere; Postgres says itself if something is missing
+    // there.
     let begun = tree.lookup(ROOT_INODE, b"backup_label").is_ok() || wal.covers(control.redo(), end);
     if !(read && begun) {
-        let detail = "the write-ahead log on the way there is not complete; choose a position from the history instead";
+        let detail = "the write-ahead log on the way there is not complete; choose a position from \
+                      the history instead";
         return Err(Error::not_found("moment_outside_history", detail));
     }
     let now_ns = store.clock().now_ns();
@@ -186,7 +211,9 @@ fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Res
 fn ranges(spans: &[Span], now_ns: i64) -> Vec<HistoryRange> {
     let mut ranges: Vec<HistoryRange> = Vec::new();
     for span in spans.iter().rev() {
-        let (Some(first), Some(last)) = (span.images().next(), span.images().next_back()) else { continue };
+        let (Some(first), Some(last)) = (span.images().next(), span.images().next_back()) else {
+            continue;
+        };
         let end_ns = span.points.last().filter(|_| !span.head).map_or(now_ns, |end| end.time_ns);
         // What cannot be read is not named; the range is there all the same.
         let lsn = |point: &Past| end_of_log(span, *point).ok().map(|lsn| lsn.to_string());
@@ -212,7 +239,8 @@ fn ranges(spans: &[Span], now_ns: i64) -> Vec<HistoryRange> {
 
 fn outside(store: &Store, branch: &str, moment: &Moment, spans: &[Span]) -> Error {
     let text = |range: &HistoryRange| {
-        let lsn = |lsn: &Option<String>| lsn.as_ref().map_or(String::new(), |lsn| format!(", LSN {lsn}"));
+        let lsn =
+            |lsn: &Option<String>| lsn.as_ref().map_or(String::new(), |lsn| format!(", LSN {lsn}"));
         format!(
             "{} (position {}{}) to {} (position {}{})",
             range.from,
@@ -225,6 +253,7 @@ fn outside(store: &Store, branch: &str, moment: &Moment, spans: &[Span]) -> Erro
     };
     let known: Vec<String> = ranges(spans, store.clock().now_ns()).iter().map(text).collect();
     let known = if known.is_empty() { "nothing yet".to_owned() } else { known.join(", and ") };
-    let detail = format!("{moment} is outside of the history of branch \"{branch}\", which has: {known}");
+    let detail =
+        format!("{moment} is outside of the history of branch \"{branch}\", which has: {known}");
     Error::not_found("moment_outside_history", detail)
 }

@@ -1,13 +1,16 @@
 //! The whole server: wiring, first start, and the order of stopping.
 //!
-//! Stopping goes from the outside in: no new clients, no Postgres, no mount, and then the store is closed.
+//! Stopping goes from the outside in: no new clients, no Postgres, no mount, and then the store is
+//! closed.
 
 use crate::api::{self, App, Metrics, Token};
 use crate::branches::{About, Branches};
 use crate::compute::{
     ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, bootstrap, leftovers,
 };
-use crate::config::{Config, DETACH_AFTER, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK, VISITS_TICK};
+use crate::config::{
+    Config, DETACH_AFTER, Layout, MAX_RUN_DIRECTORY_BYTES, PROXY_GRACE, TICK, VISITS_TICK,
+};
 use crate::error::{Error, Result};
 use crate::fs::mount::{Mount, Places};
 use crate::gateway::Gateway;
@@ -65,7 +68,10 @@ pub fn lock_data(data: &Path) -> Result<File> {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(Error::conflict(
             "data_in_use",
-            format!("{} is in use by another server: stop it, or choose another --data", data.display()),
+            format!(
+                "{} is in use by another server: stop it, or choose another --data",
+                data.display()
+            ),
         )),
         Err(fs::TryLockError::Error(e)) => Err(Error::io(format!("lock {}", path.display()), &e)),
     }
@@ -93,7 +99,8 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
         ErrorKind::AddrInUse => Error::conflict(
             "port_taken",
             format!(
-                "the {what} cannot listen on {address}: another program does; choose another with {flag}"
+                "the {what} cannot listen on {address}: another program does; choose another with \
+                 {flag}"
             ),
         ),
         _ => Error::io(format!("listen on {address} for the {what} (see {flag})"), &e),
@@ -115,7 +122,8 @@ impl Running {
         let user = OsUser::resolve(config.postgres_user.as_deref())?;
         if layout.run.as_os_str().len() > MAX_RUN_DIRECTORY_BYTES {
             let detail = format!(
-                "the path of --data is too long: sockets below {} would exceed what Unix allows; use a shorter one",
+                "the path of --data is too long: sockets below {} would exceed what Unix allows; \
+                 use a shorter one",
                 layout.run.display()
             );
             return Err(Error::invalid("data_path_too_long", detail));
@@ -132,7 +140,8 @@ impl Running {
             OsUser::ids_from(config.compute_uids),
             config.io_uring,
         )?);
-        let mut computes = ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
+        let mut computes =
+            ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
         computes.suspend_after = Duration::from_secs(config.suspend_after);
         computes.max_running = config.max_running.unwrap_or(computes.max_running);
         let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
@@ -140,7 +149,8 @@ impl Running {
             first_start(&store, &mount, &installation, &user, &layout.run).await?;
         }
         let about = About { postgres_version: installation.version.clone(), proxy_address };
-        let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
+        let branches =
+            Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
         let imports = Imports::new(installation, user, &layout.run, Arc::clone(&branches) as _)?;
         Ok(Self { store, mount, supervisor, branches, imports })
     }
@@ -160,7 +170,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
-/// Waits for a part of stopping; while that takes long, the log says again and again what is waited for.
+/// Waits for a part of stopping; while that takes long, the log says again and again what is waited
+/// for.
 async fn stage<T>(what: &'static str, work: impl Future<Output = T>) -> T {
     let (mut work, began) = (std::pin::pin!(work), Instant::now());
     loop {
@@ -179,7 +190,10 @@ async fn first_start(
     run: &Path,
 ) -> Result<()> {
     let began = Instant::now();
-    tracing::info!(branch = FIRST_BRANCH, postgres = %installation.version, "first start: making a new cluster");
+    tracing::info!(
+        branch = FIRST_BRANCH, postgres = %installation.version,
+        "first start: making a new cluster"
+    );
     let timeline = store.create_root()?;
     let data = mount.attach_new(timeline)?;
     let password = bootstrap::initialize(installation, user, &data, run).await?;
@@ -265,29 +279,33 @@ fn load_tls(config: &Config, layout: &Layout) -> Result<Tls> {
     match (&config.tls_cert, &config.tls_key) {
         (Some(cert), Some(key)) => Tls::load(cert, key, domain)
             .map_err(|e| Error::io("load the TLS certificate (--tls-cert, --tls-key)", &e)),
-        _ => {
-            Tls::self_signed(&layout.tls, domain).map_err(|e| Error::io("make a self-signed certificate", &e))
-        }
+        _ => Tls::self_signed(&layout.tls, domain)
+            .map_err(|e| Error::io("make a self-signed certificate", &e)),
     }
 }
 
 /// Runs the server until `shutdown` is ready, then stops it cleanly.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let data = std::path::absolute(&config.data).map_err(|e| Error::io("find the data directory", &e))?;
+    let data =
+        std::path::absolute(&config.data).map_err(|e| Error::io("find the data directory", &e))?;
     let config = Config { data, ..config };
     let layout = Layout::of(&config.data);
     // A session takes two, an open timeline a few.
-    proxy::server::raise_file_limit().map_err(|e| Error::io("raise the limit of open files", &e))?;
+    proxy::server::raise_file_limit()
+        .map_err(|e| Error::io("raise the limit of open files", &e))?;
     let _lock = lock_data(&config.data)?;
     let api_listener = bind(config.api, "API", "--api").await?;
     let proxy_listener = bind(config.proxy, "proxy", "--proxy").await?;
-    let proxy_bound = proxy_listener.local_addr().map_err(|e| Error::io("read the proxy's address", &e))?;
-    let api_bound = api_listener.local_addr().map_err(|e| Error::io("read the API's address", &e))?;
+    let proxy_bound =
+        proxy_listener.local_addr().map_err(|e| Error::io("read the proxy's address", &e))?;
+    let api_bound =
+        api_listener.local_addr().map_err(|e| Error::io("read the API's address", &e))?;
     let token = Token::load_or_create(&layout.token)?;
     let tls = load_tls(&config, &layout)?;
     let unix = proxy::LocalDoor::open(&layout.proxy, proxy_bound.port()).await;
-    let unix =
-        unix.map_err(|e| Error::io(format!("make the proxy's socket in {}", layout.proxy.display()), &e))?;
+    let unix = unix.map_err(|e| {
+        Error::io(format!("make the proxy's socket in {}", layout.proxy.display()), &e)
+    })?;
     let doors = proxy::Doors { unix: Some(unix), tcp: proxy_listener };
     let switch = proxy::Switch::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
     let running = Running::start(&config, &layout, public_address(&config, proxy_bound)).await?;
@@ -311,7 +329,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         metrics: Arc::new(Metrics::new()),
         proxy: Arc::clone(&proxy_metrics),
     };
-    let api = tokio::spawn(api::serve(api_listener, api::router(Arc::new(app)), until(stopped.clone())));
+    let api =
+        tokio::spawn(api::serve(api_listener, api::router(Arc::new(app)), until(stopped.clone())));
     let limits = proxy::Limits { grace: PROXY_GRACE, ..proxy::Limits::default() };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
     let until_stop = until(stopped);

@@ -1,8 +1,8 @@
-//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files, write-out, priorities, and what
-//! `/dev/fuse` needs.
+//! The one module with unsafe code: what must run between `fork` and `exec`, mapped files,
+//! write-out, priorities, and what `/dev/fuse` needs.
 //!
-//! The standard library calls the first in a copy of this process that has only the forking thread, so it may
-//! neither allocate nor lock; it is two system calls.
+//! The standard library calls the first in a copy of this process that has only the forking thread,
+//! so it may neither allocate nor lock; it is two system calls.
 
 pub mod uring;
 
@@ -18,7 +18,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use tokio::process::Command;
 
-/// Makes the child receive `signal` when the thread that spawns it ends, and so at the latest when this process does.
+/// Makes the child receive `signal` when the thread that spawns it ends, and so at the latest when
+/// this process does.
 ///
 /// It is set after the change of user, which would clear it, and survives the `exec`.
 #[expect(
@@ -35,8 +36,8 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
         }
         Ok(())
     };
-    // SAFETY: `ask` calls prctl(2) and getppid(2), which are async-signal-safe, and builds its errors without
-    // allocating; it captures two plain values.
+    // SAFETY: `ask` calls prctl(2) and getppid(2), which are async-signal-safe, and builds its
+    // errors without allocating; it captures two plain values.
     unsafe {
         command.pre_exec(ask);
     }
@@ -44,15 +45,21 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
 
 /// Maps `length` bytes from `offset` of a file that nobody changes any more.
 #[expect(unsafe_code, reason = "a mapped file is memory that others could change")]
-pub fn map(file: &File, offset: u64, length: usize) -> io::Result<Box<dyn AsRef<[u8]> + Send + Sync>> {
-    // SAFETY: only sealed layers are mapped; this process never writes to one again, and the store's directory belongs
-    // to it alone. A reader checks what it finds, so other bytes than were written are an error and no more.
+pub fn map(
+    file: &File,
+    offset: u64,
+    length: usize,
+) -> io::Result<Box<dyn AsRef<[u8]> + Send + Sync>> {
+    // SAFETY: only sealed layers are mapped; this process never writes to one again, and the
+    // store's directory belongs to it alone. A reader checks what it finds, so other bytes than
+    // were written are an error and no more.
     let mapped = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file)? };
     Ok(Box::new(mapped))
 }
 
-/// Zeroed memory that no child of this process has for the moment between `fork` and `exec`: the more it shares, the longer a
-/// fork takes, and the more pages of ours are copied or let go at their next change.
+/// Zeroed memory that no child of this process has for the moment between `fork` and `exec`: the
+/// more it shares, the longer a fork takes, and the more pages of ours are copied or let go at
+/// their next change.
 pub fn memory(length: usize) -> io::Result<MmapMut> {
     let memory = MmapMut::map_anon(length)?;
     // Where it is refused, starts of children take longer.
@@ -60,16 +67,20 @@ pub fn memory(length: usize) -> io::Result<MmapMut> {
     Ok(memory)
 }
 
-/// Writes part of a file to its medium and waits for that, without the flush of the medium and of the file system's journal that
-/// a sync brings with it, which others would wait for. Where there is no such call nothing happens.
+/// Writes part of a file to its medium and waits for that, without the flush of the medium and of
+/// the file system's journal that a sync brings with it, which others would wait for. Where there
+/// is no such call nothing happens.
 #[expect(unsafe_code, reason = "there is no safe sync_file_range")]
 pub fn write_out(file: &File, offset: u64, length: u64) -> io::Result<()> {
     use nix::libc::{EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESPIPE};
-    use nix::libc::{SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE};
+    use nix::libc::{
+        SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE,
+    };
     let (from, count) = (i64::try_from(offset), i64::try_from(length));
     let (from, count) = (from.map_err(io::Error::other)?, count.map_err(io::Error::other)?);
     let all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-    // SAFETY: sync_file_range(2) takes four numbers, and the file is open as long as it is borrowed.
+    // SAFETY: sync_file_range(2) takes four numbers, and the file is open as long as it is
+    // borrowed.
     let outcome = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), from, count, all) };
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
@@ -102,11 +113,13 @@ pub fn receive_file(socket: &UnixStream) -> io::Result<Option<File>> {
         ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
         _ => None,
     });
-    // SAFETY: the system just made this descriptor for us, and nobody else knows of it. There is room for one only.
+    // SAFETY: the system just made this descriptor for us, and nobody else knows of it. There is
+    // room for one only.
     Ok(numbers.map(|number| unsafe { File::from_raw_fd(number) }))
 }
 
-/// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a core that they want.
+/// How nice background work is, of at most 19: it gets what others leave, and about a tenth of a
+/// core that they want.
 const NICENESS: i32 = 10;
 
 thread_local! {
@@ -122,13 +135,14 @@ pub fn lower_priority() -> io::Result<()> {
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether [`when_idle`] waits on this thread. It has no effect without the right to come back from there.
+/// Whether [`when_idle`] waits on this thread. It has no effect without the right to come back from
+/// there.
 pub fn be_patient(patient: bool) {
     PATIENT.set(patient && may_come_back());
 }
 
-/// Does work that computes only, and holds no lock that others want, on whatever core is idle; at once unless the thread is
-/// patient.
+/// Does work that computes only, and holds no lock that others want, on whatever core is idle; at
+/// once unless the thread is patient.
 pub fn when_idle<T>(work: impl FnOnce() -> T) -> T {
     if !PATIENT.get() {
         return work();
@@ -148,11 +162,14 @@ fn schedule(policy: i32) -> bool {
     unsafe { nix::libc::sched_setscheduler(0, policy, &raw const priority) == 0 }
 }
 
-/// Whether a thread gets out of the idle policy again, tried once by one that ends then: it takes a capability, or a limit of
-/// niceness, and root in a container may have neither.
+/// Whether a thread gets out of the idle policy again, tried once by one that ends then: it takes a
+/// capability, or a limit of niceness, and root in a container may have neither.
 fn may_come_back() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
-    let there_and_back =
-        || lower_priority().is_ok() && schedule(nix::libc::SCHED_IDLE) && schedule(nix::libc::SCHED_OTHER);
+    let there_and_back = || {
+        lower_priority().is_ok()
+            && schedule(nix::libc::SCHED_IDLE)
+            && schedule(nix::libc::SCHED_OTHER)
+    };
     *MAY.get_or_init(|| std::thread::spawn(there_and_back).join().unwrap_or(false))
 }

@@ -154,7 +154,10 @@ async fn a_failed_start_shows_postgres_own_lines() {
     assert_eq!(error.code, "postgres_version");
     let missing = lab.supervisor().wake(TWO).await.unwrap_err();
     assert!(missing.detail.contains("data/00000002: No such file"), "{missing}");
-    assert_eq!(lab.directories.opened.load(Ordering::SeqCst), lab.directories.closed.load(Ordering::SeqCst));
+    assert_eq!(
+        lab.directories.opened.load(Ordering::SeqCst),
+        lab.directories.closed.load(Ordering::SeqCst)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,8 +168,12 @@ async fn a_killed_postgres_is_reported_swept_and_woken_again() {
     let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     client.batch_execute("CREATE TABLE kept AS SELECT 1 AS n").await.unwrap();
-    // A busy backend does not notice the death of its postmaster, and would write beside the next one.
-    let busy = tokio::spawn(async move { client.batch_execute("DO $$ BEGIN LOOP END LOOP; END $$").await });
+    // A busy backend does not notice the death of its postmaster, and would write beside the next
+    // one.
+    let busy =
+        tokio::spawn(
+            async move { client.batch_execute("DO $$ BEGIN LOOP END LOOP; END $$").await },
+        );
     tokio::time::sleep(Duration::from_millis(200)).await;
     let postmaster = lab.postmaster(ONE);
     let memory = shared_memory(&lab, postmaster);
@@ -209,7 +216,8 @@ fn shared_memory(lab: &Lab, postmaster: i32) -> Vec<String> {
     let lock_file = fs::read_to_string(lab.data(ONE).join("postmaster.pid")).unwrap();
     let segment = lock_file.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap();
     let maps = fs::read_to_string(format!("/proc/{postmaster}/maps")).unwrap();
-    let files = maps.lines().filter_map(|line| line.find("/dev/shm/").map(|at| line[at..].to_owned()));
+    let files =
+        maps.lines().filter_map(|line| line.find("/dev/shm/").map(|at| line[at..].to_owned()));
     let found: Vec<_> = files.chain([format!("segment {segment}")]).collect();
     assert_eq!(left_of(&found), found);
     found
@@ -298,7 +306,8 @@ async fn nobody_gets_in_without_a_password() {
     assert!(!success && text.contains("password authentication failed"), "{text}");
     let (success, text) = lab.tool("psql", &login, &[("PGPASSWORD", &password)]);
     assert!(success && text == "1\n", "{text}");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(sockets).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(sockets).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o700);
     supervisor.stop_all().await;
 }
@@ -333,14 +342,19 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
     let lab = Lab::new();
     let password = lab.timeline(ONE).await;
     let config = lab.data(ONE).join("postgresql.conf");
-    fs::File::options().append(true).open(&config).unwrap().write_all(PRODUCTION.as_bytes()).unwrap();
+    fs::File::options()
+        .append(true)
+        .open(&config)
+        .unwrap()
+        .write_all(PRODUCTION.as_bytes())
+        .unwrap();
     let supervisor = lab.supervisor();
     let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     let slot = "SELECT pg_create_logical_replication_slot('production', 'pgoutput')";
     client.simple_query(slot).await.unwrap();
-    let subscription =
-        "CREATE SUBSCRIPTION production CONNECTION 'host=production' PUBLICATION p WITH (connect = false)";
+    let subscription = "CREATE SUBSCRIPTION production CONNECTION 'host=production' PUBLICATION p \
+        WITH (connect = false)";
     client.batch_execute(subscription).await.unwrap();
     client.batch_execute("ALTER SUBSCRIPTION production ENABLE").await.unwrap();
     supervisor.suspend(ONE).await.unwrap();
@@ -422,16 +436,24 @@ async fn bootstrap_leaves_a_cleanly_stopped_cluster() {
     assert!(control.contains("Database cluster state:               shut down\n"), "{control}");
     assert!(control.contains("Data page checksum version:           1\n"), "{control}");
     let left = fs::read_dir(lab.run_dir()).unwrap().flatten();
-    assert_eq!(left.filter(|entry| entry.file_name().to_string_lossy().starts_with("password")).count(), 0);
+    assert_eq!(
+        left.filter(|entry| entry.file_name().to_string_lossy().starts_with("password")).count(),
+        0
+    );
     let supervisor = lab.supervisor();
     let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
-    let encoding =
-        "SELECT pg_encoding_to_char(encoding) || ' ' || datcollate FROM pg_database WHERE datname = 'app'";
+    let encoding = "SELECT pg_encoding_to_char(encoding) || ' ' || datcollate FROM pg_database \
+                    WHERE datname = 'app'";
     assert_eq!(ask(&client, encoding).await, "UTF8 C.UTF-8");
     supervisor.stop_all().await;
-    let again =
-        pageserver::compute::bootstrap::initialize(&lab.installation, &lab.user, &data, &lab.run_dir()).await;
+    let again = pageserver::compute::bootstrap::initialize(
+        &lab.installation,
+        &lab.user,
+        &data,
+        &lab.run_dir(),
+    )
+    .await;
     assert!(again.unwrap_err().detail.contains("exists but is not empty"));
 }
 
@@ -486,7 +508,10 @@ async fn leftovers_of_a_killed_server_are_ended() {
     let mut victim = start_victim(&lab);
     let socket = lab.run_dir().join("00000001/.s.PGSQL.5432");
     let client = connect(&socket, &password).await;
-    let busy = tokio::spawn(async move { client.batch_execute("DO $$ BEGIN LOOP END LOOP; END $$").await });
+    let busy =
+        tokio::spawn(
+            async move { client.batch_execute("DO $$ BEGIN LOOP END LOOP; END $$").await },
+        );
     tokio::time::sleep(Duration::from_millis(200)).await;
     let postmaster = lab.postmaster(ONE);
     let memory = shared_memory(&lab, postmaster);

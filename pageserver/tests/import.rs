@@ -1,4 +1,5 @@
-//! Imports from a live Postgres, under load, with a tablespace; and every way in which they must leave nothing.
+//! Imports from a live Postgres, under load, with a tablespace; and every way in which they must
+//! leave nothing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod lab;
@@ -77,7 +78,13 @@ impl Scene {
 
     fn imports(&self) -> Arc<Imports> {
         let lab = &self.target.lab;
-        Imports::new(lab.installation.clone(), lab.user.clone(), &lab.run_dir(), self.target.clone()).unwrap()
+        Imports::new(
+            lab.installation.clone(),
+            lab.user.clone(),
+            &lab.run_dir(),
+            self.target.clone(),
+        )
+        .unwrap()
     }
 
     fn sockets(&self) -> &str {
@@ -94,7 +101,8 @@ impl Scene {
 
     fn pgbench(&self, arguments: &[&str]) {
         let all = [&["-h", self.sockets(), "-U", "postgres"], arguments, &["app"]].concat();
-        let (success, text) = self.target.lab.tool("pgbench", &all, &[("PGPASSWORD", &self.password)]);
+        let (success, text) =
+            self.target.lab.tool("pgbench", &all, &[("PGPASSWORD", &self.password)]);
         assert!(success, "{text}");
     }
 
@@ -110,11 +118,12 @@ impl Scene {
         pids.filter(runs).collect()
     }
 
-    /// A source big enough that a copy can be caught in the middle: it is slowed down by its own disk and ours.
+    /// A source big enough that a copy can be caught in the middle: it is slowed down by its own
+    /// disk and ours.
     async fn grow(&self) {
         let client = connect(self.source.socket(), &self.password).await;
-        let table =
-            "CREATE TABLE big AS SELECT repeat(md5(n::text), 30) AS text FROM generate_series(1, 400000) n";
+        let table = "CREATE TABLE big AS SELECT repeat(md5(n::text), 30) AS text FROM \
+                     generate_series(1, 400000) n";
         client.batch_execute(table).await.unwrap();
     }
 
@@ -126,7 +135,8 @@ impl Scene {
 }
 
 async fn finished(imports: &Imports, id: &str) -> Import {
-    eventually("the import ends", SOON, || imports.get(id).unwrap().state != ImportState::Running).await;
+    eventually("the import ends", SOON, || imports.get(id).unwrap().state != ImportState::Running)
+        .await;
     imports.get(id).unwrap()
 }
 
@@ -137,7 +147,10 @@ async fn a_source_under_load_with_a_tablespace_is_copied() {
     let outside = lab.root.join("table=space");
     lab.owned_directory(&outside);
     let client = connect(scene.source.socket(), &scene.password).await;
-    client.batch_execute(&format!("CREATE TABLESPACE extra LOCATION '{}'", outside.display())).await.unwrap();
+    client
+        .batch_execute(&format!("CREATE TABLESPACE extra LOCATION '{}'", outside.display()))
+        .await
+        .unwrap();
     client.batch_execute("CREATE TABLE far (n int) TABLESPACE extra").await.unwrap();
     client.batch_execute("INSERT INTO far SELECT generate_series(1, 1000)").await.unwrap();
     scene.pgbench(&["-i", "-q", "-s", "2"]);
@@ -154,21 +167,30 @@ async fn a_source_under_load_with_a_tablespace_is_copied() {
         })
     });
     assert_eq!(import.state, ImportState::Done, "{:?}", import.error);
-    assert!(import.bytes_done > 30_000_000 && import.bytes_total >= Some(import.bytes_done), "{import:?}");
+    assert!(
+        import.bytes_done > 30_000_000 && import.bytes_total >= Some(import.bytes_done),
+        "{import:?}"
+    );
     assert_eq!(scene.target.calls(), ["begin", "publish"]);
 
     // The link of the copy points into it; on the mount it becomes a relative one.
-    let link = fs::read_dir(lab.data(COPY).join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
+    let link =
+        fs::read_dir(lab.data(COPY).join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
     assert!(fs::read_link(&link).unwrap().starts_with(lab.data(COPY).join("tablespaces")));
     let lease = scene.supervisor.wake(COPY).await.unwrap();
     let copy = connect(lease.socket(), &scene.password).await;
     assert_eq!(ask(&copy, "SELECT count(*) FROM far").await, "1000");
     copy.batch_execute("DELETE FROM far").await.unwrap();
     assert_eq!(ask(&client, "SELECT count(*) FROM far").await, "1000");
-    let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT coalesce(sum(delta), 0) FROM pgbench_history) \
-                AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(bbalance) FROM pgbench_branches)";
+    let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT coalesce(sum(delta), \
+                0) FROM pgbench_history) AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT \
+                sum(bbalance) FROM pgbench_branches)";
     assert_eq!(ask(&copy, sums).await, "t");
-    assert_ne!(ask(&copy, "SELECT count(*) FROM pgbench_history").await, "0", "it was copied under load");
+    assert_ne!(
+        ask(&copy, "SELECT count(*) FROM pgbench_history").await,
+        "0",
+        "it was copied under load"
+    );
     drop((copy, client));
     scene.end().await;
 }
@@ -180,7 +202,8 @@ async fn a_source_without_configuration_files_keeps_its_settings() {
     scene.supervisor.suspend(SOURCE).await.unwrap();
     fs::remove_file(lab.data(SOURCE).join("postgresql.conf")).unwrap();
     let auto = lab.data(SOURCE).join("postgresql.auto.conf");
-    fs::write(&auto, "max_prepared_transactions = 7\nshared_preload_libraries = 'auto_explain'\n").unwrap();
+    fs::write(&auto, "max_prepared_transactions = 7\nshared_preload_libraries = 'auto_explain'\n")
+        .unwrap();
     let _lease = scene.supervisor.wake(SOURCE).await.unwrap();
     let imports = scene.imports();
     let import = imports.start(scene.request()).await.unwrap();
@@ -221,7 +244,8 @@ async fn sources_that_cannot_be_copied_are_refused_at_once() {
     other.major += 1;
     other.version = format!("{}.0", other.major);
     let imports_of_other =
-        Imports::new(other.clone(), lab.user.clone(), &lab.run_dir(), scene.target.clone()).unwrap();
+        Imports::new(other.clone(), lab.user.clone(), &lab.run_dir(), scene.target.clone())
+            .unwrap();
     let error = imports_of_other.start(scene.request()).await.unwrap_err();
     assert_eq!(error.code, "import_version");
     assert!(

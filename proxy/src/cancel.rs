@@ -1,9 +1,11 @@
-//! Cancel requests: learning a session's key from its Postgres, and finding that Postgres again by the key.
+//! Cancel requests: learning a session's key from its Postgres, and finding that Postgres again by
+//! the key.
 //!
-//! A client cancels over a new connection that carries nothing but the key, so the proxy remembers which socket a
-//! key came from. Guarantees that a key is known exactly as long as its session lives, so the table holds at most
-//! one entry per session; that a cancel connection ends after Postgres has acted on it; and that keys are never
-//! logged. Process numbers are unique on one machine, so keys of two branches cannot be mixed up while both live.
+//! A client cancels over a new connection that carries nothing but the key, so the proxy remembers
+//! which socket a key came from. Guarantees that a key is known exactly as long as its session
+//! lives, so the table holds at most one entry per session; that a cancel connection ends after
+//! Postgres has acted on it; and that keys are never logged. Process numbers are unique on one
+//! machine, so keys of two branches cannot be mixed up while both live.
 
 use std::collections::HashMap;
 use std::io;
@@ -42,7 +44,8 @@ impl Table {
         Registration { table, key }
     }
 
-    /// Hands a request to the Postgres that gave out `key`; an unknown key is silently ignored, as Postgres does.
+    /// Hands a request to the Postgres that gave out `key`; an unknown key is silently ignored, as
+    /// Postgres does.
     pub(crate) async fn forward(&self, key: &CancelKey) -> io::Result<()> {
         let socket = self.lock().get(key).cloned();
         let Some(socket) = socket else {
@@ -79,8 +82,8 @@ impl Drop for Registration {
 
 /// Looks for the `BackendKeyData` in what a server sends, up to the first `ReadyForQuery`.
 ///
-/// It only looks: bytes that are no well-formed messages are the client's to judge. It keeps no more than a header
-/// or one key.
+/// It only looks: bytes that are no well-formed messages are the client's to judge. It keeps no
+/// more than a header or one key.
 #[derive(Default)]
 pub(crate) struct KeyWatch {
     state: State,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// How long the proxy waits for a client to take notice of the end, and how much it throws away meanwhile. Closing
-/// with unread input would reset the connection, and the client could lose the error that explains the end.
+/// How long the proxy waits for a client to take notice of the end, and how much it throws away
+/// meanwhile. Closing with unread input would reset the connection, and the client could lose the
+/// error that explains the end.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: u64 = 1024 * 1024;
 

@@ -1,7 +1,7 @@
 //! Everything a client can say before its session: encryption requests, and then one first packet.
 //!
-//! Reads exactly the bytes of each packet and never one more, so that nothing sent in the clear can end up inside
-//! an encrypted session. Time limits are the caller's.
+//! Reads exactly the bytes of each packet and never one more, so that nothing sent in the clear can
+//! end up inside an encrypted session. Time limits are the caller's.
 
 use std::io;
 
@@ -11,7 +11,8 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::refusal::{PROTOCOL_VIOLATION, Refusal};
 use crate::startup::{CancelKey, LENGTH_BYTES, Packet, Startup, body_bytes, decode};
 
-/// First byte of a TLS handshake record; a first packet starts with a zero byte, being shorter than 16 MiB.
+/// First byte of a TLS handshake record; a first packet starts with a zero byte, being shorter than
+/// 16 MiB.
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// What a client wants.
@@ -78,7 +79,8 @@ pub(crate) async fn plain(socket: &mut TcpStream) -> Result<Plain, Failure> {
     }
 }
 
-/// Reads what a client of the same machine wants, to whom no encryption is given, as Postgres does over its socket.
+/// Reads what a client of the same machine wants, to whom no encryption is given, as Postgres does
+/// over its socket.
 pub(crate) async fn local(socket: &mut UnixStream) -> Result<Wish, Failure> {
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
@@ -120,7 +122,10 @@ async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> Result<Packet, Fa
 }
 
 /// Fills `buffer`. A client that stops sending in the middle is told so; it may still be listening.
-async fn read_whole(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> Result<(), Failure> {
+async fn read_whole(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut [u8],
+) -> Result<(), Failure> {
     let mut done = 0;
     while done < buffer.len() {
         match stream.read(&mut buffer[done..]).await? {

@@ -3,14 +3,16 @@
 //! A connection passes through the modules in this order:
 //!
 //! 1. [`server`] accepts it, within [`Limits`], over TCP or through a [`LocalDoor`];
-//! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which [`startup`] decodes;
+//! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which
+//!    [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
-//! 4. `session` connects the two, and [`Switch`] copies bytes from `line` to `line` until one side ends; a `witness`
-//!    counts them, and `cancel` remembers the key by which the session's queries can be cancelled.
+//! 4. `session` connects the two, and [`Switch`] copies bytes from `line` to `line` until one side
+//!    ends; a `witness` counts them, and `cancel` remembers the key by which the session's queries
+//!    can be cancelled.
 //!
-//! Whoever is turned away gets a [`Refusal`]. Passwords are between the client and its Postgres: the proxy forwards
-//! them unread. Since a Postgres behind a Unix socket offers SCRAM without channel binding, clients must not insist
-//! on channel binding; by default none does.
+//! Whoever is turned away gets a [`Refusal`]. Passwords are between the client and its Postgres:
+//! the proxy forwards them unread. Since a Postgres behind a Unix socket offers SCRAM without
+//! channel binding, clients must not insist on channel binding; by default none does.
 
 use std::path::PathBuf;
 
@@ -52,8 +54,10 @@ pub struct Upstream {
 
 /// Finds branches and wakes them.
 pub trait Backends: Send + Sync + 'static {
-    /// Wakes the branch, or the moment of its past, if need be, and returns once its Postgres accepts connections.
+    /// Wakes the branch, or the moment of its past, if need be, and returns once its Postgres
+    /// accepts connections.
     ///
-    /// The future is dropped when the client goes away first, so that nothing stays awake for nobody.
+    /// The future is dropped when the client goes away first, so that nothing stays awake for
+    /// nobody.
     fn acquire(&self, target: &Target) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
 }

@@ -37,7 +37,8 @@ impl Line {
         loop {
             match tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // TLS that ends without saying goodbye: common, and harmless since Postgres messages have lengths.
+                // TLS that ends without saying goodbye: common, and harmless since Postgres
+                // messages have lengths.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(0)),
                 outcome => return outcome.map(Some),
             }
@@ -48,14 +49,16 @@ impl Line {
         }
     }
 
-    /// Whether there is something to read, or the end, that came with what was read before, so that the socket does not tell of it.
+    /// Whether there is something to read, or the end, that came with what was read before, so that
+    /// the socket does not tell of it.
     pub(crate) fn holds_more(&mut self) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else { return Ok(false) };
         let state = tls.process_new_packets().map_err(io::Error::other)?;
         Ok(state.plaintext_bytes_to_read() > 0 || state.peer_has_closed())
     }
 
-    /// Hands on as much of `data` as the socket takes, and keeps the rest. Nothing may be kept already.
+    /// Hands on as much of `data` as the socket takes, and keeps the rest. Nothing may be kept
+    /// already.
     pub(crate) fn send(&mut self, data: &[u8]) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
             tls.writer().write_all(data)?;
@@ -95,7 +98,9 @@ impl Line {
     pub(crate) fn close(&mut self) -> io::Result<()> {
         match self.socket.shutdown(Shutdown::Write) {
             // Who has closed answers the goodbye by a reset.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected && self.tls.is_some() => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected && self.tls.is_some() => {
+                Ok(())
+            }
             outcome => outcome,
         }
     }
@@ -141,7 +146,9 @@ fn take_all_it_can(to: &mut impl Write, data: &[u8]) -> io::Result<usize> {
 fn at_once(outcome: io::Result<usize>) -> io::Result<Option<usize>> {
     match outcome {
         Ok(count) => Ok(Some(count)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),

@@ -1,7 +1,7 @@
 //! The Unix socket through which clients of the same machine come.
 //!
-//! Guarantees that nobody's socket is taken away while somebody listens on it, neither at the start nor at the end, and that no
-//! directory that was there before is changed.
+//! Guarantees that nobody's socket is taken away while somebody listens on it, neither at the start
+//! nor at the end, and that no directory that was there before is changed.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -28,18 +28,23 @@ fn identity(found: &Metadata) -> (u64, u64) {
 }
 
 impl LocalDoor {
-    /// Makes the socket by which Postgres clients find `port` in a directory (`psql -h DIRECTORY -p PORT`). Every user of the
-    /// machine may use it, as Postgres's own; they give a password. One on which nobody listens any more is replaced.
+    /// Makes the socket by which Postgres clients find `port` in a directory (`psql -h DIRECTORY -p
+    /// PORT`). Every user of the machine may use it, as Postgres's own; they give a password. One
+    /// on which nobody listens any more is replaced.
     pub async fn open(directory: &Path, port: u16) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         refuse_foreign(directory)?;
         let path = directory.join(format!(".s.PGSQL.{port}"));
         match UnixStream::connect(&path).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(&path)?,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(&path)?
+            }
             _ => {
-                let text =
-                    format!("{} is in use: another server or proxy has its socket there", path.display());
+                let text = format!(
+                    "{} is in use: another server or proxy has its socket there",
+                    path.display()
+                );
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
             }
         }
@@ -50,21 +55,23 @@ impl LocalDoor {
     }
 }
 
-/// Who could put something else in the place of the socket could have permissions of any file changed.
+/// Who could put something else in the place of the socket could have permissions of any file
+/// changed.
 fn refuse_foreign(directory: &Path) -> io::Result<()> {
     let found = fs::metadata(directory)?;
     let ours = found.uid() == geteuid().as_raw() || found.uid() == 0;
     if ours && (found.mode() & OTHERS_WRITE == 0 || found.mode() & STICKY != 0) {
         return Ok(());
     }
-    let text =
-        "the directory belongs to another user, or others may remove what is in it; choose another one";
+    let text = "the directory belongs to another user, or others may remove what is in it; choose \
+                another one";
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
 impl Drop for LocalDoor {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the proxy's socket");
         }
@@ -79,7 +86,8 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("coppice-door-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("coppice-door-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Self(path)
         }

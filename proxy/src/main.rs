@@ -1,4 +1,5 @@
-//! The stand-alone proxy: the library, with branches found over the HTTP API of a page server on this machine.
+//! The stand-alone proxy: the library, with branches found over the HTTP API of a page server on
+//! this machine.
 
 mod remote;
 
@@ -20,9 +21,10 @@ use crate::remote::{BEAT, Remote};
 
 /// Routes Postgres connections to the branches of a Coppice server, waking them on demand.
 ///
-/// `pageserver serve` has this proxy built in, on 127.0.0.1:5433. Run it as its own process to serve another address
-/// or certificate, or to restart it apart from the server. It reaches each branch's Postgres through a Unix socket, so
-/// it has to run on the server's machine, as a user who may open those sockets.
+/// `pageserver serve` has this proxy built in, on 127.0.0.1:5433. Run it as its own process to
+/// serve another address or certificate, or to restart it apart from the server. It reaches each
+/// branch's Postgres through a Unix socket, so it has to run on the server's machine, as a user who
+/// may open those sockets.
 #[derive(Parser)]
 #[command(name = "proxy", version, after_long_help = EXAMPLES)]
 struct Flags {
@@ -30,7 +32,8 @@ struct Flags {
     #[arg(long, env = "COPPICE_PROXY", default_value = "127.0.0.1:5433", value_name = "ADDR")]
     listen: SocketAddr,
 
-    /// Directory of a Unix socket for clients on this machine, who connect with its path as host; none if left out.
+    /// Directory of a Unix socket for clients on this machine, who connect with its path as host;
+    /// none if left out.
     #[arg(long, env = "COPPICE_PROXY_SOCKET", value_name = "DIR")]
     listen_socket: Option<PathBuf>,
 
@@ -54,25 +57,30 @@ struct Flags {
     #[arg(long, env = "COPPICE_TLS_DIR", default_value = "proxy-tls", value_name = "DIR")]
     tls_dir: PathBuf,
 
-    /// Domain whose sub-domains are branches, such as db.example.com for feature-x.db.example.com. Without one the first
-    /// label of any host name with a dot is taken for a branch.
+    /// Domain whose sub-domains are branches, such as db.example.com for feature-x.db.example.com.
+    /// Without one the first label of any host name with a dot is taken for a branch.
     #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
     domain: Option<String>,
 }
 
 const EXAMPLES: &str = "\
 How a connection names its branch, the first that applies:
-  host name, over TLS   psql 'host=feature-x.localhost port=5433 sslmode=require user=postgres dbname=app'
-  startup option        psql 'host=localhost port=5433 user=postgres dbname=app options=branch=feature/x'
+  host name, over TLS   psql 'host=feature-x.localhost port=5433 sslmode=require user=postgres \
+  dbname=app'
+  startup option        psql 'host=localhost port=5433 user=postgres dbname=app \
+  options=branch=feature/x'
   database name         psql 'host=localhost port=5433 user=postgres dbname=app@feature/x'
   none of them          the default branch
 
-In a host name a branch goes by its host-name form: lower case, with '-' for all but letters and digits.
-The database name is split at its last '@', so a database that is itself called a@b is reached as a@b@main.
+In a host name a branch goes by its host-name form: lower case, with '-' for all but letters and \
+digits.
+The database name is split at its last '@', so a database that is itself called a@b is reached as \
+a@b@main.
 A database name equal to the user's is never split.
 
 Passwords are checked by the branch's own Postgres. Logs go to stderr; RUST_LOG sets their level.
-The server's --suspend-after has to be over 10 seconds for sessions of this proxy to keep their branch awake.";
+The server's --suspend-after has to be over 10 seconds for sessions of this proxy to keep their \
+branch awake.";
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -106,19 +114,25 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
     let listener = TcpListener::bind(flags.listen).await.map_err(|error| {
-        format!("cannot listen on {}: {error}; is another proxy or server using it? --listen takes another address", flags.listen)
+        format!(
+            "cannot listen on {}: {error}; is another proxy or server using it? --listen takes \
+                 another address",
+            flags.listen
+        )
     })?;
     let port = listener.local_addr()?.port();
     let unix = match flags.listen_socket.as_deref() {
         None => None,
         Some(directory) => {
             let opened = LocalDoor::open(directory, port).await;
-            let failed = |error| format!("cannot make a socket in {}: {error}", directory.display());
+            let failed =
+                |error| format!("cannot make a socket in {}: {error}", directory.display());
             Some(opened.map_err(failed)?)
         }
     };
     let doors = Doors { unix, tcp: listener };
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}

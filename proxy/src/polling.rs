@@ -1,16 +1,19 @@
-//! Waiting for events: looking for them before sleeping, while they come soon and nobody else wants the processor.
+//! Waiting for events: looking for them before sleeping, while they come soon and nobody else wants
+//! the processor.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
 
-/// How long a thread looks for the next event before it sleeps, while events keep coming that soon: Postgres answers many a
-/// question in less, and to fall asleep and be woken takes as long again.
+/// How long a thread looks for the next event before it sleeps, while events keep coming that soon:
+/// Postgres answers many a question in less, and to fall asleep and be woken takes as long again.
 const POLL: Duration = Duration::from_micros(100);
-/// Giving the processor away takes longer than this when others compute on it: Postgres and its clients soon wait again.
+/// Giving the processor away takes longer than this when others compute on it: Postgres and its
+/// clients soon wait again.
 const CROWDED: Duration = Duration::from_micros(500);
-/// For how long a thread only sleeps then. Who wakes comes before those who compute, who gives way comes behind them.
+/// For how long a thread only sleeps then. Who wakes comes before those who compute, who gives way
+/// comes behind them.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// When a thread looks for events before it sleeps.
@@ -69,15 +72,18 @@ mod tests {
     /// How often this thread went to sleep.
     fn sleeps() -> u64 {
         let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
         line.trim().parse().unwrap()
     }
 
     const LATE: Duration = Duration::from_millis(300);
 
-    /// Waits for an event that comes late: time that it took of a processor, and how often it slept.
+    /// Waits for an event that comes late: time that it took of a processor, and how often it
+    /// slept.
     fn wait_for_late_event(polling: &mut Polling) -> (Duration, u64) {
-        let (epoll, event) = (Epoll::new(EpollCreateFlags::empty()).unwrap(), EventFd::new().unwrap());
+        let (epoll, event) =
+            (Epoll::new(EpollCreateFlags::empty()).unwrap(), EventFd::new().unwrap());
         epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 1)).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -94,7 +100,10 @@ mod tests {
     fn a_thread_looks_for_an_event_and_then_sleeps() {
         let mut polling = Polling { length: POLL, ..Polling::new() };
         let (busy, slept) = wait_for_late_event(&mut polling);
-        assert!(busy < LATE / 10 && slept > 0, "{busy:?} were spent looking for what came after {LATE:?}");
+        assert!(
+            busy < LATE / 10 && slept > 0,
+            "{busy:?} were spent looking for what came after {LATE:?}"
+        );
         assert_eq!(polling.length, POLL / 2);
         let before = Instant::now();
         polling = Polling { length: LATE * 100, not_before: before };

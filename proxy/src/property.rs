@@ -1,15 +1,16 @@
 //! What must hold for any bytes a stranger sends, for fuzzing and random tests.
 //!
-//! Invariants checked: nothing panics; a refusal is one well-formed error; an accepted startup packet encodes to the
-//! same bytes; routing removes its option for good, keeps the user and never makes the packet longer; the watch for
-//! the cancel key finds the same however the bytes are cut.
+//! Invariants checked: nothing panics; a refusal is one well-formed error; an accepted startup
+//! packet encodes to the same bytes; routing removes its option for good, keeps the user and never
+//! makes the packet longer; the watch for the cancel key finds the same however the bytes are cut.
 
 use crate::cancel::KeyWatch;
 use crate::refusal::Refusal;
 use crate::route::route;
 use crate::startup::{BODY_BYTES_MAX, LENGTH_BYTES, Packet, Startup, body_bytes, decode};
 
-/// Checks all of it on `bytes`, taken as a first packet with its length word and as a server's messages.
+/// Checks all of it on `bytes`, taken as a first packet with its length word and as a server's
+/// messages.
 ///
 /// # Panics
 /// If something does not hold.
@@ -85,8 +86,12 @@ mod tests {
             let length = next(&mut seed) % 64;
             let bytes: Vec<u8> = (0..length).map(|_| next(&mut seed).to_le_bytes()[0]).collect();
             startup_packet(&bytes);
-            startup_packet(&[b"\0\0\0\x40\0\x03\0\0user\0a\0options\0", &bytes[..], b"\0\0"].concat());
-            startup_packet(&[b"\0\0\0\x40\0\x03\0\0user\0a\0database\0", &bytes[..], b"\0\0"].concat());
+            startup_packet(
+                &[b"\0\0\0\x40\0\x03\0\0user\0a\0options\0", &bytes[..], b"\0\0"].concat(),
+            );
+            startup_packet(
+                &[b"\0\0\0\x40\0\x03\0\0user\0a\0database\0", &bytes[..], b"\0\0"].concat(),
+            );
         }
     }
 }

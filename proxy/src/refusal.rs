@@ -1,7 +1,7 @@
 //! A refusal as a Postgres client sees it, and the codes the proxy uses.
 //!
-//! Guarantees that any text, also one with zero bytes or of any length, becomes one well-formed `ErrorResponse`.
-//! What is wrong, and what to do about it, is decided where the refusal is made.
+//! Guarantees that any text, also one with zero bytes or of any length, becomes one well-formed
+//! `ErrorResponse`. What is wrong, and what to do about it, is decided where the refusal is made.
 
 use bytes::BytesMut;
 use pgwire::messages::Message;
@@ -68,7 +68,8 @@ impl Refusal {
     }
 }
 
-/// `text` without the zero byte that ends strings in the protocol, cut to a length every client accepts.
+/// `text` without the zero byte that ends strings in the protocol, cut to a length every client
+/// accepts.
 fn printable(text: &str) -> String {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
@@ -84,7 +85,10 @@ mod tests {
     #[test]
     fn encodes_as_postgres_does() {
         let bytes = Refusal::new(NO_SUCH_BRANCH, "no branch").with_hint("try main").encode();
-        assert_eq!(&bytes[..], b"E\0\0\0\x2fSFATAL\0VFATAL\0C3D000\0Mno branch\0Htry main\0\0".as_slice(),);
+        assert_eq!(
+            &bytes[..],
+            b"E\0\0\0\x2fSFATAL\0VFATAL\0C3D000\0Mno branch\0Htry main\0\0".as_slice(),
+        );
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Branches behind the HTTP API: what the stand-alone proxy asks instead of the page server's own code.
+//! Branches behind the HTTP API: what the stand-alone proxy asks instead of the page server's own
+//! code.
 //!
-//! The API has no lease, so an open session keeps its branch awake by waking it again and again; one beat per
-//! branch, however many sessions it has. Calls are blocking and run on tokio's threads for that.
+//! The API has no lease, so an open session keeps its branch awake by waking it again and again;
+//! one beat per branch, however many sessions it has. Calls are blocking and run on tokio's threads
+//! for that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -72,7 +74,11 @@ impl Backends for Remote {
             let text = format!("branch \"{}\" was woken but has no socket", branch.name);
             return Err(Refusal::new(CANNOT_CONNECT_NOW, text).with_hint("Connect again later."));
         };
-        Ok(Upstream { lease: Box::new(self.beat(&branch.name)), branch: branch.name, socket: socket.into() })
+        Ok(Upstream {
+            lease: Box::new(self.beat(&branch.name)),
+            branch: branch.name,
+            socket: socket.into(),
+        })
     }
 }
 
@@ -84,7 +90,9 @@ async fn keep_awake(client: Arc<Client>, branch: String, interval: Duration) {
         match woken {
             Ok(Ok(_)) => tracing::trace!(branch, "kept awake"),
             Ok(Err(error)) => tracing::warn!(branch, %error, "cannot keep a branch awake"),
-            Err(error) => tracing::error!(branch, %error, "a call of the API failed in its own code"),
+            Err(error) => {
+                tracing::error!(branch, %error, "a call of the API failed in its own code")
+            }
         }
     }
 }
@@ -108,14 +116,18 @@ fn choose(selector: &Selector, branches: Vec<Branch>) -> Result<String, Refusal>
     let found = branches.into_iter().find(fits).map(|branch| branch.name);
     found.ok_or_else(|| {
         let text = match selector {
-            Selector::Host(name) | Selector::Name(name) => format!("branch \"{name}\" does not exist"),
+            Selector::Host(name) | Selector::Name(name) => {
+                format!("branch \"{name}\" does not exist")
+            }
             Selector::Default => "the server has no default branch".to_owned(),
         };
-        Refusal::new(NO_SUCH_BRANCH, text).with_hint("`branchctl list` shows the branches that exist.")
+        Refusal::new(NO_SUCH_BRANCH, text)
+            .with_hint("`branchctl list` shows the branches that exist.")
     })
 }
 
-/// What the client may know of a failed call. That the proxy itself is set up wrongly goes to the log only.
+/// What the client may know of a failed call. That the proxy itself is set up wrongly goes to the
+/// log only.
 fn refusal(error: &Error) -> Refusal {
     match (error.status, error.code.as_str()) {
         (_, BRANCH_NOT_FOUND) => Refusal::new(NO_SUCH_BRANCH, &error.detail)

@@ -9,10 +9,12 @@ use super::*;
 
 /// Short, so that the test is.
 const INTERVAL: Duration = Duration::from_millis(300);
-const MAIN: &str = r#"{"name":"main","host":"main","timeline":"1","created_at":"2025-01-01T00:00:00Z",
+const MAIN: &str = r#"{"name":"main","host":"main","timeline":"1",
+    "created_at":"2025-01-01T00:00:00Z",
     "forked_at":"2025-01-01T00:00:00Z","default":true,"protected":false,"state":"running",
     "socket":"/run/main/.s.PGSQL.5432","connections":0,"own_bytes":0}"#;
-const ASLEEP: &str = r#"{"name":"team/A","host":"team-a","timeline":"2","created_at":"2025-01-01T00:00:00Z",
+const ASLEEP: &str = r#"{"name":"team/A","host":"team-a","timeline":"2",
+    "created_at":"2025-01-01T00:00:00Z",
     "forked_at":"2025-01-01T00:00:00Z","default":false,"protected":false,"state":"suspended",
     "connections":0,"own_bytes":0}"#;
 
@@ -48,13 +50,18 @@ fn answer(listener: &TcpListener) -> String {
         "/v1/branches/sick/wake" => (503, problem("start_failed", "branch sick: no space left")),
         _ => (404, problem(BRANCH_NOT_FOUND, "branch gone does not exist; near: main")),
     };
-    let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
     socket.write_all((head + &body).as_bytes()).unwrap();
     line.trim().to_owned()
 }
 
 fn problem(code: &str, detail: &str) -> String {
-    format!(r#"{{"type":"about:blank","title":"x","status":404,"code":"{code}","detail":"{detail}"}}"#)
+    format!(
+        r#"{{"type":"about:blank","title":"x","status":404,"code":"{code}","detail":"{detail}"}}"#
+    )
 }
 
 fn remote(url: &str) -> Remote {
@@ -65,7 +72,9 @@ fn remote(url: &str) -> Remote {
 async fn finds_and_wakes_a_branch() {
     let (url, requests) = serve(5);
     let remote = remote(&url);
-    for selector in [Selector::Default, Selector::Host("main".into()), Selector::Name("main".into())] {
+    for selector in
+        [Selector::Default, Selector::Host("main".into()), Selector::Name("main".into())]
+    {
         let upstream = remote.acquire(&selector.into()).await.unwrap();
         assert_eq!(upstream.branch, "main");
         assert_eq!(upstream.socket, Path::new("/run/main/.s.PGSQL.5432"));

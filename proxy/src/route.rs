@@ -1,8 +1,10 @@
 //! What a connection asks for. Pure: startup parameters and TLS server name in, [`Target`] out.
 //!
-//! The choice comes, in this order, from: the TLS server name (SNI), the startup option `branch=NAME`, the database
-//! name `db@branch`, and is the default branch otherwise. The startup option `at=MOMENT` asks for its past. What chose the branch is removed from the startup packet,
-//! so that the branch's Postgres never sees it. Whether such a branch exists is left to [`crate::Backends`].
+//! The choice comes, in this order, from: the TLS server name (SNI), the startup option
+//! `branch=NAME`, the database name `db@branch`, and is the default branch otherwise. The startup
+//! option `at=MOMENT` asks for its past. What chose the branch is removed from the startup packet,
+//! so that the branch's Postgres never sees it. Whether such a branch exists is left to
+//! [`crate::Backends`].
 
 use std::net::IpAddr;
 
@@ -11,7 +13,8 @@ use crate::startup::Startup;
 
 /// Longest branch name.
 const NAME_BYTES_MAX: usize = 63;
-/// Names under this top-level domain are the user's own machine, so the label in front can only mean a branch.
+/// Names under this top-level domain are the user's own machine, so the label in front can only
+/// mean a branch.
 const LOCALHOST: &str = "localhost";
 /// The startup options that name a branch and a moment of its past.
 const BRANCH: &[u8] = b"branch=";
@@ -71,8 +74,9 @@ pub fn route(
 enum Host {
     /// A sub-domain of the branches' own domain.
     Sure(String),
-    /// Some name with several labels while no domain is set: the first label may be a branch, but the whole may as
-    /// well be the machine's own name, so a branch that is named elsewhere goes first.
+    /// Some name with several labels while no domain is set: the first label may be a branch, but
+    /// the whole may as well be the machine's own name, so a branch that is named elsewhere goes
+    /// first.
     Likely(String),
 }
 
@@ -91,11 +95,14 @@ fn host_choice(sni: &str, domain: Option<&str>) -> Option<Host> {
     }
 }
 
-/// Takes `db@branch` apart, at the last `@`. With nothing before it Postgres takes the user's name as database.
+/// Takes `db@branch` apart, at the last `@`. With nothing before it Postgres takes the user's name
+/// as database.
 ///
-/// A database named like the user is what libpq sends when the user named none, so it chooses nothing.
+/// A database named like the user is what libpq sends when the user named none, so it chooses
+/// nothing.
 fn take_database_suffix(startup: &mut Startup) -> Result<Option<String>, Refusal> {
-    let Some(database) = startup.get("database").filter(|name| startup.get("user") != Some(name)) else {
+    let Some(database) = startup.get("database").filter(|name| startup.get("user") != Some(name))
+    else {
         return Ok(None);
     };
     let Some(at) = database.iter().rposition(|byte| *byte == b'@') else {
@@ -160,7 +167,8 @@ fn checked_moment(bytes: &[u8]) -> Result<String, Refusal> {
         return Ok(text.into_owned());
     }
     Err(Refusal::new(INVALID_PARAMETER, "the option \"at\" is not a moment").with_hint(
-        "Give a time with its zone such as 2026-11-20T10:00:00Z, an LSN such as 0/16B3748, or how long ago such as 10m.",
+        "Give a time with its zone such as 2026-11-20T10:00:00Z, an LSN such as 0/16B3748, or how \
+         long ago such as 10m.",
     ))
 }
 
@@ -205,8 +213,8 @@ fn checked_name(bytes: &[u8]) -> Result<String, Refusal> {
     }
     let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
     Err(Refusal::new(NO_SUCH_BRANCH, format!("\"{shown}\" is not a name of a branch")).with_hint(
-        "A branch name is a letter or digit, then up to 62 letters, digits, '.', '_', '/' and '-'. For a \
-             database whose own name contains '@', name the branch too: \"a@b@main\".",
+        "A branch name is a letter or digit, then up to 62 letters, digits, '.', '_', '/' and '-'. \
+         For a database whose own name contains '@', name the branch too: \"a@b@main\".",
     ))
 }
 

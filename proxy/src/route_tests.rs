@@ -29,7 +29,8 @@ fn options_name_a_moment() {
         ("-c search_path=a\\ at=1", None, None, Some("-c search_path=a\\ at=1")),
     ];
     for (options, branch, at, kept) in table {
-        let (target, left) = route(startup(&[("user", "u"), ("options", options)]), None, None).unwrap();
+        let (target, left) =
+            route(startup(&[("user", "u"), ("options", options)]), None, None).unwrap();
         assert_eq!(target.branch, branch.map_or(Selector::Default, name), "{options:?}");
         assert_eq!(target.at.as_deref(), at, "{options:?}");
         assert_eq!(left.get("options"), kept.map(|kept: &str| kept.as_bytes()), "{options:?}");
@@ -59,7 +60,11 @@ fn options_name_a_branch() {
         ("-c work_mem=4MB branch=a --geqo=off", Some("a"), Some("-c work_mem=4MB --geqo=off")),
         ("-c work_mem=4MB -c branch=a", Some("a"), Some("-c work_mem=4MB")),
         ("br\\anch=a", Some("a"), None),
-        ("-c search_path=a\\ branch=b\\\\ --branch=c", Some("c"), Some("-c search_path=a\\ branch=b\\\\")),
+        (
+            "-c search_path=a\\ branch=b\\\\ --branch=c",
+            Some("c"),
+            Some("-c search_path=a\\ branch=b\\\\"),
+        ),
         ("-c search_path=a\\ branch=b", None, Some("-c search_path=a\\ branch=b")),
         ("-c  -cbranch=a", None, Some("-c  -cbranch=a")),
         ("-c", None, Some("-c")),
@@ -95,7 +100,8 @@ fn the_database_names_a_branch() {
         assert_eq!(selector, branch.map_or(Selector::Default, name), "{database:?}");
         assert_eq!(rest.get("database"), left.map(str::as_bytes), "{database:?}");
     }
-    let (Target { branch: selector, .. }, rest) = route(startup(&[("user", "u")]), None, None).unwrap();
+    let (Target { branch: selector, .. }, rest) =
+        route(startup(&[("user", "u")]), None, None).unwrap();
     assert_eq!((selector, rest), (Selector::Default, startup(&[("user", "u")])));
 }
 
@@ -147,7 +153,8 @@ fn refuses_what_cannot_be_a_name() {
     let long = "a".repeat(NAME_BYTES_MAX + 1);
     for bad in ["", "-a", ".a", "a b", "a:b", "é", "a\u{1}", &long] {
         let escaped = bad.replace(' ', "\\ ");
-        for params in [("options", format!("branch={escaped}")), ("database", format!("app@{bad}"))] {
+        for params in [("options", format!("branch={escaped}")), ("database", format!("app@{bad}"))]
+        {
             let given = startup(&[("user", "u"), (params.0, &params.1)]);
             let refusal = route(given, None, None).unwrap_err();
             assert_eq!(refusal.sqlstate, NO_SUCH_BRANCH, "{params:?}");

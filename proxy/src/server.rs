@@ -1,7 +1,8 @@
 //! The accept loop: limits, shutdown, and what all connections share.
 //!
-//! Guarantees bounded numbers of connections before and in their session, that running out of file descriptors
-//! pauses the loop instead of ending or spinning it, and that [`run`] returns only after every connection is gone.
+//! Guarantees bounded numbers of connections before and in their session, that running out of file
+//! descriptors pauses the loop instead of ending or spinning it, and that [`run`] returns only
+//! after every connection is gone.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -29,8 +30,9 @@ use crate::tls::Tls;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// How long connections get to finish once they were told to close.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-/// When a silent client is asked whether it is still there: first, then how often and how many times. Without this a
-/// laptop that was closed would keep its branch awake for the two hours that Linux waits by default.
+/// When a silent client is asked whether it is still there: first, then how often and how many
+/// times. Without this a laptop that was closed would keep its branch awake for the two hours that
+/// Linux waits by default.
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
 const KEEPALIVE_PROBES: u32 = 6;
@@ -40,11 +42,11 @@ const KEEPALIVE_PROBES: u32 = 6;
 pub struct Limits {
     /// Sessions at the same time; one more is refused with `53300`.
     pub sessions: usize,
-    /// Connections that have not started a session yet, at the same time. Apart from `sessions`, so that a query can
-    /// be cancelled while all sessions are in use.
+    /// Connections that have not started a session yet, at the same time. Apart from `sessions`, so
+    /// that a query can be cancelled while all sessions are in use.
     pub greetings: usize,
-    /// Time from accept to a complete startup packet, TLS handshake included. Half of Postgres's own
-    /// `authentication_timeout`, which covers what comes after.
+    /// Time from accept to a complete startup packet, TLS handshake included. Half of Postgres's
+    /// own `authentication_timeout`, which covers what comes after.
     pub startup: Duration,
     /// Time for waking the branch and connecting to it; long enough for a crash recovery.
     pub wake: Duration,
@@ -99,16 +101,18 @@ impl<B> Shared<B> {
 
 /// Where clients come in.
 pub struct Doors {
-    /// From the same machine, at less cost: without TLS, and so without a host name that could choose the branch.
+    /// From the same machine, at less cost: without TLS, and so without a host name that could
+    /// choose the branch.
     pub unix: Option<LocalDoor>,
     /// From anywhere. It is closed last, so that a successor finds both closed.
     pub tcp: TcpListener,
 }
 
-/// Serves connections through `doors` until `shutdown` is ready, then ends those that are left, and returns.
+/// Serves connections through `doors` until `shutdown` is ready, then ends those that are left, and
+/// returns.
 ///
-/// A page server that stops its computes while this waits for the grace period lets each client get the shutdown
-/// message of its own Postgres.
+/// A page server that stops its computes while this waits for the grace period lets each client get
+/// the shutdown message of its own Postgres.
 pub async fn run<B: Backends>(
     doors: Doors,
     tls: Tls,
@@ -159,8 +163,12 @@ async fn accept_until<B: Backends>(
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => return,
-            accepted = doors.tcp.accept() => accepted.map(|(socket, peer)| admit(socket, peer, shared, connections)),
-            accepted = local() => accepted.map(|(socket, _)| admit_local(socket, shared, connections)),
+            accepted = doors.tcp.accept() => {
+                accepted.map(|(socket, peer)| admit(socket, peer, shared, connections))
+            }
+            accepted = local() => {
+                accepted.map(|(socket, _)| admit_local(socket, shared, connections))
+            }
             Some(ended) = connections.join_next() => {
                 report(ended);
                 continue;
@@ -205,7 +213,11 @@ fn admit<B: Backends>(
     });
 }
 
-fn admit_local<B: Backends>(socket: UnixStream, shared: &Arc<Shared<B>>, connections: &mut JoinSet<()>) {
+fn admit_local<B: Backends>(
+    socket: UnixStream,
+    shared: &Arc<Shared<B>>,
+    connections: &mut JoinSet<()>,
+) {
     let Ok(slot) = Arc::clone(&shared.greetings).try_acquire_owned() else {
         return turn_away(&"on this machine", socket.into_std());
     };
@@ -219,8 +231,12 @@ fn admit_local<B: Backends>(socket: UnixStream, shared: &Arc<Shared<B>>, connect
 
 /// Refuses without waiting for anything, so that the accept loop cannot be held up.
 fn turn_away(peer: &impl Display, socket: io::Result<impl Write>) {
-    tracing::info!(%peer, "connection turned away: too many have not sent their startup packet yet");
-    let refusal = Refusal::new(TOO_MANY_CONNECTIONS, "too many connections are starting at the same time");
+    tracing::info!(
+        %peer,
+        "connection turned away: too many have not sent their startup packet yet"
+    );
+    let refusal =
+        Refusal::new(TOO_MANY_CONNECTIONS, "too many connections are starting at the same time");
     let refusal = refusal.with_hint("Connect again later.").encode();
     let written = socket.and_then(|mut socket| socket.write(&refusal));
     tracing::trace!(?written, "sent the refusal");

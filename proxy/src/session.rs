@@ -1,8 +1,9 @@
 //! One connection from accept to close: greeting, route, wake, relay.
 //!
-//! Guarantees that a client which is refused is told why in a Postgres error, that the branch is let go as soon as
-//! the session ends or the client goes away while the branch still wakes, and that each session leaves one log
-//! line, without any secret. Authentication passes through untouched: the branch's Postgres does it.
+//! Guarantees that a client which is refused is told why in a Postgres error, that the branch is
+//! let go as soon as the session ends or the client goes away while the branch still wakes, and
+//! that each session leaves one log line, without any secret. Authentication passes through
+//! untouched: the branch's Postgres does it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +21,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::end::close;
 use crate::greeting::{self, Failure, Plain, Wish};
-use crate::refusal::{CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS};
+use crate::refusal::{
+    CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS,
+};
 use crate::route::{Target, route};
 use crate::server::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
@@ -58,8 +61,9 @@ pub(crate) async fn serve_local<B: Backends>(
     slot: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + shared.limits.startup;
-    let peer =
-        socket.peer_cred().map_or_else(|_| "local".to_owned(), |peer| format!("local user {}", peer.uid()));
+    let peer = socket
+        .peer_cred()
+        .map_or_else(|_| "local".to_owned(), |peer| format!("local user {}", peer.uid()));
     let connection = Connection { peer, shared: &shared, slot: Some(slot), sni: None, tls: false };
     let wish = connection.until(deadline, greeting::local(&mut socket)).await;
     connection.fulfil(socket, wish).await;
@@ -89,13 +93,16 @@ impl<B: Backends> Connection<'_, B> {
         let mut handshake = match self.until(deadline, handshake).await {
             Ok(handshake) => handshake,
             // Half a handshake leaves no channel to say more than TLS itself has said.
-            Err(failure) => return tracing::debug!(peer = %self.peer, ?failure, "TLS handshake failed"),
+            Err(failure) => {
+                return tracing::debug!(peer = %self.peer, ?failure, "TLS handshake failed");
+            }
         };
         self.sni = handshake.sni.take();
         self.tls = true;
         let wish = if direct && !handshake.alpn {
             let text = "direct TLS without the application protocol (ALPN) \"postgresql\"";
-            let hint = "Use a client that supports sslnegotiation=direct, or sslnegotiation=postgres.";
+            let hint =
+                "Use a client that supports sslnegotiation=direct, or sslnegotiation=postgres.";
             Err(Refusal::new(PROTOCOL_VIOLATION, text).with_hint(hint).into())
         } else {
             self.until(deadline, greeting::encrypted(&mut handshake.stream)).await
@@ -141,7 +148,10 @@ impl<B: Backends> Connection<'_, B> {
                 self.shared.metrics.refused_total.fetch_add(1, Ordering::Relaxed);
                 let Refusal { sqlstate, message, .. } = &refusal;
                 // Debug form, since the message may quote what the client sent.
-                tracing::info!(peer = %self.peer, sqlstate, reason = ?message, "connection refused");
+                tracing::info!(
+                    peer = %self.peer, sqlstate, reason = ?message,
+                    "connection refused"
+                );
                 let sent = timeout(REFUSAL_TIME, stream.write_all(&refusal.encode())).await;
                 tracing::trace!(?sent, "sent the refusal");
             }
@@ -157,7 +167,11 @@ impl<B: Backends> Connection<'_, B> {
     }
 
     /// Gets a session to where its Postgres has the startup packet.
-    async fn start(&mut self, client: &mut impl Stream, startup: Startup) -> Result<Session, Failure> {
+    async fn start(
+        &mut self,
+        client: &mut impl Stream,
+        startup: Startup,
+    ) -> Result<Session, Failure> {
         let (target, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
         let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
         let permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
@@ -206,7 +220,9 @@ impl<B: Backends> Connection<'_, B> {
         let (peer, tls) = (&self.peer, self.tls);
         let (end, client, witness) = match ended {
             Ok(ended) => ended,
-            Err(error) => return tracing::error!(branch, %peer, tls, ?duration, %error, "session cut off"),
+            Err(error) => {
+                return tracing::error!(branch, %peer, tls, ?duration, %error, "session cut off");
+            }
         };
         let (bytes_in, bytes_out) = (witness.bytes_in, witness.bytes_out);
         drop((witness, lease, permit));
@@ -288,5 +304,6 @@ fn too_many(limit: usize) -> Refusal {
 }
 
 fn shutting_down() -> Refusal {
-    Refusal::new(SHUTTING_DOWN, "the server is shutting down").with_hint("Connect again when it is back.")
+    Refusal::new(SHUTTING_DOWN, "the server is shutting down")
+        .with_hint("Connect again when it is back.")
 }

@@ -1,11 +1,12 @@
 //! The first packet of a connection: decoding, checking and encoding it again. No I/O.
 //!
-//! Guarantees that any bytes are either one of the four kinds of first packet, checked as Postgres checks them, or
-//! a [`Refusal`] that says what is wrong; and that an unchanged [`Startup`] encodes to the bytes it came from.
+//! Guarantees that any bytes are either one of the four kinds of first packet, checked as Postgres
+//! checks them, or a [`Refusal`] that says what is wrong; and that an unchanged [`Startup`] encodes
+//! to the bytes it came from.
 //!
-//! Parameters are kept by hand as raw bytes in their order: `pgwire`'s own `Startup` replaces what is not UTF-8,
-//! sorts and merges names and accepts a missing end, but the branch's Postgres must see what the client sent.
-//! The request codes are `pgwire`'s.
+//! Parameters are kept by hand as raw bytes in their order: `pgwire`'s own `Startup` replaces what
+//! is not UTF-8, sorts and merges names and accepts a missing end, but the branch's Postgres must
+//! see what the client sent. The request codes are `pgwire`'s.
 
 use std::fmt;
 
@@ -19,7 +20,8 @@ pub const LENGTH_BYTES: usize = 4;
 pub const BODY_BYTES_MAX: usize = 10_000;
 /// The code or version that every first packet has.
 const CODE_BYTES: usize = 4;
-/// Code of a `CancelRequest`, which `pgwire` keeps to itself; a test holds it to what `pgwire` recognizes.
+/// Code of a `CancelRequest`, which `pgwire` keeps to itself; a test holds it to what `pgwire`
+/// recognizes.
 const CANCEL_CODE: i32 = 1234 << 16 | 5678;
 /// Process number in front of a cancel key.
 const PID_BYTES: usize = 4;
@@ -55,11 +57,14 @@ pub fn body_bytes(header: [u8; LENGTH_BYTES]) -> Result<usize, Refusal> {
     let length = u32::from_be_bytes(header);
     match usize::try_from(length).ok().and_then(|all| all.checked_sub(LENGTH_BYTES)) {
         Some(body) if (CODE_BYTES..=BODY_BYTES_MAX).contains(&body) => Ok(body),
-        _ => Err(Refusal::new(PROTOCOL_VIOLATION, format!("invalid length of startup packet: {length}"))
-            .with_hint(
-                "This port speaks the Postgres protocol: connect with psql or another Postgres client. \
+        _ => Err(Refusal::new(
+            PROTOCOL_VIOLATION,
+            format!("invalid length of startup packet: {length}"),
+        )
+        .with_hint(
+            "This port speaks the Postgres protocol: connect with psql or another Postgres client. \
                  The HTTP API has its own port.",
-            )),
+        )),
     }
 }
 
@@ -83,7 +88,8 @@ fn malformed(what: &str) -> Refusal {
 }
 
 impl CancelKey {
-    /// The key in the body of a `BackendKeyData` or behind the code of a `CancelRequest`, if it has a legal length.
+    /// The key in the body of a `BackendKeyData` or behind the code of a `CancelRequest`, if it has
+    /// a legal length.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let secret = bytes.len().checked_sub(PID_BYTES)?;
         SECRET_BYTES.contains(&secret).then(|| Self(bytes.to_vec()))
@@ -105,7 +111,8 @@ impl fmt::Debug for CancelKey {
 impl Startup {
     fn decode(version: u32, rest: &[u8]) -> Result<Self, Refusal> {
         check_version(version)?;
-        let Some((0, mut strings)) = rest.split_last().map(|(last, strings)| (*last, strings)) else {
+        let Some((0, mut strings)) = rest.split_last().map(|(last, strings)| (*last, strings))
+        else {
             return Err(malformed("expected terminator as last byte"));
         };
         let mut params = Vec::new();
@@ -146,7 +153,8 @@ impl Startup {
     /// Replaces the value that [`get`](Self::get) answers; with nothing, removes every `name`.
     ///
     /// # Panics
-    /// If the value contains a zero byte, which would end it early and make a parameter of the rest.
+    /// If the value contains a zero byte, which would end it early and make a parameter of the
+    /// rest.
     pub fn set(&mut self, name: &str, value: Option<Vec<u8>>) {
         let Some(value) = value else {
             self.params.retain(|(key, _)| key != name.as_bytes());
@@ -162,12 +170,16 @@ impl Startup {
 /// Postgres answers a minor version it does not know itself, so only the major version is checked.
 fn check_version(version: u32) -> Result<(), Refusal> {
     let (major, minor) = (version >> 16, version & 0xffff);
-    if (u32::from(Wire::PG_PROTOCOL_EARLIEST)..=u32::from(Wire::PG_PROTOCOL_LATEST)).contains(&major) {
+    if (u32::from(Wire::PG_PROTOCOL_EARLIEST)..=u32::from(Wire::PG_PROTOCOL_LATEST))
+        .contains(&major)
+    {
         return Ok(());
     }
-    let message = format!("unsupported frontend protocol {major}.{minor}: this server speaks protocol 3");
+    let message =
+        format!("unsupported frontend protocol {major}.{minor}: this server speaks protocol 3");
     Err(Refusal::new(UNSUPPORTED_VERSION, message).with_hint(
-        "Connect with a client of Postgres 7.4 or later; on this port only Postgres clients are served.",
+        "Connect with a client of Postgres 7.4 or later; on this port only Postgres clients are \
+         served.",
     ))
 }
 
@@ -240,7 +252,10 @@ mod tests {
             let key = CancelKey(vec![7; PID_BYTES + secret]);
             let request = key.encode_request();
             assert!(CancelRequest::is_cancel_request_packet(&request));
-            assert_eq!(body_bytes([request[0], request[1], request[2], request[3]]), Ok(8 + secret));
+            assert_eq!(
+                body_bytes([request[0], request[1], request[2], request[3]]),
+                Ok(8 + secret)
+            );
             assert_eq!(decode(&request[LENGTH_BYTES..]), Ok(Packet::Cancel(key)));
         }
     }
@@ -292,7 +307,8 @@ mod tests {
 
     #[test]
     fn refuses_a_packet_cut_at_any_byte() {
-        let whole = packet(&[("user", "alice"), ("database", "app"), ("options", "-c work_mem=4MB")]);
+        let whole =
+            packet(&[("user", "alice"), ("database", "app"), ("options", "-c work_mem=4MB")]);
         for end in LENGTH_BYTES..whole.len() {
             let refusal = decode(&whole[LENGTH_BYTES..end]).unwrap_err();
             assert!(!refusal.message.is_empty(), "cut at {end}");

@@ -1,12 +1,15 @@
 //! Copies the bytes of sessions both ways until they end, on threads of its own.
 //!
-//! A session costs two reads and two writes for a question and its answer, with which a busy thread need not be woken, and no
-//! memory while both sides keep up but what TLS needs: each thread has one `epoll` and one buffer for all its sessions. A task of the
-//! runtime for each would also be woken when Postgres has taken what it was sent, and would wake other threads in turn.
+//! A session costs two reads and two writes for a question and its answer, with which a busy thread
+//! need not be woken, and no memory while both sides keep up but what TLS needs: each thread has
+//! one `epoll` and one buffer for all its sessions. A task of the runtime for each would also be
+//! woken when Postgres has taken what it was sent, and would wake other threads in turn.
 //!
-//! A session holds at most one buffer for each direction: what one side does not take at once is kept, and nothing more is read for it
-//! until it is gone. End-of-file is passed on (a client that only stops sending still gets its answers), and what a Postgres said last
-//! reaches the client before the connection closes, unless the proxy is shut down. Nothing is parsed; a [`Witness`] sees each piece.
+//! A session holds at most one buffer for each direction: what one side does not take at once is
+//! kept, and nothing more is read for it until it is gone. End-of-file is passed on (a client that
+//! only stops sending still gets its answers), and what a Postgres said last reaches the client
+//! before the connection closes, unless the proxy is shut down. Nothing is parsed; a [`Witness`]
+//! sees each piece.
 
 use std::collections::HashMap;
 use std::io;
@@ -80,12 +83,13 @@ impl Switch {
     /// Starts a thread for every second processor; the others are for Postgres.
     pub fn start() -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from) / 2;
-        let threads = (0..count.clamp(1, THREADS_MAX)).map(|_| Lines::start()).collect::<io::Result<_>>()?;
+        let threads =
+            (0..count.clamp(1, THREADS_MAX)).map(|_| Lines::start()).collect::<io::Result<_>>()?;
         Ok(Self { threads, next: AtomicUsize::new(0) })
     }
 
-    /// Copies between the socket of a client, which may be encrypted, and that of its Postgres until one side is done or
-    /// `shutdown` is.
+    /// Copies between the socket of a client, which may be encrypted, and that of its Postgres
+    /// until one side is done or `shutdown` is.
     pub(crate) async fn relay(
         &self,
         (client, tls): (OwnedFd, Option<ServerConnection>),
@@ -120,7 +124,8 @@ impl Switch {
 impl Drop for Switch {
     fn drop(&mut self) {
         for lines in &self.threads {
-            // A counter at its limit, which one write cannot reach, is the only thing that could fail.
+            // A counter at its limit, which one write cannot reach, is the only thing that could
+            // fail.
             let _ = lines.stop.write(1);
         }
     }
@@ -199,7 +204,8 @@ impl Lines {
             let count = match polling.wait(&self.epoll, &mut events) {
                 Err(Errno::EINTR) => continue,
                 Err(error) => {
-                    return tracing::error!(%error, "the proxy's thread that copies sessions has ended");
+                    tracing::error!(%error, "the proxy's thread that copies sessions has ended");
+                    return;
                 }
                 Ok(count) => count,
             };
@@ -207,8 +213,10 @@ impl Lines {
                 if event.data() == STOP {
                     return;
                 }
-                let (number, side) =
-                    (event.data() / 2, [Side::Client, Side::Server][usize::from(event.data() % 2 == 1)]);
+                let (number, side) = (
+                    event.data() / 2,
+                    [Side::Client, Side::Server][usize::from(event.data() % 2 == 1)],
+                );
                 let mut sessions = self.sessions();
                 // It may have ended after the event was taken.
                 let Some(session) = sessions.get_mut(&number) else { continue };
@@ -325,7 +333,8 @@ impl Session {
             return Ok(());
         }
         let told = self.client.close();
-        Err(told.map_or_else(|error| End::Failed(Side::Client, error), |()| End::Closed(self.first)))
+        Err(told
+            .map_or_else(|error| End::Failed(Side::Client, error), |()| End::Closed(self.first)))
     }
 
     /// Makes the thread wait for what the session can go on with, and for nothing else.
@@ -352,8 +361,8 @@ impl Session {
     }
 }
 
-/// Changes what is waited for, if it is something else than before. Nothing is not the same as no event: a broken connection
-/// would be reported over and over.
+/// Changes what is waited for, if it is something else than before. Nothing is not the same as no
+/// event: a broken connection would be reported over and over.
 fn await_events(
     epoll: &Epoll,
     socket: &impl AsFd,

@@ -1,4 +1,5 @@
-//! Each way a session can end, over real sockets, and what it holds meanwhile; for encrypted sessions and for others.
+//! Each way a session can end, over real sockets, and what it holds meanwhile; for encrypted
+//! sessions and for others.
 
 use std::future::{pending, ready};
 use std::os::fd::AsRawFd;
@@ -36,7 +37,8 @@ static TLS: LazyLock<(Tls, TlsConnector)> = LazyLock::new(|| {
     roots.add(CertificateDer::from_pem_file(directory.join("localhost.crt")).unwrap()).unwrap();
     std::fs::remove_dir_all(directory).unwrap();
     let provider = Arc::new(crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = builder.unwrap().with_root_certificates(roots).with_no_client_auth();
     (tls, Arc::new(config).into())
 });
@@ -123,7 +125,8 @@ async fn a_client_that_stops_sending_gets_the_rest() {
     }
 }
 
-/// No event of the socket tells of what came along with what was read, nor of what came before the session.
+/// No event of the socket tells of what came along with what was read, nor of what came before the
+/// session.
 #[tokio::test]
 async fn a_goodbye_that_comes_along_with_a_question_counts() {
     for early in [false, true] {
@@ -223,7 +226,11 @@ async fn a_shutdown_closes_both_sides() {
 }
 
 /// Sends `bytes` from one end and takes them slowly from the other.
-async fn passes(from: &mut (impl AsyncWrite + Unpin), to: &mut (impl AsyncRead + Unpin), bytes: &[u8]) {
+async fn passes(
+    from: &mut (impl AsyncWrite + Unpin),
+    to: &mut (impl AsyncRead + Unpin),
+    bytes: &[u8],
+) {
     let send = async {
         from.write_all(bytes).await.unwrap();
         // TLS keeps what the socket did not take at once.
@@ -249,7 +256,9 @@ async fn nothing_is_lost_when_both_sides_send_more_than_the_other_takes() {
     for by in BOTH {
         let Running { client, server, ended } = start(by, pending()).await;
         let bytes = |seed: u32| {
-            (0..8 << 20).map(|nth: u32| (nth.wrapping_mul(seed) >> 11).to_le_bytes()[0]).collect::<Vec<_>>()
+            (0..8 << 20)
+                .map(|nth: u32| (nth.wrapping_mul(seed) >> 11).to_le_bytes()[0])
+                .collect::<Vec<_>>()
         };
         let (question, answer) = (bytes(2_654_435_761), bytes(40_503));
         let (mut from_client, mut to_client) = tokio::io::split(client);
@@ -272,9 +281,9 @@ async fn what_is_not_taken_is_not_read() {
         let mut sent = 0;
         while let Ok(count) = tokio::time::timeout(Duration::from_millis(300), async {
             server.writable().await.unwrap();
-            server
-                .try_write(&[1; 1 << 16])
-                .or_else(|error| if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) })
+            server.try_write(&[1; 1 << 16]).or_else(|error| {
+                if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) }
+            })
         })
         .await
         {

@@ -1,8 +1,8 @@
 //! The proxy's certificate: loaded, or made and kept.
 //!
-//! Guarantees that there always is one, so that `sslmode=require` works without any set-up, and that a made
-//! certificate stays the same from start to start, so that clients can trust it by its file. Renewing a given
-//! certificate is left to a restart.
+//! Guarantees that there always is one, so that `sslmode=require` works without any set-up, and
+//! that a made certificate stays the same from start to start, so that clients can trust it by its
+//! file. Renewing a given certificate is left to a restart.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -48,23 +48,26 @@ impl Tls {
         if chain.is_empty() {
             return Err(unusable(cert, "a PEM certificate", &"it contains none"));
         }
-        let secret =
-            PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, "a PEM private key", &error))?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_no_client_auth()
-            .with_single_cert(chain, secret)
-            .map_err(|error| unusable(key, &format!("the key of {}", cert.display()), &error))?;
+        let secret = PrivateKeyDer::from_pem_file(key)
+            .map_err(|error| unusable(key, "a PEM private key", &error))?;
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(io::Error::other)?
+                .with_no_client_auth()
+                .with_single_cert(chain, secret)
+                .map_err(|error| {
+                    unusable(key, &format!("the key of {}", cert.display()), &error)
+                })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self { acceptor: Arc::new(config).into(), domain: domain.map(str::to_owned) })
     }
 
     /// Uses the self-signed certificate in `dir`, made at the first call.
     ///
-    /// It is for `localhost` and `*.localhost` and, with a `domain`, for that and its sub-domains. The files are
-    /// `NAME.crt`, which clients can use as `sslrootcert`, and `NAME.key`, which only the owner can read; NAME is
-    /// the domain or `localhost`.
+    /// It is for `localhost` and `*.localhost` and, with a `domain`, for that and its sub-domains.
+    /// The files are `NAME.crt`, which clients can use as `sslrootcert`, and `NAME.key`, which only
+    /// the owner can read; NAME is the domain or `localhost`.
     pub fn self_signed(dir: &Path, domain: Option<&str>) -> io::Result<Self> {
         let name = domain.unwrap_or("localhost");
         if !is_domain(name) {
@@ -125,7 +128,8 @@ fn publish(path: &Path, text: &str, mode: u32) -> io::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -154,7 +158,8 @@ mod tests {
 
     impl Dir {
         fn new(name: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("coppice-tls-{}-{name}", std::process::id()));
+            let dir =
+                std::env::temp_dir().join(format!("coppice-tls-{}-{name}", std::process::id()));
             let _ = fs::remove_dir_all(&dir);
             Self(dir)
         }

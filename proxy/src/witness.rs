@@ -1,4 +1,5 @@
-//! What a session's bytes are looked at for: how many there are, and the key by which its queries can be cancelled.
+//! What a session's bytes are looked at for: how many there are, and the key by which its queries
+//! can be cancelled.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -16,7 +16,8 @@ const NAMES: u64 = 5;
 /// Files are no longer.
 const MAX_BYTES: u64 = 160_000;
 
-/// What the model says an operation comes to: the images that follow one another, the last of which is the outcome.
+/// What the model says an operation comes to: the images that follow one another, the last of which
+/// is the outcome.
 type Expected = Result<Vec<Image>, Errno>;
 
 /// A directory and a name in it.
@@ -31,7 +32,8 @@ pub(crate) fn length(number: u64) -> usize {
     usize::try_from(number).unwrap_or(0)
 }
 
-/// Bytes to write: whole pages as Postgres does, a page of which only a part is new, or some anywhere.
+/// Bytes to write: whole pages as Postgres does, a page of which only a part is new, or some
+/// anywhere.
 fn draw_write(node: &Node, at: u64, size: u64, fill: u64) -> (u64, Vec<u8>) {
     let fill_byte = u8::try_from(if fill.is_multiple_of(5) { 0 } else { fill % 255 }).unwrap_or(1);
     let page = PAGE_BYTES as u64;
@@ -105,7 +107,9 @@ impl World {
             Rename { place, to, keep, .. } => {
                 self.rename(branch, &tree, (self::place(place), self::place(to)), keep)
             }
-            Link { place, to, .. } => self.link(branch, &tree, (self::place(place), self::place(to))),
+            Link { place, to, .. } => {
+                self.link(branch, &tree, (self::place(place), self::place(to)))
+            }
             Unlink { place, held, .. } => self.unlink(branch, &tree, self::place(place), held),
             Reap { .. } => self.reap(branch, &tree),
             SyncBoth { .. } if self.is_slow(branch) => {
@@ -161,7 +165,12 @@ impl World {
         }
     }
 
-    fn sync_lanes(&mut self, branch: usize, lanes: &[usize], outcome: Result<(), Error>) -> Outcome {
+    fn sync_lanes(
+        &mut self,
+        branch: usize,
+        lanes: &[usize],
+        outcome: Result<(), Error>,
+    ) -> Outcome {
         match outcome {
             Ok(()) => {
                 lanes.iter().for_each(|lane| self.synced(branch, *lane));
@@ -183,13 +192,21 @@ impl World {
             _ => (FileKind::File, b""),
         };
         let taken = image.find(directory, &name).is_some();
-        let Some(parent) = Self::directory(tree, directory) else { return Err("no directory".into()) };
+        let Some(parent) = Self::directory(tree, directory) else {
+            return Err("no directory".into());
+        };
         let outcome = tree.make(parent, &name, &new_inode(kind, 0o600, target), 0);
         let expected = if taken {
             Err(Errno::EEXIST)
         } else {
             let inode = outcome.as_ref().map_or(UNKNOWN, |(inode, _)| *inode);
-            let node = Node { kind, mode: 0o600, links: 1, target: target.to_vec(), bytes: Arc::default() };
+            let node = Node {
+                kind,
+                mode: 0o600,
+                links: 1,
+                target: target.to_vec(),
+                bytes: Arc::default(),
+            };
             image.nodes.insert(inode, node);
             image.name(directory, &name, inode);
             Ok(vec![image])
@@ -242,10 +259,17 @@ impl World {
         }
     }
 
-    fn rename(&mut self, branch: usize, tree: &Tree, (from, to): (Place, Place), keep: bool) -> Outcome {
+    fn rename(
+        &mut self,
+        branch: usize,
+        tree: &Tree,
+        (from, to): (Place, Place),
+        keep: bool,
+    ) -> Outcome {
         let (mut image, mut replaced) = (self.image(branch, from.0), None);
-        let kind =
-            |image: &Image, inode: u64| image.nodes.get(&inode).map(|node| node.kind == FileKind::Directory);
+        let kind = |image: &Image, inode: u64| {
+            image.nodes.get(&inode).map(|node| node.kind == FileKind::Directory)
+        };
         let expected = match (image.find(from.0, &from.1), image.find(to.0, &to.1)) {
             _ if from.0.lane() != to.0.lane() => Err(Errno::EXDEV),
             (None, _) => Err(Errno::ENOENT),
@@ -270,7 +294,9 @@ impl World {
                 Ok(vec![image])
             }
         };
-        let (Some(source), Some(goal)) = (Self::directory(tree, from.0), Self::directory(tree, to.0)) else {
+        let (Some(source), Some(goal)) =
+            (Self::directory(tree, from.0), Self::directory(tree, to.0))
+        else {
             return Err("no directory".into());
         };
         let outcome = tree.rename((source, &from.1), (goal, &to.1), keep, 0);
@@ -300,13 +326,21 @@ impl World {
         self.answered((branch, from.0.lane()), expected, tree.link(inode, goal, &to.1, 0)).map(drop)
     }
 
-    fn unlink(&mut self, branch: usize, tree: &Tree, (directory, name): Place, held: bool) -> Outcome {
+    fn unlink(
+        &mut self,
+        branch: usize,
+        tree: &Tree,
+        (directory, name): Place,
+        held: bool,
+    ) -> Outcome {
         let before = self.branches[branch].newest();
         let mut image = self.image(branch, directory);
         let Some(inode) = image.find(directory, &name) else { return Ok(()) };
         let is_directory = image.nodes[&inode].kind == FileKind::Directory;
         let gone = image.unlink(directory, &name);
-        let Some(parent) = Self::directory(tree, directory) else { return Err("no directory".into()) };
+        let Some(parent) = Self::directory(tree, directory) else {
+            return Err("no directory".into());
+        };
         let outcome = tree.remove(parent, &name, is_directory, 0);
         // Before a write-ahead file goes, the moment may be marked.
         self.note_moments(branch, &before);
@@ -336,8 +370,11 @@ fn punched(image: &Image, inode: u64, at: u64, size: u64) -> Vec<Image> {
     let (mut images, mut image, mut at) = (Vec::new(), image.clone(), at);
     while at < end {
         let whole = (end - at) / page * page;
-        let part =
-            if at.is_multiple_of(page) && whole > 0 { whole } else { (page - at % page).min(end - at) };
+        let part = if at.is_multiple_of(page) && whole > 0 {
+            whole
+        } else {
+            (page - at % page).min(end - at)
+        };
         image.change(inode, |bytes| bytes[length(at)..length(at + part)].fill(0));
         images.push(image.clone());
         at += part;

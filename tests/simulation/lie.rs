@@ -1,5 +1,5 @@
-//! A disk that says it synced and did not: what may be found after a power loss is any state there ever was, or damage that
-//! is noticed, and never what was not.
+//! A disk that says it synced and did not: what may be found after a power loss is any state there
+//! ever was, or damage that is noticed, and never what was not.
 
 use crate::world::{Branch, Outcome, World, open};
 use pageserver::fs::tree::Tree;
@@ -33,11 +33,13 @@ impl World {
         let same = |branches: &&Vec<Branch>| {
             branches.len() == found.len()
                 && branches.iter().all(|branch| {
-                    found.get(&branch.name).map(|record| TimelineId(record.timeline)) == branch.timeline
+                    found.get(&branch.name).map(|record| TimelineId(record.timeline))
+                        == branch.timeline
                 })
         };
         if !known.iter().any(|branches| same(&branches)) {
-            let names: Vec<_> = found.iter().map(|(name, record)| (name, record.timeline)).collect();
+            let names: Vec<_> =
+                found.iter().map(|(name, record)| (name, record.timeline)).collect();
             return Err(format!("the catalog has {names:?}, which never was"));
         }
         for (name, record) in &found {

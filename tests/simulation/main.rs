@@ -1,11 +1,13 @@
-//! The page store on a simulated disk and clock, against a plain model, with everything drawn from one seed.
+//! The page store on a simulated disk and clock, against a plain model, with everything drawn from
+//! one seed.
 //!
-//! Without arguments a fixed set of seeds. `--seconds N` goes on with fresh ones for so long, `--seed N` replays one:
-//! if it fails, it prints the shortest list of operations found that still fails. What a run does, and the order in which
-//! the store's work and its users' interleave, follows from the seed alone.
+//! Without arguments a fixed set of seeds. `--seconds N` goes on with fresh ones for so long,
+//! `--seed N` replays one: if it fails, it prints the shortest list of operations found that still
+//! fails. What a run does, and the order in which the store's work and its users' interleave,
+//! follows from the seed alone.
 //!
-//! With `--expect-failure` it tries the same seeds each time and succeeds when one fails: so a build with a deliberate defect
-//! (feature `sabotage`) shows that the simulation finds it.
+//! With `--expect-failure` it tries the same seeds each time and succeeds when one fails: so a
+//! build with a deliberate defect (feature `sabotage`) shows that the simulation finds it.
 
 mod files;
 mod lie;
@@ -103,7 +105,10 @@ fn report(failure: &Failure) -> ExitCode {
     println!("seed {seed} fails: {reason}\nshortening it for at most {} s ...", SHORTEN.as_secs());
     let (operations, reason) = shorten(draw(*seed, OPERATIONS));
     operations.iter().for_each(|operation| println!("  {operation}"));
-    println!("these {} operations fail: {reason}\nreplay: make simulate SEED={seed}", operations.len());
+    println!(
+        "these {} operations fail: {reason}\nreplay: make simulate SEED={seed}",
+        operations.len()
+    );
     ExitCode::FAILURE
 }
 
@@ -120,7 +125,9 @@ fn main() -> ExitCode {
     let (runs, tally, failure) = match (number("--seed"), number("--seconds")) {
         (Some(seed), _) => search(|_| seed, |nth| nth > 0),
         (None, Some(seconds)) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) << 20;
+            let now =
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+                    << 20;
             let first = if expected { 1 } else { now };
             search(|nth| first + nth, |_| began.elapsed().as_secs() >= seconds)
         }
@@ -128,7 +135,8 @@ fn main() -> ExitCode {
     };
     let Tally { operations, openings } = tally;
     println!(
-        "simulation: {runs} runs held, {operations} operations, {openings} power losses and restarts, {:.1} s",
+        "simulation: {runs} runs held, {operations} operations, {openings} power losses and \
+         restarts, {:.1} s",
         began.elapsed().as_secs_f64()
     );
     match failure {

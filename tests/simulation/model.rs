@@ -1,4 +1,5 @@
-//! What a store must show, kept as plainly as can be: for each lane of each branch a map of names and a map of files.
+//! What a store must show, kept as plainly as can be: for each lane of each branch a map of names
+//! and a map of files.
 
 use pageserver::storage::format::FileKind;
 use std::collections::BTreeMap;
@@ -83,22 +84,27 @@ impl Image {
                     expected.bytes.len()
                 );
             }
-            if let Some(at) = (0..node.bytes.len()).find(|at| node.bytes[*at] != expected.bytes[*at]) {
+            if let Some(at) =
+                (0..node.bytes.len()).find(|at| node.bytes[*at] != expected.bytes[*at])
+            {
                 return format!(
                     "inode {inode:x}: byte {at} is {} instead of {}",
                     node.bytes[at], expected.bytes[at]
                 );
             }
             if node != expected {
-                return format!("inode {inode:x}: {:?} {:o} {} links", node.kind, node.mode, node.links);
+                return format!(
+                    "inode {inode:x}: {:?} {:o} {} links",
+                    node.kind, node.mode, node.links
+                );
             }
         }
         "nothing".to_owned()
     }
 }
 
-/// What a lane may show: any version from the one that is durable on. The newest is what it shows while the store runs. Those
-/// before are what a disk that lies may leave.
+/// What a lane may show: any version from the one that is durable on. The newest is what it shows
+/// while the store runs. Those before are what a disk that lies may leave.
 #[derive(Clone, Debug)]
 pub(crate) struct Versions {
     all: Vec<Arc<Image>>,
@@ -129,10 +135,12 @@ impl Versions {
         self.durable = self.durable.max(found.unwrap_or(0));
     }
 
-    /// A power loss or a reopening left `image`. It is the newest from now on, and no more durable than before. False if
-    /// it may not be.
+    /// A power loss or a reopening left `image`. It is the newest from now on, and no more durable
+    /// than before. False if it may not be.
     pub(crate) fn settle(&mut self, image: &Image) -> bool {
-        let Some(found) = self.all.iter().rposition(|version| version.may_be(image)) else { return false };
+        let Some(found) = self.all.iter().rposition(|version| version.may_be(image)) else {
+            return false;
+        };
         if found < self.durable {
             return false;
         }
@@ -151,11 +159,13 @@ impl Versions {
 pub(crate) const UNKNOWN: u64 = u64::MAX;
 
 impl Image {
-    /// Whether it is `found`, if the file of unknown number is given the one that is found at its name.
+    /// Whether it is `found`, if the file of unknown number is given the one that is found at its
+    /// name.
     fn may_be(&self, found: &Self) -> bool {
         let mut known = self.clone();
         if let Some(node) = known.nodes.remove(&UNKNOWN) {
-            let Some(name) = self.names.iter().find(|(_, inode)| **inode == UNKNOWN).map(|(name, _)| name)
+            let Some(name) =
+                self.names.iter().find(|(_, inode)| **inode == UNKNOWN).map(|(name, _)| name)
             else {
                 return false;
             };

@@ -1,9 +1,11 @@
-//! What happens in a run: drawn from the seed beforehand, so that any part can be left out and the rest still means the same.
+//! What happens in a run: drawn from the seed beforehand, so that any part can be left out and the
+//! rest still means the same.
 
 use pageserver::storage::sim_disk::Random;
 use std::fmt;
 
-/// One thing that is done to the store or its disk. Numbers choose among what there is when it is done.
+/// One thing that is done to the store or its disk. Numbers choose among what there is when it is
+/// done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Make {
@@ -61,7 +63,8 @@ pub(crate) enum Operation {
     SyncBoth {
         branch: u64,
     },
-    /// A sync that takes until so many of the operations that follow are done, or one of them has to wait for it.
+    /// A sync that takes until so many of the operations that follow are done, or one of them has
+    /// to wait for it.
     SlowSync {
         branch: u64,
         place: u64,
@@ -135,7 +138,8 @@ pub(crate) enum Operation {
     FailReadOnce {
         count: u64,
     },
-    /// One of the next syncs is none; after so many more operations the power goes, and the run ends.
+    /// One of the next syncs is none; after so many more operations the power goes, and the run
+    /// ends.
     Lie {
         count: u64,
         meanwhile: u64,
@@ -196,7 +200,8 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Draws the operations of a run. Every fourth run has no faults but power losses, so that long histories are seen too.
+/// Draws the operations of a run. Every fourth run has no faults but power losses, so that long
+/// histories are seen too.
 pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     // The first numbers of neighbouring seeds are alike.
@@ -204,8 +209,9 @@ pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
         random.below(2);
     });
     let calm = seed.is_multiple_of(4);
-    // While a sync stands still, its branch is worked on. Once it is answered the store often crashes, or the branch is synced
-    // first. It may crash, too, before anybody has looked at what the disk refused.
+    // While a sync stands still, its branch is worked on. Once it is answered the store often
+    // crashes, or the branch is synced first. It may crash, too, before anybody has looked at what
+    // the disk refused.
     let (mut slow, mut refused, mut crashes) = (None, 0_u64, false);
     let next = |_| {
         let operation = match slow {
@@ -218,7 +224,9 @@ pub(crate) fn draw(seed: u64, count: usize) -> Vec<Operation> {
                 }
                 _ => one(&mut random, calm, Some(branch)),
             },
-            None if refused > 0 && random.below(24) == 0 => Operation::Crash { how: random.below(1 << 20) },
+            None if refused > 0 && random.below(24) == 0 => {
+                Operation::Crash { how: random.below(1 << 20) }
+            }
             _ => one(&mut random, calm, slow.map(|(branch, _)| branch)),
         };
         slow = match (operation, slow) {

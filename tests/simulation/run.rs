@@ -1,4 +1,5 @@
-//! One run: what is done to branches, moments, layers and the disk, one thing after another, from a list of operations.
+//! One run: what is done to branches, moments, layers and the disk, one thing after another, from a
+//! list of operations.
 
 use crate::files::length;
 use crate::operation::Operation;
@@ -39,7 +40,8 @@ struct Run<'o> {
 
 /// Does `operations` to a new store; what was wrong, if anything.
 pub(crate) fn run(operations: &[Operation]) -> Outcome<Tally> {
-    let mut run = Run { world: World::new(), operations, next: 0, stop: None, patience: 0, ended: false };
+    let mut run =
+        Run { world: World::new(), operations, next: 0, stop: None, patience: 0, ended: false };
     while let Some(operation) = run.take() {
         run.step(operation).map_err(|error| format!("{operation}: {error}"))?;
         if run.ended {
@@ -196,9 +198,14 @@ impl Run<'_> {
         }
     }
 
-    /// Forks from a branch or a moment of it: as a new branch, or in place of one, whose old state is kept under a new
-    /// name if that is wanted.
-    fn fork(&mut self, parent: usize, at: Option<Position>, replaces: Option<(usize, bool)>) -> Outcome {
+    /// Forks from a branch or a moment of it: as a new branch, or in place of one, whose old state
+    /// is kept under a new name if that is wanted.
+    fn fork(
+        &mut self,
+        parent: usize,
+        at: Option<Position>,
+        replaces: Option<(usize, bool)>,
+    ) -> Outcome {
         let world = &mut self.world;
         world.ask_catalog()?;
         if world.is_slow(parent) {
@@ -256,7 +263,11 @@ impl Run<'_> {
                 }
             }
             self.free(&freed);
-        } else if self.world.store.timeline(timeline).is_ok_and(|timeline| timeline.latched().is_some())
+        } else if self
+            .world
+            .store
+            .timeline(timeline)
+            .is_ok_and(|timeline| timeline.latched().is_some())
             && let Some(branch) =
                 self.world.branches.iter_mut().find(|branch| branch.timeline == Some(timeline))
         {
@@ -297,7 +308,8 @@ impl Run<'_> {
         world.branches[branch].close();
         let mut after = world.branches.clone();
         let gone = after.remove(branch);
-        let outcome = world.store.publish(Update { remove_branches: vec![gone.name], ..Update::default() });
+        let outcome =
+            world.store.publish(Update { remove_branches: vec![gone.name], ..Update::default() });
         let maybe = after.clone();
         if let Some(freed) = world.published("delete a branch", outcome, |_| after, maybe)? {
             self.free(&freed);
@@ -336,7 +348,9 @@ impl Run<'_> {
         use Operation::*;
         match operation {
             Seal { branch, lane, meanwhile } => self.seal(branch, lane, meanwhile),
-            Merge { branch, lane, first, meanwhile } => self.merge((branch, lane), first, meanwhile),
+            Merge { branch, lane, first, meanwhile } => {
+                self.merge((branch, lane), first, meanwhile)
+            }
             Detach => self.detach(),
             CloseUnused => {
                 self.let_go_of_trees();
@@ -446,9 +460,12 @@ impl Run<'_> {
             flip(disk, name, bit);
         }
         let what = if sector { "the sector of bit" } else { "bit" };
-        // The last sector of a lane is as if it had never been written, and what was not synced ends with a killed server.
+        // The last sector of a lane is as if it had never been written, and what was not synced
+        // ends with a killed server.
         let end_lost = killed || sector && name.starts_with("lanes/");
-        self.world.open_damaged(disk, end_lost).map_err(|error| format!("{error} ({what} {bit} of {name})"))
+        self.world
+            .open_damaged(disk, end_lost)
+            .map_err(|error| format!("{error} ({what} {bit} of {name})"))
     }
 
     /// Goes on while one sync is none, and loses the power.
@@ -479,8 +496,10 @@ impl Run<'_> {
     fn merge(&mut self, (branch, lane): (u64, u64), first: u64, meanwhile: u64) -> Outcome {
         let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
         let store = Arc::clone(&self.world.store);
-        let layers =
-            store.catalog().timeline(id).map_or(0, |record| record.lanes[lane as usize].layers.len());
+        let layers = store
+            .catalog()
+            .timeline(id)
+            .map_or(0, |record| record.lanes[lane as usize].layers.len());
         // A closed timeline is not worked on.
         let nth = self.world.index(branch);
         if layers == 0 || self.world.tree(nth).is_err() {
@@ -496,8 +515,8 @@ impl Run<'_> {
         Some((branch.timeline.filter(|_| !branch.uncertain)?, LaneKind::ALL[length(lane) % 2]))
     }
 
-    /// Seals or merges, with up to `left` of the operations that follow done between its steps. It may fail with the disk, or
-    /// because the branch is gone meanwhile.
+    /// Seals or merges, with up to `left` of the operations that follow done between its steps. It
+    /// may fail with the disk, or because the branch is gone meanwhile.
     fn keep_in_shape(
         &mut self,
         what: &str,
@@ -547,7 +566,9 @@ impl Run<'_> {
         let open = self.world.store.open_timelines();
         for nth in 0..self.world.branches.len() {
             let id = self.world.branches[nth].timeline;
-            let Some(timeline) = open.iter().find(|timeline| Some(timeline.id()) == id) else { continue };
+            let Some(timeline) = open.iter().find(|timeline| Some(timeline.id()) == id) else {
+                continue;
+            };
             let newest = self.world.branches[nth].newest();
             self.world.note_moments(nth, &newest);
             if self.world.is_slow(nth) {
@@ -572,13 +593,17 @@ fn some_bit(disk: &SimDisk, file: u64, bit: u64) -> Option<(String, usize)> {
     Some((name.clone(), length(bit) % (bytes * 8)))
 }
 
-/// A bit of a page of a file that is not all zeros; of its first one, which says what counts, every other time.
+/// A bit of a page of a file that is not all zeros; of its first one, which says what counts, every
+/// other time.
 fn used_bit(disk: &SimDisk, name: &str, bit: u64) -> usize {
     const PAGE_BYTES: usize = 4096;
     let mut used = Vec::new();
     disk.after_power_loss(Unsynced::Kept).alter(name, |bytes| {
         let pages = bytes.chunks(PAGE_BYTES).enumerate();
-        used = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).map(|(nth, _)| nth).collect();
+        used = pages
+            .filter(|(_, page)| page.iter().any(|byte| *byte != 0))
+            .map(|(nth, _)| nth)
+            .collect();
     });
     if bit.is_multiple_of(2) {
         used.truncate(1);

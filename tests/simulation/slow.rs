@@ -1,7 +1,8 @@
-//! A sync that takes its time: it stands still in the disk, on a thread of its own, while other operations go on.
+//! A sync that takes its time: it stands still in the disk, on a thread of its own, while other
+//! operations go on.
 //!
-//! Only one of the threads ever works: the others wait for it, also for what was asked meanwhile, which the store's own threads do.
-//! So a run still follows from its seed.
+//! Only one of the threads ever works: the others wait for it, also for what was asked meanwhile,
+//! which the store's own threads do. So a run still follows from its seed.
 
 use crate::files::sync;
 use crate::world::{Outcome, World};
@@ -55,7 +56,8 @@ impl World {
     /// What a sync of these lanes of a branch makes durable if it begins now.
     pub(crate) fn asked(&self, branch: usize, lanes: &[usize]) -> Asked {
         let branch = &self.branches[branch];
-        let of_branch = |(timeline, _): &&(TimelineId, Position)| Some(*timeline) == branch.timeline;
+        let of_branch =
+            |(timeline, _): &&(TimelineId, Position)| Some(*timeline) == branch.timeline;
         Asked {
             lanes: lanes.iter().map(|lane| (*lane, branch.lanes[*lane].mark())).collect(),
             moments: self.moments.keys().filter(of_branch).copied().collect(),
@@ -77,7 +79,9 @@ impl World {
 
     /// Whether a branch's sync stands still.
     pub(crate) fn is_slow(&self, branch: usize) -> bool {
-        self.slow.as_ref().is_some_and(|slow| Some(slow.timeline()) == self.branches[branch].timeline)
+        self.slow
+            .as_ref()
+            .is_some_and(|slow| Some(slow.timeline()) == self.branches[branch].timeline)
     }
 
     /// Begins a sync of a directory that stands still, if it has anything to do.
@@ -126,7 +130,8 @@ impl World {
         Ok(())
     }
 
-    /// Lets the sync that stands still end, and takes in what became of it and of those that waited.
+    /// Lets the sync that stands still end, and takes in what became of it and of those that
+    /// waited.
     pub(crate) fn end_slow_sync(&mut self) -> Outcome {
         let Some(mut slow) = self.slow.take() else { return Ok(()) };
         slow.disk.end_stall();
@@ -140,13 +145,15 @@ impl World {
             std::thread::yield_now();
         }
         // The branch may be gone, and with it what the sync was for.
-        let Some(branch) = self.branches.iter().position(|branch| branch.timeline == Some(slow.timeline()))
+        let Some(branch) =
+            self.branches.iter().position(|branch| branch.timeline == Some(slow.timeline()))
         else {
             return Ok(());
         };
         let mut outcomes = vec![(&slow.first, first)];
         for (asked, receiver) in &slow.others {
-            let outcome = receiver.try_recv().map_err(|_| "a sync that waited was never answered")?;
+            let outcome =
+                receiver.try_recv().map_err(|_| "a sync that waited was never answered")?;
             outcomes.push((asked, outcome));
         }
         for (asked, outcome) in outcomes {

@@ -47,7 +47,14 @@ pub(crate) struct Branch {
 impl Branch {
     pub(crate) fn new(name: &str, timeline: Option<TimelineId>, images: [Arc<Image>; 2]) -> Self {
         let lanes = images.map(Versions::of);
-        Self { name: name.to_owned(), timeline, lanes, tree: None, held: Vec::new(), uncertain: false }
+        Self {
+            name: name.to_owned(),
+            timeline,
+            lanes,
+            tree: None,
+            held: Vec::new(),
+            uncertain: false,
+        }
     }
 
     /// What it shows while the store runs.
@@ -170,7 +177,8 @@ impl World {
         Ok(tree)
     }
 
-    /// Takes an error of the store for what it is: allowed while the disk may fail, else the end of the run.
+    /// Takes an error of the store for what it is: allowed while the disk may fail, else the end of
+    /// the run.
     pub(crate) fn failed(
         &mut self,
         branch: Option<usize>,
@@ -226,16 +234,19 @@ impl World {
             branches.len() == found.len()
                 && branches.iter().all(|branch| {
                     let Some(record) = found.get(&branch.name) else { return false };
-                    branch.timeline.map_or(!known.contains(&record.timeline), |id| id.0 == record.timeline)
+                    branch
+                        .timeline
+                        .map_or(!known.contains(&record.timeline), |id| id.0 == record.timeline)
                 })
         };
         if !fits(&self.branches) {
             let alternative = self.alternative.take().filter(|alternative| fits(alternative));
-            let names: Vec<_> = found.iter().map(|(name, record)| (name, record.timeline)).collect();
+            let names: Vec<_> =
+                found.iter().map(|(name, record)| (name, record.timeline)).collect();
             let expected: Vec<_> =
                 self.branches.iter().map(|branch| (&branch.name, branch.timeline)).collect();
-            self.branches =
-                alternative.ok_or(format!("the catalog has {names:?}, expected were {expected:?}"))?;
+            self.branches = alternative
+                .ok_or(format!("the catalog has {names:?}, expected were {expected:?}"))?;
             for branch in &mut self.branches {
                 branch.timeline = found.get(&branch.name).map(|record| TimelineId(record.timeline));
             }
@@ -262,7 +273,9 @@ impl World {
                 let (kind, mode, links, target) =
                     (attributes.kind, attributes.mode, attributes.links, attributes.target);
                 image.names.insert((directory, name), inode);
-                image.nodes.insert(inode, Node { kind, mode, links, target, bytes: Arc::new(bytes) });
+                image
+                    .nodes
+                    .insert(inode, Node { kind, mode, links, target, bytes: Arc::new(bytes) });
             }
         }
         Ok(images)
@@ -270,7 +283,8 @@ impl World {
 
     pub(crate) fn bytes(tree: &Tree, inode: u64, size: u64) -> Outcome<Vec<u8>> {
         let length = u32::try_from(size).map_err(|error| error.to_string())?;
-        let (buffer, range) = tree.read(inode, 0, length).map_err(|error| format!("{:?}", error.errno()))?;
+        let (buffer, range) =
+            tree.read(inode, 0, length).map_err(|error| format!("{:?}", error.errno()))?;
         Ok(buffer[range].to_vec())
     }
 
@@ -310,7 +324,10 @@ impl World {
                 if !lenient && bytes.as_ref() != Ok(&*node.bytes)
                     || bytes.is_ok_and(|bytes| bytes != *node.bytes)
                 {
-                    return Err(format!("{}: open file {inode:x} without a name changed", branch.name));
+                    return Err(format!(
+                        "{}: open file {inode:x} without a name changed",
+                        branch.name
+                    ));
                 }
             }
             self.verify_moments(nth, &tree, lenient)?;
@@ -321,7 +338,10 @@ impl World {
     fn compare(name: &str, seen: &[Image; 2], expected: &[Arc<Image>; 2]) -> Outcome {
         for lane in [0, 1] {
             if seen[lane] != *expected[lane] {
-                return Err(format!("{name}, lane {lane}: {}", seen[lane].difference(&expected[lane])));
+                return Err(format!(
+                    "{name}, lane {lane}: {}",
+                    seen[lane].difference(&expected[lane])
+                ));
             }
         }
         Ok(())
@@ -330,17 +350,24 @@ impl World {
     fn verify_moments(&self, branch: usize, tree: &Tree, lenient: bool) -> Outcome {
         let branch = &self.branches[branch];
         let Some(id) = branch.timeline else { return Ok(()) };
-        let marks: Vec<Position> = tree.timeline().marks().iter().map(|mark| mark.position).collect();
+        let marks: Vec<Position> =
+            tree.timeline().marks().iter().map(|mark| mark.position).collect();
         for position in &marks {
             let Some(moment) = self.moments.get(&(id, *position)) else {
                 return Err(format!("{} has a moment {position} that nobody marked", branch.name));
             };
             match Self::observe(&Tree::new(tree.timeline().view([*position; 2]))) {
                 Ok(seen) => {
-                    Self::compare(&format!("{} at {position}", branch.name), &seen, &moment.images)?;
+                    Self::compare(
+                        &format!("{} at {position}", branch.name),
+                        &seen,
+                        &moment.images,
+                    )?;
                 }
                 Err(_) if lenient => {}
-                Err(error) => return Err(format!("{} at {position} cannot be read: {error}", branch.name)),
+                Err(error) => {
+                    return Err(format!("{} at {position} cannot be read: {error}", branch.name));
+                }
             }
         }
         let gone = |((timeline, position), moment): &(&(TimelineId, Position), &Moment)| {
@@ -371,7 +398,8 @@ impl World {
         }
     }
 
-    /// The store ends without a word; what is found afterwards must be one of the things that may be.
+    /// The store ends without a word; what is found afterwards must be one of the things that may
+    /// be.
     pub(crate) fn crash(&mut self, how: Crash) -> Outcome {
         self.struck |= self.disk.failed();
         let disk = match how {
@@ -389,7 +417,8 @@ impl World {
         self.alternative.iter_mut().flatten().for_each(Branch::close);
         self.armed = false;
         self.openings += 1;
-        self.store = open(&disk, self.now_s).map_err(|error| format!("the store does not open: {error}"))?;
+        self.store =
+            open(&disk, self.now_s).map_err(|error| format!("the store does not open: {error}"))?;
         self.disk = disk;
         self.follow_catalog()?;
         for nth in 0..self.branches.len() {
@@ -405,12 +434,14 @@ impl World {
         if faults.is_empty() { Ok(()) } else { Err(format!("check finds {faults:?}")) }
     }
 
-    /// Opens a branch after something that may have lost the end of its lanes, and finds out what is left.
+    /// Opens a branch after something that may have lost the end of its lanes, and finds out what
+    /// is left.
     pub(crate) fn settle(&mut self, nth: usize) -> Outcome {
         self.branches[nth].close();
         let name = self.branches[nth].name.clone();
         let tree = self.tree(nth).map_err(|error| format!("{name} does not open: {error}"))?;
-        let images = Self::observe(&tree).map_err(|error| format!("{name} cannot be read: {error}"))?;
+        let images =
+            Self::observe(&tree).map_err(|error| format!("{name} cannot be read: {error}"))?;
         let branch = &mut self.branches[nth];
         branch.uncertain = false;
         for lane in [0, 1] {
@@ -420,12 +451,15 @@ impl World {
             }
         }
         let Some(id) = branch.timeline else { return Ok(()) };
-        let known: Vec<Position> = tree.timeline().marks().iter().map(|mark| mark.position).collect();
+        let known: Vec<Position> =
+            tree.timeline().marks().iter().map(|mark| mark.position).collect();
         let unknown = known.iter().filter(|position| !self.moments.contains_key(&(id, **position)));
         for position in unknown.filter(|_| self.struck).copied().collect::<Vec<_>>() {
             let images = Self::observe(&Tree::new(tree.timeline().view([position; 2])))?;
             if ![0, 1].iter().all(|lane| branch.lanes[*lane].ever_was(&images[*lane])) {
-                return Err(format!("{name} at {position}, whose marking failed, shows what never was"));
+                return Err(format!(
+                    "{name} at {position}, whose marking failed, shows what never was"
+                ));
             }
             let moment = Moment { images: images.map(Arc::new), durable: [false; 2], kept: true };
             self.moments.insert((id, position), moment);
@@ -468,8 +502,12 @@ impl World {
         self.end_slow_sync()?;
         self.branches.iter_mut().for_each(Branch::close);
         // One that no name leads to any more may have failed unseen.
-        for timeline in self.store.open_timelines().iter().filter(|timeline| timeline.latched().is_some()) {
-            self.store.reopen_if_latched(timeline.id()).map_err(|error| format!("open anew: {error}"))?;
+        for timeline in
+            self.store.open_timelines().iter().filter(|timeline| timeline.latched().is_some())
+        {
+            self.store
+                .reopen_if_latched(timeline.id())
+                .map_err(|error| format!("open anew: {error}"))?;
         }
         self.store.close().map_err(|error| format!("stop: {error}"))?;
         for nth in 0..self.branches.len() {
@@ -481,8 +519,8 @@ impl World {
         Ok(stopped)
     }
 
-    /// Opens what was stopped after some of it was damaged: whatever it shows is right, but for the end of lanes if
-    /// that may be lost.
+    /// Opens what was stopped after some of it was damaged: whatever it shows is right, but for the
+    /// end of lanes if that may be lost.
     pub(crate) fn open_damaged(&self, disk: &SimDisk, end_lost: bool) -> Outcome {
         let Ok(store) = open(disk, self.now_s) else { return Ok(()) };
         for branch in &self.branches {

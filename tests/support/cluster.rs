@@ -23,7 +23,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster in a new directory, with the database, the locale, the checksums and the passwords of a branch.
+    /// Makes a cluster in a new directory, with the database, the locale, the checksums and the
+    /// passwords of a branch.
     pub fn initialize(data: &Path, more: &[(&str, &str)]) -> Self {
         let mut cluster = Self::at(data, more);
         own(data, &cluster.user);
@@ -36,14 +37,18 @@ impl Cluster {
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         fs::remove_file(password).expect("remove the password");
         cluster.start();
-        cluster.side("a new cluster").with_database("postgres").sql(&format!("create database {DATABASE}"));
+        cluster
+            .side("a new cluster")
+            .with_database("postgres")
+            .sql(&format!("create database {DATABASE}"));
         cluster
     }
 
     /// The cluster in a directory that is the copy of another, not running yet.
     pub fn at(data: &Path, more: &[(&str, &str)]) -> Self {
         let settings = SETTINGS.iter().chain(more);
-        let settings = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let settings =
+            settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let user = OsUser::resolve(None).expect("a user for Postgres");
         Self { data: data.to_owned(), installation: postgres(), user, settings, child: None }
     }
@@ -61,7 +66,12 @@ impl Cluster {
     /// Starts it, and waits until it accepts connections.
     pub fn start(&mut self) {
         let mut postgres = as_user(&self.installation.program("postgres"), &self.user);
-        postgres.arg("-D").arg(&self.data).arg("-k").arg(&self.data).args(["-c", "listen_addresses="]);
+        postgres
+            .arg("-D")
+            .arg(&self.data)
+            .arg("-k")
+            .arg(&self.data)
+            .args(["-c", "listen_addresses="]);
         for (name, value) in &self.settings {
             postgres.arg("-c").arg(format!("{name}={value}"));
         }
@@ -71,7 +81,11 @@ impl Cluster {
         let lock_file = self.data.join("postmaster.pid");
         while !fs::read_to_string(&lock_file).is_ok_and(|text| text.contains("ready")) {
             let ended = child.try_wait().expect("look at postgres");
-            assert!(ended.is_none() && began.elapsed() < LIMIT, "no start on {}", self.data.display());
+            assert!(
+                ended.is_none() && began.elapsed() < LIMIT,
+                "no start on {}",
+                self.data.display()
+            );
             std::thread::sleep(LOOK);
         }
         self.child = Some(child);

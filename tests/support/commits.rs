@@ -1,4 +1,5 @@
-//! Clients that keep their own record of what Postgres acknowledged, to hold it against what is there after a crash.
+//! Clients that keep their own record of what Postgres acknowledged, to hold it against what is
+//! there after a crash.
 
 use super::Server;
 use jiff::Timestamp;
@@ -27,10 +28,13 @@ pub type Acknowledged = BTreeMap<String, BTreeSet<i64>>;
 
 /// Makes the table that the clients write to.
 pub fn initialize(server: &Server, branch: &str) {
-    server.sql(branch, "create table commits (n bigint primary key)").expect("make the table of commits");
+    server
+        .sql(branch, "create table commits (n bigint primary key)")
+        .expect("make the table of commits");
 }
 
-/// Clients at work: each commits one number after the other through the proxy, until its connection breaks.
+/// Clients at work: each commits one number after the other through the proxy, until its connection
+/// breaks.
 pub struct Clients {
     runtime: Runtime,
     stop: Arc<AtomicBool>,
@@ -117,9 +121,14 @@ async fn write(
     }
 }
 
-/// Asserts that a branch holds just what was committed at `moment`: all that was acknowledged by then, and nothing that was
-/// asked for later. Returns how many commits it holds.
-pub fn verify_moment(server: &Server, branch: &str, commits: &[Commit], moment: Timestamp) -> usize {
+/// Asserts that a branch holds just what was committed at `moment`: all that was acknowledged by
+/// then, and nothing that was asked for later. Returns how many commits it holds.
+pub fn verify_moment(
+    server: &Server,
+    branch: &str,
+    commits: &[Commit],
+    moment: Timestamp,
+) -> usize {
     let there = numbers(server, branch);
     for commit in commits {
         if commit.acknowledged <= moment {
@@ -141,5 +150,10 @@ pub fn numbers(server: &Server, branch: &str) -> BTreeSet<i64> {
 pub fn verify(server: &Server, branch: &str, acknowledged: &BTreeSet<i64>) {
     let there = numbers(server, branch);
     let lost: Vec<_> = acknowledged.difference(&there).collect();
-    assert!(lost.is_empty(), "{branch} lost {} of {} commits: {lost:?}", lost.len(), acknowledged.len());
+    assert!(
+        lost.is_empty(),
+        "{branch} lost {} of {} commits: {lost:?}",
+        lost.len(),
+        acknowledged.len()
+    );
 }

@@ -1,4 +1,5 @@
-//! File systems of other kinds, each on a loop device over a file, for comparisons with what they offer.
+//! File systems of other kinds, each on a loop device over a file, for comparisons with what they
+//! offer.
 
 use nix::sys::statvfs::statvfs;
 use std::fs::{self, File};
@@ -41,7 +42,8 @@ impl FileSystem {
         format!("mkfs.{}", self.name())
     }
 
-    /// Makes one. The blocks of a device that is told to discard them would have to be found again at the first write.
+    /// Makes one. The blocks of a device that is told to discard them would have to be found again
+    /// at the first write.
     fn make(self, device: &str) -> Result<(), String> {
         let options: &[&str] = match self {
             Self::Btrfs => &["-q", "-f", "--nodiscard"],
@@ -61,12 +63,17 @@ pub struct LoopVolume {
 }
 
 impl LoopVolume {
-    /// Makes a file system of so many bytes, whose file and mountpoint are in `directory`, with more mount options if there
-    /// are any. An error says why this machine cannot.
+    /// Makes a file system of so many bytes, whose file and mountpoint are in `directory`, with
+    /// more mount options if there are any. An error says why this machine cannot.
     ///
-    /// The file is written out, so that writes to the device allocate nothing, and the device passes reads and writes on
-    /// without a cache of its own. Both make the others faster.
-    pub fn make(kind: FileSystem, directory: &Path, bytes: u64, options: &str) -> Result<Self, String> {
+    /// The file is written out, so that writes to the device allocate nothing, and the device
+    /// passes reads and writes on without a cache of its own. Both make the others faster.
+    pub fn make(
+        kind: FileSystem,
+        directory: &Path,
+        bytes: u64,
+        options: &str,
+    ) -> Result<Self, String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("only root can mount it".to_owned());
         }
@@ -91,8 +98,11 @@ impl LoopVolume {
     }
 
     fn mount(&self) -> Result<(), String> {
-        run(Command::new("mount").args(["-o", &self.options]).arg(self.device()).arg(&self.mountpoint))
-            .map(drop)
+        run(Command::new("mount")
+            .args(["-o", &self.options])
+            .arg(self.device())
+            .arg(&self.mountpoint))
+        .map(drop)
     }
 
     fn unmount(&self) -> Result<(), String> {
@@ -113,7 +123,8 @@ impl LoopVolume {
         &self.mountpoint
     }
 
-    /// Bytes in use. Nothing may have a file of it open: it is mounted anew, so that nothing is put off or held in advance.
+    /// Bytes in use. Nothing may have a file of it open: it is mounted anew, so that nothing is put
+    /// off or held in advance.
     pub fn used_bytes(&self) -> u64 {
         self.unmount().and_then(|()| self.mount()).expect("mount the volume anew");
         let space = statvfs(&self.mountpoint).expect("ask for the space of the volume");
@@ -124,7 +135,9 @@ impl LoopVolume {
 impl Drop for LoopVolume {
     fn drop(&mut self) {
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        if mounts.lines().any(|line| line.split(' ').nth(1).map(Path::new) == Some(&self.mountpoint))
+        if mounts
+            .lines()
+            .any(|line| line.split(' ').nth(1).map(Path::new) == Some(&self.mountpoint))
             && let Err(error) = self.unmount()
         {
             eprintln!("{error}: it is unmounted when nothing uses it any more");

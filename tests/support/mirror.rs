@@ -84,7 +84,12 @@ impl Mirror {
 
     /// Mirrors two directories that hold the same already.
     pub fn of(mounted: &Path, local: &Path, seed: u64) -> Self {
-        Self { mounted: mounted.into(), local: local.into(), open: Vec::new(), random: Random(seed) }
+        Self {
+            mounted: mounted.into(),
+            local: local.into(),
+            open: Vec::new(),
+            random: Random(seed),
+        }
     }
 
     /// A mirror of a fork: `mounted` was forked from this one.
@@ -119,18 +124,23 @@ impl Mirror {
     /// Does the same on both sides; the outcomes must agree, down to the number of the error.
     #[track_caller]
     fn both<T: PartialEq + Debug>(&self, what: &str, operation: impl Fn(&Path) -> io::Result<T>) {
-        let [mounted, local] =
-            [&self.mounted, &self.local].map(|root| operation(root).map_err(|error| error.raw_os_error()));
+        let [mounted, local] = [&self.mounted, &self.local]
+            .map(|root| operation(root).map_err(|error| error.raw_os_error()));
         assert_eq!(mounted, local, "{what}: the mount differs from the local file system");
     }
 
     /// Does the same with a file that is open on both sides.
     #[track_caller]
-    fn both_open<T: PartialEq + Debug>(&mut self, what: &str, operation: impl Fn(&File) -> io::Result<T>) {
+    fn both_open<T: PartialEq + Debug>(
+        &mut self,
+        what: &str,
+        operation: impl Fn(&File) -> io::Result<T>,
+    ) {
         if !self.open.is_empty() {
             let nth = usize::try_from(self.random.below(self.open.len() as u64)).unwrap_or(0);
-            let [mounted, local] =
-                self.open[nth].each_ref().map(|file| operation(file).map_err(|error| error.raw_os_error()));
+            let [mounted, local] = self.open[nth]
+                .each_ref()
+                .map(|file| operation(file).map_err(|error| error.raw_os_error()));
             assert_eq!(
                 mounted, local,
                 "{what} of an open file: the mount differs from the local file system"
@@ -192,8 +202,11 @@ impl Mirror {
     fn change_attributes(&mut self, path: &Path) {
         let mode = u32::try_from(self.random.below(0o1000)).unwrap_or(0);
         // Whole seconds are all that the mount keeps.
-        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.random.below(1 << 31));
-        self.both("chmod", |root| fs::set_permissions(root.join(path), PermissionsExt::from_mode(mode)));
+        let time =
+            std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.random.below(1 << 31));
+        self.both("chmod", |root| {
+            fs::set_permissions(root.join(path), PermissionsExt::from_mode(mode))
+        });
         self.both("utimens", |root| {
             let file = File::open(root.join(path))?;
             file.set_modified(time)?;
@@ -208,7 +221,12 @@ impl Mirror {
             // What was synced is dropped from the kernel's cache, so that the store has to answer.
             file.sync_data()?;
             if file.metadata()?.is_file() {
-                nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+                nix::fcntl::posix_fadvise(
+                    &file,
+                    0,
+                    0,
+                    nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+                )?;
             }
             read(&file, offset, length)
         });
@@ -219,7 +237,9 @@ impl Mirror {
         let length = self.random.below(MAX_BYTES);
         match self.random.below(7) {
             0..=1 => {
-                let open = |root: &PathBuf| OpenOptions::new().read(true).write(true).open(root.join(path));
+                let open = |root: &PathBuf| {
+                    OpenOptions::new().read(true).write(true).open(root.join(path))
+                };
                 if let [Ok(mounted), Ok(local)] = [&self.mounted, &self.local].map(open) {
                     self.open.push([mounted, local]);
                     let surplus = self.open.len().saturating_sub(MAX_OPEN);
@@ -229,8 +249,11 @@ impl Mirror {
             2 => self.both_open("write", |file| file.write_all_at(&bytes, offset)),
             3 => self.both_open("truncate", |file| file.set_len(length)),
             4 => self.both_open("sync", File::sync_all),
-            5 => self.both_open("write through a mapping", |file| mapped::write(file, offset, &bytes)),
-            _ => self.both_open("read", |file| Ok((read(file, 0, MAX_BYTES)?, file.metadata()?.nlink()))),
+            5 => self
+                .both_open("write through a mapping", |file| mapped::write(file, offset, &bytes)),
+            _ => self.both_open("read", |file| {
+                Ok((read(file, 0, MAX_BYTES)?, file.metadata()?.nlink()))
+            }),
         }
     }
 
@@ -242,10 +265,17 @@ impl Mirror {
         assert_eq!(names(&mounted), names(&local), "other names than on the local file system");
         for (mounted, local) in mounted.iter().zip(&local) {
             let path = local.path.display();
-            assert_eq!((mounted.mode, mounted.links), (local.mode, local.links), "mode and links of {path}");
+            assert_eq!(
+                (mounted.mode, mounted.links),
+                (local.mode, local.links),
+                "mode and links of {path}"
+            );
             let differ = mounted.contents.iter().zip(&local.contents).position(|(a, b)| a != b);
             let lengths = (mounted.contents.len(), local.contents.len());
-            assert!(mounted.contents == local.contents, "{path} differs at {differ:?}, lengths {lengths:?}");
+            assert!(
+                mounted.contents == local.contents,
+                "{path} differs at {differ:?}, lengths {lengths:?}"
+            );
         }
     }
 }
@@ -283,7 +313,8 @@ fn walk(directory: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// What a path is. The link to a write-ahead log that the mount shows apart counts as what it leads to.
+/// What a path is. The link to a write-ahead log that the mount shows apart counts as what it leads
+/// to.
 fn metadata(path: &Path) -> fs::Metadata {
     let apart = path.file_name().is_some_and(|name| name == "pg_wal");
     let metadata = if apart { path.metadata() } else { path.symlink_metadata() };
@@ -300,7 +331,11 @@ fn looks(root: &Path) -> Vec<Look> {
             kind if kind.is_dir() => Vec::new(),
             _ => fs::read(&path).expect("read a file"),
         };
-        assert!(metadata.is_dir() || metadata.len() == contents.len() as u64, "length of {}", path.display());
+        assert!(
+            metadata.is_dir() || metadata.len() == contents.len() as u64,
+            "length of {}",
+            path.display()
+        );
         // How many links a directory has, file systems count in their own ways.
         let links = if metadata.is_dir() { 1 } else { metadata.nlink() };
         Look {

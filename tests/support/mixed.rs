@@ -1,6 +1,6 @@
-//! A load of all that changes files in Postgres's own ways, each kind with something that must hold whenever it is looked
-//! at: bulk loads, truncations, tables made and dropped, indexes, rewrites, large objects, prepared transactions,
-//! unlogged tables.
+//! A load of all that changes files in Postgres's own ways, each kind with something that must hold
+//! whenever it is looked at: bulk loads, truncations, tables made and dropped, indexes, rewrites,
+//! large objects, prepared transactions, unlogged tables.
 
 use super::Server;
 use std::collections::BTreeMap;
@@ -13,13 +13,14 @@ use tokio_postgres::{Client, NoTls};
 /// Rows of one bulk load and of one generation.
 const ROWS: usize = 500;
 
-const TABLES: &str = "create table pile (batch int, line text); create table swap (generation int, i int); \
-    create table made (generation int primary key); create table documents (id oid primary key, sum text); \
-    create table pairs (n int primary key); create unlogged table scratch (i int); \
-    create table wide (i int primary key, t text); insert into wide select i, repeat(md5(i::text), 20) from generate_series(1, 400) i";
+const TABLES: &str = "create table pile (batch int, line text); create table swap (generation int, \
+    i int); create table made (generation int primary key); create table documents (id oid primary \
+    key, sum text); create table pairs (n int primary key); create unlogged table scratch (i int); \
+    create table wide (i int primary key, t text); insert into wide select i, repeat(md5(i::text), \
+    20) from generate_series(1, 400) i";
 
-/// A kind of work: what it is called, and its statements for the `n`-th time. A statement that begins with `;` runs outside
-/// of a transaction.
+/// A kind of work: what it is called, and its statements for the `n`-th time. A statement that
+/// begins with `;` runs outside of a transaction.
 type Work = (&'static str, fn(i32) -> Vec<String>);
 
 const WORKS: [Work; 8] = [
@@ -34,7 +35,10 @@ const WORKS: [Work; 8] = [
     }),
     ("make", |n| {
         vec![
-            format!("create table made_{n} as select i, md5(i::text) t from generate_series(1, {ROWS}) i"),
+            format!(
+                "create table made_{n} as select i, md5(i::text) t from generate_series(1, {ROWS}) \
+                 i"
+            ),
             format!("create index on made_{n} (t)"),
             "do $$ declare g int; begin for g in select generation from made loop \
              execute format('drop table made_%s', g); end loop; delete from made; end $$"
@@ -43,16 +47,24 @@ const WORKS: [Work; 8] = [
         ]
     }),
     ("rewrite", |n| {
-        let kind = ["vacuum full wide", "reindex table wide", "vacuum wide", "cluster wide using wide_pkey"];
+        let kind = [
+            "vacuum full wide",
+            "reindex table wide",
+            "vacuum wide",
+            "cluster wide using wide_pkey",
+        ];
         vec![
-            format!(";update wide set t = repeat(md5((i + {n})::text), 20) where i % 7 = {}", n % 7),
+            format!(
+                ";update wide set t = repeat(md5((i + {n})::text), 20) where i % 7 = {}",
+                n % 7
+            ),
             format!(";{}", kind[usize::try_from(n).unwrap_or(0) % kind.len()]),
         ]
     }),
     ("document", |n| {
         vec![format!(
-            "with made as (select lo_from_bytea(0, convert_to(repeat(md5('{n}'), 2000), 'UTF8')) id) \
-             insert into documents select id, md5(repeat(md5('{n}'), 2000)) from made"
+            "with made as (select lo_from_bytea(0, convert_to(repeat(md5('{n}'), 2000), 'UTF8')) \
+             id) insert into documents select id, md5(repeat(md5('{n}'), 2000)) from made"
         )]
     }),
     ("pair", |n| {
@@ -88,7 +100,8 @@ impl Mixed {
         let worker = std::thread::spawn(move || {
             let runtime = Runtime::new().expect("start a runtime");
             runtime.block_on(async {
-                let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("connect");
+                let (client, connection) =
+                    tokio_postgres::connect(&url, NoTls).await.expect("connect");
                 tokio::spawn(connection);
                 let mut n = first;
                 while !stopped.load(Ordering::SeqCst) {
@@ -131,7 +144,8 @@ impl Drop for Mixed {
 }
 
 async fn work(client: &Client, statements: &[String]) -> Result<(), tokio_postgres::Error> {
-    let (alone, together): (Vec<_>, Vec<_>) = statements.iter().partition(|text| text.starts_with(';'));
+    let (alone, together): (Vec<_>, Vec<_>) =
+        statements.iter().partition(|text| text.starts_with(';'));
     if !together.is_empty() {
         client
             .batch_execute(&format!(
@@ -150,7 +164,8 @@ async fn work(client: &Client, statements: &[String]) -> Result<(), tokio_postgr
 const INVARIANTS: [(&str, &str); 6] = [
     (
         "each bulk load is whole",
-        "select coalesce(bool_and(c = 500), true) from (select count(*) c from pile group by batch) x",
+        "select coalesce(bool_and(c = 500), true) from (select count(*) c from pile group by \
+         batch) x",
     ),
     (
         "one generation after a truncation",
@@ -159,25 +174,37 @@ const INVARIANTS: [(&str, &str); 6] = [
     (
         "the tables that are named are there",
         "select coalesce(bool_and(to_regclass('made_' || generation) is not null), true) and \
-         (select count(*) from pg_class where relname ~ '^made_[0-9]+$') = (select count(*) from made) from made",
+         (select count(*) from pg_class where relname ~ '^made_[0-9]+$') = (select count(*) from \
+         made) from made",
     ),
     (
         "large objects are what was written",
         "select coalesce(bool_and(md5(lo_get(id)) = sum), true) from documents",
     ),
-    ("a rewritten table has its rows", "select count(*) = 400 and bool_and(length(t) = 640) from wide"),
+    (
+        "a rewritten table has its rows",
+        "select count(*) = 400 and bool_and(length(t) = 640) from wide",
+    ),
     ("an unlogged table can be read", "select count(*) >= 0 from scratch"),
 ];
 
-/// Checks a branch after a crash or a fork: what must hold, and, of the work that was acknowledged by then, that it is there.
-pub fn verify(server: &Server, branch: &str, acknowledged: &BTreeMap<&'static str, i32>, first: i32) {
-    let prepared =
-        server.sql(branch, "select gid from pg_prepared_xacts").expect("list prepared transactions");
+/// Checks a branch after a crash or a fork: what must hold, and, of the work that was acknowledged
+/// by then, that it is there.
+pub fn verify(
+    server: &Server,
+    branch: &str,
+    acknowledged: &BTreeMap<&'static str, i32>,
+    first: i32,
+) {
+    let prepared = server
+        .sql(branch, "select gid from pg_prepared_xacts")
+        .expect("list prepared transactions");
     for gid in prepared.lines() {
         server.sql(branch, &format!("commit prepared '{gid}'")).expect("commit what was prepared");
     }
     for (what, sql) in INVARIANTS {
-        let holds = server.sql(branch, sql).unwrap_or_else(|error| panic!("{branch}: {what}: {error}"));
+        let holds =
+            server.sql(branch, sql).unwrap_or_else(|error| panic!("{branch}: {what}: {error}"));
         assert_eq!(holds, "t", "{branch}: {what}");
     }
     let newest = |kind: &str, sql: &str| {
@@ -193,7 +220,10 @@ pub fn verify(server: &Server, branch: &str, acknowledged: &BTreeMap<&'static st
     newest("make", "select max(generation) from made");
     newest("pair", "select max(n) from pairs");
     if let Some(n) = acknowledged.get("pair") {
-        let gaps = format!("select count(*) = {} from pairs where n between {first} and {n}", n - first + 1);
+        let gaps = format!(
+            "select count(*) = {} from pairs where n between {first} and {n}",
+            n - first + 1
+        );
         assert_eq!(
             server.sql(branch, &gaps).expect("count pairs"),
             "t",

@@ -1,6 +1,8 @@
-//! Support for the tests on real Postgres: a real server process with its own directory and free ports.
+//! Support for the tests on real Postgres: a real server process with its own directory and free
+//! ports.
 //!
-//! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and its directory.
+//! A [`Server`] that is dropped, also by a failing test, stops its process, removes its mount and
+//! its directory.
 
 pub mod cluster;
 pub mod commits;
@@ -34,10 +36,12 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// Makes a directory whose short path leaves room for sockets, and which other users may pass through.
+    /// Makes a directory whose short path leaves room for sockets, and which other users may pass
+    /// through.
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("coppice-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("coppice-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("make a directory for the test");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -79,17 +83,20 @@ pub fn program(name: &str) -> PathBuf {
     built.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
 }
 
-/// Directory of the programs of the Postgres to test, if it is not the one that the server finds by itself.
+/// Directory of the programs of the Postgres to test, if it is not the one that the server finds by
+/// itself.
 fn named_postgres() -> Option<PathBuf> {
     std::env::var_os("COPPICE_TEST_POSTGRES_BIN").map(PathBuf::from)
 }
 
-/// The Postgres that is tested: the one that `COPPICE_TEST_POSTGRES_BIN` names, or else the newest of this machine.
+/// The Postgres that is tested: the one that `COPPICE_TEST_POSTGRES_BIN` names, or else the newest
+/// of this machine.
 pub fn postgres() -> Installation {
     Installation::find(named_postgres().as_deref()).expect("Postgres is installed")
 }
 
-/// A program of the Postgres that is tested. One that it does not have, such as a client, is this machine's own.
+/// A program of the Postgres that is tested. One that it does not have, such as a client, is this
+/// machine's own.
 pub fn postgres_program(name: &str) -> PathBuf {
     let program = postgres().program(name);
     if program.is_file() {
@@ -141,7 +148,8 @@ impl Server {
         Self::start_wrapped(directory, args, &[])
     }
 
-    /// Starts a server through a command that ends by becoming the one in its last arguments, such as `env`.
+    /// Starts a server through a command that ends by becoming the one in its last arguments, such
+    /// as `env`.
     pub fn start_wrapped(directory: Arc<Directory>, args: &[&str], wrapper: &[String]) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let wrapper = wrapper.to_vec();
@@ -166,7 +174,10 @@ impl Server {
 
     /// The API's bearer token.
     pub fn token(&self) -> String {
-        std::fs::read_to_string(self.data().join("api-token")).expect("read the token").trim().to_owned()
+        std::fs::read_to_string(self.data().join("api-token"))
+            .expect("read the token")
+            .trim()
+            .to_owned()
     }
 
     /// A client of its API.
@@ -243,7 +254,8 @@ impl Drop for Server {
     }
 }
 
-/// Verifies the store of a stopped server with `pageserver check`: its exit code and what it printed.
+/// Verifies the store of a stopped server with `pageserver check`: its exit code and what it
+/// printed.
 pub fn check(data: &Path) -> (i32, String) {
     let output = Command::new(program("pageserver")).arg("check").arg("--data").arg(data).output();
     let output = output.expect("run the check");
@@ -260,22 +272,30 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The command that starts a server, for tests that start it in their own way. Requests to the mount come the same way on each
-/// machine, unless `COPPICE_TEST_IO_URING` says another.
+/// The command that starts a server, for tests that start it in their own way. Requests to the
+/// mount come the same way on each machine, unless `COPPICE_TEST_IO_URING` says another.
 pub fn serve_command(directory: &Directory, args: &[String]) -> Command {
     let mut command = Command::new(program("pageserver"));
     command.arg("serve").arg("--data").arg(directory.path().join("data"));
     let io_uring = std::env::var("COPPICE_TEST_IO_URING");
     let io_uring = io_uring.as_deref().unwrap_or("off");
-    for (flag, value) in [("--api", "127.0.0.1:0"), ("--proxy", "127.0.0.1:0"), ("--io-uring", io_uring)] {
+    for (flag, value) in
+        [("--api", "127.0.0.1:0"), ("--proxy", "127.0.0.1:0"), ("--io-uring", io_uring)]
+    {
         if !args.iter().any(|arg| arg == flag) {
             command.args([flag, value]);
         }
     }
-    if let Some(bin) = named_postgres().filter(|_| !args.iter().any(|arg| arg == "--postgres-bin")) {
+    if let Some(bin) = named_postgres().filter(|_| !args.iter().any(|arg| arg == "--postgres-bin"))
+    {
         command.arg("--postgres-bin").arg(bin);
     }
-    command.args(args).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -302,7 +322,9 @@ fn launch(directory: &Directory, args: &[String], wrapper: &[String]) -> Started
         }
     });
     match ready.recv_timeout(LIMIT) {
-        Ok((api, proxy)) => Started { child, log, api, proxy: proxy.parse().expect("the proxy's address") },
+        Ok((api, proxy)) => {
+            Started { child, log, api, proxy: proxy.parse().expect("the proxy's address") }
+        }
         Err(_) => {
             let _ = child.kill();
             let _ = child.wait();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// A server that uses no more of a core than this, in hundredths of a second, for so long is at rest: it looks around once a
-/// second.
+/// A server that uses no more of a core than this, in hundredths of a second, for so long is at
+/// rest: it looks around once a second.
 const REST_TICKS: u64 = 1;
 const REST: Duration = Duration::from_millis(250);
 
@@ -58,7 +58,9 @@ impl Process {
 pub fn below(directory: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("read /proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(Process::read).filter(|process| process.directory.starts_with(directory)).collect()
+    pids.filter_map(Process::read)
+        .filter(|process| process.directory.starts_with(directory))
+        .collect()
 }
 
 /// Those of one branch.

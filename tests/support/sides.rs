@@ -1,4 +1,5 @@
-//! Postgres servers that are compared: what they have in common, how to reach them, and whose turn it is.
+//! Postgres servers that are compared: what they have in common, how to reach them, and whose turn
+//! it is.
 
 use super::{Server, postgres_program};
 use std::collections::HashMap;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-/// Settings of all sides. Autovacuum is off, because that of an idle side would work in the turn of another.
+/// Settings of all sides. Autovacuum is off, because that of an idle side would work in the turn of
+/// another.
 pub const SETTINGS: [(&str, &str); 5] = [
     ("max_connections", "300"),
     ("shared_buffers", "256MB"),
@@ -34,7 +36,11 @@ pub fn number(name: &str, default: u64) -> u64 {
 fn program(name: &str) -> PathBuf {
     static KNOWN: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    known.get_or_insert_default().entry(name.to_owned()).or_insert_with(|| postgres_program(name)).clone()
+    known
+        .get_or_insert_default()
+        .entry(name.to_owned())
+        .or_insert_with(|| postgres_program(name))
+        .clone()
 }
 
 /// One Postgres and the way to it: the same Postgres can be two sides.
@@ -52,7 +58,13 @@ impl Side {
     /// The one whose Unix socket is in `directory`.
     pub fn socket(name: &str, directory: &Path, password: &str) -> Self {
         let host = directory.to_str().expect("a plain path").to_owned();
-        Self { name: name.into(), host, port: 5432, password: password.into(), database: DATABASE.into() }
+        Self {
+            name: name.into(),
+            host,
+            port: 5432,
+            password: password.into(),
+            database: DATABASE.into(),
+        }
     }
 
     /// The one that is reached through `address`, where it is called `database`.
@@ -63,7 +75,8 @@ impl Side {
 
     /// A branch that is awake, directly over its socket.
     pub fn branch(name: &str, server: &Server, branch: &str) -> Self {
-        let socket = server.client().wake(branch).expect("wake the branch").socket.expect("a socket");
+        let socket =
+            server.client().wake(branch).expect("wake the branch").socket.expect("a socket");
         let directory = Path::new(&socket).parent().expect("the socket's directory");
         Self::socket(name, directory, &branch_password(server, branch))
     }
@@ -140,7 +153,10 @@ impl Side {
     pub fn pgbench_in(&self, directory: &Path, args: &[&str]) -> String {
         let mut command = Command::new(program("pgbench"));
         command.args(["-h", &self.host, "-p", &self.port.to_string(), "-U", "postgres"]);
-        command.env("PGPASSWORD", &self.password).env("PGSSLMODE", "disable").current_dir(directory);
+        command
+            .env("PGPASSWORD", &self.password)
+            .env("PGSSLMODE", "disable")
+            .current_dir(directory);
         let output = command.args(args).arg(&self.database).output().expect("run pgbench");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "pgbench {} on {}: {said}", args.join(" "), self.name);
@@ -151,8 +167,13 @@ impl Side {
     pub fn tps(&self, args: &[&str]) -> f64 {
         let output = self.pgbench(args);
         // A client whose connection ends early only lowers the figure.
-        assert!(!output.contains("aborted"), "a client of pgbench on {} gave up:\n{output}", self.name);
-        let line = output.lines().find_map(|line| line.strip_prefix("tps = ")).expect("a line with tps");
+        assert!(
+            !output.contains("aborted"),
+            "a client of pgbench on {} gave up:\n{output}",
+            self.name
+        );
+        let line =
+            output.lines().find_map(|line| line.strip_prefix("tps = ")).expect("a line with tps");
         line.split(' ').next().and_then(|tps| tps.parse().ok()).expect("a number")
     }
 }
@@ -191,8 +212,8 @@ pub fn set_up_branch(server: &Server, branch: &str) {
     server.client().wake(branch).expect("wake the branch");
 }
 
-/// The order of the sides in a round. Each begins as often as the others, and there and back, so that neither a trend of the
-/// machine nor what the one before left behind favours anybody.
+/// The order of the sides in a round. Each begins as often as the others, and there and back, so
+/// that neither a trend of the machine nor what the one before left behind favours anybody.
 pub fn turns(round: usize, sides: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sides).map(|nth| (nth + round / 2) % sides).collect();
     if round % 2 == 1 {
@@ -230,7 +251,8 @@ mod tests {
     fn each_side_takes_each_place() {
         for sides in 1..5 {
             for place in 0..sides {
-                let mut there: Vec<usize> = (0..2 * sides).map(|round| turns(round, sides)[place]).collect();
+                let mut there: Vec<usize> =
+                    (0..2 * sides).map(|round| turns(round, sides)[place]).collect();
                 there.sort_unstable();
                 assert_eq!(there, (0..2 * sides).map(|nth| nth / 2).collect::<Vec<_>>());
             }

@@ -1,4 +1,5 @@
-//! A Postgres server outside Coppice, from which imports copy. It goes, with its directory, when dropped.
+//! A Postgres server outside Coppice, from which imports copy. It goes, with its directory, when
+//! dropped.
 
 use super::{Directory, LIMIT, postgres_program};
 use pageserver::compute::OsUser;
@@ -23,14 +24,22 @@ impl Source {
 
     /// Makes a new cluster and starts it on a free port of the loopback interface.
     pub fn start() -> Self {
-        let (directory, user) = (Directory::new(), OsUser::resolve(None).expect("find the user of Postgres"));
+        let (directory, user) =
+            (Directory::new(), OsUser::resolve(None).expect("find the user of Postgres"));
         let port = free_port();
         let data = directory.path().join("source");
         own(&data, &user);
         let password = data.with_extension("password");
         fs::write(&password, Self::PASSWORD).expect("write the password");
         let mut initdb = as_user(&postgres_program("initdb"), &user);
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "--pwfile"]);
+        initdb.arg("-D").arg(&data).args([
+            "-U",
+            "postgres",
+            "-A",
+            "scram-sha-256",
+            "--no-sync",
+            "--pwfile",
+        ]);
         let made = initdb.arg(&password).output().expect("run initdb");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let child = launch(&data, &user, port);
@@ -76,7 +85,8 @@ impl Source {
     /// Refuses copies from now on, while questions are still answered.
     pub fn refuse_copies(&self) {
         let hba = self.data().join("pg_hba.conf");
-        fs::write(&hba, "host postgres all 127.0.0.1/32 scram-sha-256\n").expect("write pg_hba.conf");
+        fs::write(&hba, "host postgres all 127.0.0.1/32 scram-sha-256\n")
+            .expect("write pg_hba.conf");
         self.sql("select pg_reload_conf()").expect("reload pg_hba.conf");
     }
 
@@ -92,10 +102,13 @@ impl Source {
 
     /// Signals whoever sends a copy and has sent more than so many bytes; whether there is anybody.
     fn signal_senders(&self, signal: &str, sent_bytes: u64) -> bool {
-        let who = format!("select pid from pg_stat_progress_basebackup where backup_streamed > {sent_bytes}");
+        let who = format!(
+            "select pid from pg_stat_progress_basebackup where backup_streamed > {sent_bytes}"
+        );
         let senders = self.sql(&who).expect("ask who copies");
-        let signalled =
-            senders.lines().map(|pid| Command::new("kill").args([signal, pid]).status().expect("run kill"));
+        let signalled = senders
+            .lines()
+            .map(|pid| Command::new("kill").args([signal, pid]).status().expect("run kill"));
         signalled.filter(|status| status.success()).count() > 0
     }
 
@@ -116,7 +129,12 @@ impl Drop for Source {
 
 fn launch(data: &Path, user: &OsUser, port: u16) -> Child {
     let mut postgres = as_user(&postgres_program("postgres"), user);
-    postgres.arg("-D").arg(data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+    postgres.arg("-D").arg(data).args([
+        "-p",
+        &port.to_string(),
+        "-c",
+        "listen_addresses=127.0.0.1",
+    ]);
     postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]);
     postgres.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     postgres.spawn().expect("start the source")
@@ -136,7 +154,8 @@ pub(super) fn as_user(program: &Path, user: &OsUser) -> Command {
 pub(super) fn own(directory: &Path, user: &OsUser) {
     fs::create_dir(directory).expect("make a directory for the source");
     fs::set_permissions(directory, PermissionsExt::from_mode(0o700)).expect("close the directory");
-    lchown(directory, Some(user.uid), Some(user.gid)).expect("give the directory to the user of Postgres");
+    lchown(directory, Some(user.uid), Some(user.gid))
+        .expect("give the directory to the user of Postgres");
 }
 
 /// A port that nobody listens on.

@@ -1,11 +1,14 @@
-//! The TPC-B load of pgbench on a branch, and the checks that its data came through a fork or a crash whole.
+//! The TPC-B load of pgbench on a branch, and the checks that its data came through a fork or a
+//! crash whole.
 
 use super::{Server, postgres_program};
 use std::process::{Child, Command, Stdio};
 
-/// What TPC-B keeps true at every commit: all four sums are the same, and each history row has its account.
-const SUMS: &str = "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers), \
-     (select sum(bbalance) from pgbench_branches), (select coalesce(sum(delta), 0) from pgbench_history)";
+/// What TPC-B keeps true at every commit: all four sums are the same, and each history row has its
+/// account.
+const SUMS: &str = "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) \
+    from pgbench_tellers), (select sum(bbalance) from pgbench_branches), (select \
+    coalesce(sum(delta), 0) from pgbench_history)";
 
 /// Makes the tables of pgbench on a branch, and the extension that checks them.
 pub fn initialize(server: &Server, branch: &str, scale: u32) {
@@ -48,14 +51,18 @@ impl Load {
     pub fn finish(mut self) -> f64 {
         let read = |pipe: Option<&mut dyn std::io::Read>| {
             let mut text = String::new();
-            pipe.expect("a pipe from pgbench").read_to_string(&mut text).expect("read from pgbench");
+            pipe.expect("a pipe from pgbench")
+                .read_to_string(&mut text)
+                .expect("read from pgbench");
             text
         };
         // Both outputs are a few lines, so one pipe cannot fill up while the other is read.
         let out = read(self.0.stdout.as_mut().map(|pipe| pipe as _));
         let err = read(self.0.stderr.as_mut().map(|pipe| pipe as _));
         assert!(self.0.wait().expect("wait for pgbench").success(), "{out}{err}");
-        let tps = out.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+        let tps = out
+            .lines()
+            .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
         tps.unwrap_or_else(|| panic!("pgbench reported no throughput:\n{out}{err}"))
     }
 }
@@ -67,20 +74,27 @@ impl Drop for Load {
     }
 }
 
-/// Wakes a branch and checks every row, index entry and balance of it. Returns how many transactions it has seen.
+/// Wakes a branch and checks every row, index entry and balance of it. Returns how many
+/// transactions it has seen.
 pub fn verify(server: &Server, branch: &str) -> u64 {
     let mut amcheck = Command::new(postgres_program("pg_amcheck"));
     amcheck.args(["--heapallindexed", "--parent-check", "--jobs=2", &server.url(branch)]);
     let output = amcheck.output().expect("run pg_amcheck");
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    assert!(output.status.success() && said.concat().is_empty(), "pg_amcheck of {branch}: {}", said.concat());
+    let said =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(
+        output.status.success() && said.concat().is_empty(),
+        "pg_amcheck of {branch}: {}",
+        said.concat()
+    );
     let sums = server.sql(branch, SUMS).expect("add up the balances");
     let sums: Vec<&str> = sums.split('|').collect();
     assert!(
         sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]),
         "the sums of {branch} differ: {sums:?}"
     );
-    let count = server.sql(branch, "select count(*) from pgbench_history").expect("count the history");
+    let count =
+        server.sql(branch, "select count(*) from pgbench_history").expect("count the history");
     count.parse().expect("a count")
 }
 
@@ -90,8 +104,9 @@ pub fn verify_checksums(server: &Server, branch: &str) {
     let directory = server.data().join("mount").join(timeline);
     let mut checksums = Command::new(postgres_program("pg_checksums"));
     let output = checksums.arg("--check").arg(directory).output().expect("run pg_checksums");
-    let said =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    let said = [output.stdout, output.stderr]
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .concat();
     assert!(
         output.status.success() && said.contains("Bad checksums:  0"),
         "pg_checksums of {branch}: {said}"

@@ -48,14 +48,18 @@ impl Volume {
         let me = (made.uid(), made.gid());
         let [at, wal, scratch] = ["mount", "mount-wal", "scratch"].map(|name| data.join(name));
         let places = Places { data: &at, wal: &wal, scratch: &scratch };
-        let mount = Mount::new(Arc::clone(&store), places, me, None, io_uring).expect("mount the store");
+        let mount =
+            Mount::new(Arc::clone(&store), places, me, None, io_uring).expect("mount the store");
         let known = store.catalog().timelines().into_iter().min_by_key(|id| id.0);
         let (timeline, root) = known.map_or_else(
             || {
                 let timeline = store.create_root().expect("make a timeline");
                 let root = mount.attach_new(timeline).expect("attach the timeline");
-                let put_branches = vec![("main".to_owned(), Branches::first_record(timeline, String::new()))];
-                store.publish(Update { put_branches, ..Update::default() }).expect("name the timeline");
+                let put_branches =
+                    vec![("main".to_owned(), Branches::first_record(timeline, String::new()))];
+                store
+                    .publish(Update { put_branches, ..Update::default() })
+                    .expect("name the timeline");
                 (timeline, root)
             },
             |timeline| (timeline, mount.attach(timeline).expect("attach the timeline")),
@@ -121,8 +125,8 @@ impl Volume {
 
     /// The files of the data lane with their lengths now.
     pub fn data_lane(&self) -> Vec<(String, u64)> {
-        let entries =
-            std::fs::read_dir(self.directory.path().join("data/store/lanes")).expect("list the lanes");
+        let entries = std::fs::read_dir(self.directory.path().join("data/store/lanes"))
+            .expect("list the lanes");
         let files = entries.flatten().map(|entry| {
             let length = entry.metadata().expect("look at a lane file").len();
             (entry.file_name().into_string().expect("a plain name"), length)
@@ -130,13 +134,15 @@ impl Volume {
         files.filter(|(name, _)| name.contains(".d.")).collect()
     }
 
-    /// Opens a copy of the store as it is on disk at this moment, as after a crash. `cut` shortens files of the copy.
+    /// Opens a copy of the store as it is on disk at this moment, as after a crash. `cut` shortens
+    /// files of the copy.
     pub fn crash_image(&self, cut: &[(String, u64)]) -> Self {
         let copy = Directory::new();
         let (from, to) = (self.directory.path().join("data/store"), copy.path().join("data/store"));
         for directory in ["", "lanes", "layers"] {
             std::fs::create_dir_all(to.join(directory)).expect("make the copy's directory");
-            for entry in std::fs::read_dir(from.join(directory)).expect("list the store").flatten() {
+            for entry in std::fs::read_dir(from.join(directory)).expect("list the store").flatten()
+            {
                 if entry.path().is_file() {
                     let target = to.join(directory).join(entry.file_name());
                     std::fs::copy(entry.path(), target).expect("copy a file of the store");

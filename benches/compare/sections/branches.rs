@@ -18,7 +18,8 @@ const CREATE: What<'_> = What {
 };
 
 fn creates(bench: &mut Bench<'_>) {
-    let able: Vec<usize> = (0..bench.systems.len()).filter(|nth| bench.systems[*nth].branches()).collect();
+    let able: Vec<usize> =
+        (0..bench.systems.len()).filter(|nth| bench.systems[*nth].branches()).collect();
     let rounds = bench.config.creates;
     let mut values = vec![Vec::new(); able.len()];
     let name = |round: u64| format!("create-{round}");
@@ -54,7 +55,8 @@ fn rows(bench: &mut Bench<'_>) {
                 wakes[nth].push(system.wake(&name));
                 system.remove(&name);
             } else {
-                // What branches nothing has its one cluster, and the best it can do is to start that.
+                // What branches nothing has its one cluster, and the best it can do is to start
+                // that.
                 wakes[nth].push(system.wake(&name));
                 firsts[nth].push(wakes[nth][wakes[nth].len() - 1]);
             }

@@ -21,14 +21,17 @@ pub(crate) fn run(bench: &mut Bench<'_>, directory: &Directory) {
     let file = directory.path().join("rows.tsv");
     write_rows(&file, rows);
     let copy = format!("copy bulk_copy from '{}'", file.display());
-    let ctas =
-        format!("create table bulk_ctas as select i, md5(i::text) from generate_series(1, {selected}) i");
+    let ctas = format!(
+        "create table bulk_ctas as select i, md5(i::text) from generate_series(1, {selected}) i"
+    );
     let index = "create index on bulk_ctas (md5)";
     let make = "create table bulk_copy (id bigint, number int, note text)";
     for side in bench.systems.iter().map(|system| system.side()) {
         side.sql("drop table if exists bulk_copy, bulk_ctas");
     }
-    let rate = |side: &Side, count: u64, statement: &str| count as f64 / side.time(statement).as_secs_f64();
+    let rate = |side: &Side, count: u64, statement: &str| {
+        count as f64 / side.time(statement).as_secs_f64()
+    };
     let what = |key, what| What { key, what, unit: "rows/s", better: Better::More };
     bench.compare_running(what("bulk.copy", "copy bulk_copy from a file"), rounds, |side| {
         side.sql("drop table if exists bulk_copy");
@@ -72,14 +75,17 @@ pub(crate) fn checkpoint(bench: &mut Bench<'_>) {
     for side in bench.systems.iter().map(|system| system.side()) {
         side.sql("drop table if exists dirty");
         side.sql(
-            "create table dirty (id int, n int, pad text) with (fillfactor = 60, autovacuum_enabled = off)",
+            "create table dirty (id int, n int, pad text) with (fillfactor = 60, \
+             autovacuum_enabled = off)",
         );
         side.sql(&format!(
             "insert into dirty select i, 0, repeat(md5(i::text), 6) from generate_series(1, {}) i",
             mb * ROWS_A_MB
         ));
         side.sql("vacuum dirty");
-        let size = side.sql("select pg_relation_size('dirty') >> 20").and_then(|mb| mb.parse::<u64>().ok());
+        let size = side
+            .sql("select pg_relation_size('dirty') >> 20")
+            .and_then(|mb| mb.parse::<u64>().ok());
         let size = size.expect("the size of the table");
         assert!(size.abs_diff(mb) <= mb / 10, "the table has {size} MB, not {mb}");
     }

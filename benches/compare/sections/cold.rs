@@ -1,4 +1,5 @@
-//! Reads after Postgres was stopped and the kernel's caches were dropped, of more data than fits into shared buffers.
+//! Reads after Postgres was stopped and the kernel's caches were dropped, of more data than fits
+//! into shared buffers.
 
 use super::{Bench, What};
 use crate::report::Better;

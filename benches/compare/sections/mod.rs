@@ -40,7 +40,12 @@ pub(crate) struct What<'a> {
 
 /// Runs the sections that share a base.
 pub(crate) fn run_all(bench: &mut Bench<'_>, directory: &Directory) {
-    run(bench, "branches", "branches of a base that rests: made, asked for a row, woken", branches::run);
+    run(
+        bench,
+        "branches",
+        "branches of a base that rests: made, asked for a row, woken",
+        branches::run,
+    );
     run(bench, "cold", "reads with nothing cached", cold::run);
     run(bench, "select", "rows read by key, cached by the system", load::select);
     run(bench, "bulk", "bulk loads", |bench| bulk::run(bench, directory));
@@ -57,7 +62,8 @@ fn run(bench: &mut Bench<'_>, name: &str, title: &str, section: impl FnOnce(&mut
 }
 
 impl Bench<'_> {
-    /// Measures every system in its turn, when none works in the background, and adds that to the report.
+    /// Measures every system in its turn, when none works in the background, and adds that to the
+    /// report.
     pub(crate) fn compare(
         &mut self,
         what: What<'_>,
@@ -77,7 +83,8 @@ impl Bench<'_> {
         self.add(what, values);
     }
 
-    /// The same, of a running Postgres. Before and after each turn it is given a checkpoint, so that nobody pays for what another left.
+    /// The same, of a running Postgres. Before and after each turn it is given a checkpoint, so
+    /// that nobody pays for what another left.
     pub(crate) fn compare_running(
         &mut self,
         what: What<'_>,
@@ -97,7 +104,11 @@ impl Bench<'_> {
     pub(crate) fn begin_turn(&mut self, key: &str, round: u64, rounds: u64, nth: usize) {
         assert!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
         let name = self.systems[nth].name();
-        progress(&format!("[{}] {key}: round {} of {rounds}, {name}", self.report.clock(), round + 1));
+        progress(&format!(
+            "[{}] {key}: round {} of {rounds}, {name}",
+            self.report.clock(),
+            round + 1
+        ));
         self.systems.iter_mut().for_each(|system| system.settle());
     }
 
@@ -105,7 +116,13 @@ impl Bench<'_> {
     pub(crate) fn add(&mut self, what: What<'_>, values: Vec<(String, Vec<f64>)>) {
         progress("");
         let What { key, what, unit, better } = what;
-        self.report.add(Measure { key: key.to_owned(), what: what.to_owned(), unit, better, values });
+        self.report.add(Measure {
+            key: key.to_owned(),
+            what: what.to_owned(),
+            unit,
+            better,
+            values,
+        });
     }
 }
 
@@ -120,11 +137,14 @@ pub(crate) fn progress(line: &str) {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on a signal to end is a panic at the next turn, which leaves nothing mounted or running.
+/// From now on a signal to end is a panic at the next turn, which leaves nothing mounted or
+/// running.
 pub(crate) fn watch_signals() {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("start a runtime");
     let (mut interrupt, mut terminate) = {
         let _guard = runtime.enter();
         let watch = |kind| signal(kind).expect("watch for signals");

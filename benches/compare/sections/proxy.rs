@@ -1,6 +1,7 @@
 //! The proxy against the bare socket and PgBouncer, all three in front of the same Postgres.
 //!
-//! Over Unix sockets each, so that the proxies are compared, not what carries the bytes; TCP on top of that is measured apart.
+//! Over Unix sockets each, so that the proxies are compared, not what carries the bytes; TCP on top
+//! of that is measured apart.
 
 use super::{Bench, What};
 use crate::bouncer::Bouncer;
@@ -38,7 +39,12 @@ pub(crate) fn run(bench: &mut Bench<'_>, directory: &Directory) {
             compare(bench, sides, &format!("proxy.{load}.{clients}"), &args);
         }
     }
-    compare(bench, &sides, "proxy.connect", &["-n", "-S", "-C", "-c", "4", "-j", "2", "-T", &seconds]);
+    compare(
+        bench,
+        &sides,
+        "proxy.connect",
+        &["-n", "-S", "-C", "-c", "4", "-j", "2", "-T", &seconds],
+    );
 }
 
 fn compare(bench: &mut Bench<'_>, sides: &[Side], key: &str, args: &[&str]) {

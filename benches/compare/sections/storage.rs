@@ -20,7 +20,8 @@ pub(crate) fn run(bench: &mut Bench<'_>) {
                 change(system.as_mut(), &format!("part-{made}"));
                 made += 1;
             }
-            values[nth].push(system.used_bytes().saturating_sub(before) as f64 / f64::from(1 << 20));
+            values[nth]
+                .push(system.used_bytes().saturating_sub(before) as f64 / f64::from(1 << 20));
         }
     }
     for (count, values) in counts.iter().zip(values) {
@@ -36,14 +37,14 @@ pub(crate) fn run(bench: &mut Bench<'_>) {
 fn change(system: &mut dyn System, branch: &str) {
     system.create(branch);
     system.visit(branch, &mut |side: &Side| {
-        let number = |sql: &str| side.sql(sql).and_then(|text| text.parse::<u64>().ok()).expect("a number");
+        let number =
+            |sql: &str| side.sql(sql).and_then(|text| text.parse::<u64>().ok()).expect("a number");
         let pages = number("select pg_relation_size('pgbench_accounts') / 8192");
         let changed = number(
-            "with first as (select min(aid) as aid from pgbench_accounts \
-                 where (ctid::text::point)[0]::int % 100 = 50 group by (ctid::text::point)[0]), \
-             changed as (update pgbench_accounts set abalance = abalance + 1 \
-                 where aid in (select aid from first) returning ctid) \
-             select count(distinct (ctid::text::point)[0]) from changed",
+            "with first as (select min(aid) as aid from pgbench_accounts where \
+             (ctid::text::point)[0]::int % 100 = 50 group by (ctid::text::point)[0]), changed as \
+             (update pgbench_accounts set abalance = abalance + 1 where aid in (select aid from \
+             first) returning ctid) select count(distinct (ctid::text::point)[0]) from changed",
         );
         assert!(changed == (pages + 49) / 100, "{changed} of {pages} pages were changed");
     });

@@ -1,9 +1,10 @@
 //! A blocking client of the HTTP API.
 //!
-//! One method per route. Every call is bounded in time and in the size of the answer, and every failure becomes an
-//! [`Error`] that prints what to do next. It opens a connection per call and keeps none: a kept one that the server has
-//! closed meanwhile would fail a request that cannot safely be sent twice. It never goes through a web proxy named in
-//! the environment, which would see the token.
+//! One method per route. Every call is bounded in time and in the size of the answer, and every
+//! failure becomes an [`Error`] that prints what to do next. It opens a connection per call and
+//! keeps none: a kept one that the server has closed meanwhile would fail a request that cannot
+//! safely be sent twice. It never goes through a web proxy named in the environment, which would
+//! see the token.
 
 use std::fmt;
 use std::fs::File;
@@ -16,8 +17,8 @@ use serde::de::DeserializeOwned;
 use ureq::http::{Method, Request, Response, Uri};
 
 use crate::types::{
-    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem, ResetBranch,
-    RestoreBranch, Status, UpdateBranch, Usage,
+    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem,
+    ResetBranch, RestoreBranch, Status, UpdateBranch, Usage,
 };
 
 /// Where a server listens unless told otherwise.
@@ -27,7 +28,8 @@ pub const DEFAULT_API: &str = "http://127.0.0.1:8432";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for an answer that needs no Postgres to start or stop.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for an answer that may need one: recovery after a crash reads WAL, a stop writes a checkpoint.
+/// Longest wait for an answer that may need one: recovery after a crash reads WAL, a stop writes a
+/// checkpoint.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Largest answer read, room for about 100,000 branches.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -55,12 +57,15 @@ impl Error {
     fn remedy(&self) -> Option<&'static str> {
         match (self.status, self.code.as_str()) {
             (0, "unreachable") => Some(
-                "is the server running there? start it with `pageserver serve --data DIR`, or set COPPICE_API",
+                "is the server running there? start it with `pageserver serve --data DIR`, or set \
+                 COPPICE_API",
             ),
             (0, "timeout" | "disconnected") => {
                 Some("the server may have done it or still be at it: look with `branchctl list`")
             }
-            (401, _) => Some("set COPPICE_TOKEN, or COPPICE_TOKEN_FILE to the server's DATA/api-token"),
+            (401, _) => {
+                Some("set COPPICE_TOKEN, or COPPICE_TOKEN_FILE to the server's DATA/api-token")
+            }
             _ => None,
         }
     }
@@ -84,13 +89,14 @@ pub fn read_token(path: &Path) -> Result<String, Error> {
         Error::local("bad_token_file", format!("cannot use token file {}: {why}", path.display()))
     };
     let mut text = String::new();
-    File::open(path).and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_string(&mut text)).map_err(
-        |error| {
+    File::open(path)
+        .and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_string(&mut text))
+        .map_err(|error| {
             bad(format!(
-                "{error}; give the path of the server's DATA/api-token and check that you may read it"
+                "{error}; give the path of the server's DATA/api-token and check that you may read \
+                 it"
             ))
-        },
-    )?;
+        })?;
     let token = text.trim();
     if token.is_empty() {
         return Err(bad("it is empty".to_owned()));
@@ -189,15 +195,18 @@ impl Client {
 
     /// `POST /v1/branches/{name}/suspend`: returns once its Postgres has stopped.
     pub fn suspend(&self, name: &str) -> Result<Branch, Error> {
-        self.send(Method::POST, &branch_path(name, "/suspend"), Some(Vec::new()), CHANGE_TIMEOUT)?.decode()
+        self.send(Method::POST, &branch_path(name, "/suspend"), Some(Vec::new()), CHANGE_TIMEOUT)?
+            .decode()
     }
 
     /// `POST /v1/branches/{name}/wake`: returns once its Postgres accepts connections.
     pub fn wake(&self, name: &str) -> Result<Branch, Error> {
-        self.send(Method::POST, &branch_path(name, "/wake"), Some(Vec::new()), CHANGE_TIMEOUT)?.decode()
+        self.send(Method::POST, &branch_path(name, "/wake"), Some(Vec::new()), CHANGE_TIMEOUT)?
+            .decode()
     }
 
-    /// `GET /v1/branches/{name}/connection`: a URL for `database` and `role`, or the server's defaults.
+    /// `GET /v1/branches/{name}/connection`: a URL for `database` and `role`, or the server's
+    /// defaults.
     pub fn connection(
         &self,
         name: &str,
@@ -269,7 +278,8 @@ impl Client {
         };
         let mut response = result.map_err(|error| self.explain(&error))?;
         let status = response.status().as_u16();
-        // Refused before any of it is read where its length is announced; the limit below is for the other answers.
+        // Refused before any of it is read where its length is announced; the limit below is for
+        // the other answers.
         if response.body().content_length().is_some_and(|length| length > ANSWER_BYTES_MAX) {
             return Err(self.too_large());
         }
@@ -306,7 +316,9 @@ impl Client {
                 "unreachable",
                 format!("no connection to {base} within {} s", CONNECT_TIMEOUT.as_secs()),
             ),
-            ureq::Error::Timeout(_) => Error::local("timeout", format!("{base} did not answer in time")),
+            ureq::Error::Timeout(_) => {
+                Error::local("timeout", format!("{base} did not answer in time"))
+            }
             ureq::Error::BodyExceedsLimit(_) => self.too_large(),
             ureq::Error::Io(error) if !ended_underway(error.kind()) => {
                 Error::local("unreachable", format!("cannot reach {base}: {error}"))
@@ -314,7 +326,9 @@ impl Client {
             ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
                 Error::local("unreachable", format!("cannot reach {base}: {error}"))
             }
-            other => Error::local("disconnected", format!("the exchange with {base} broke off: {other}")),
+            other => {
+                Error::local("disconnected", format!("the exchange with {base} broke off: {other}"))
+            }
         }
     }
 }
@@ -330,7 +344,10 @@ impl Answer {
         serde_json::from_slice(&self.bytes).map_err(|error| Error {
             status: self.status,
             code: "bad_answer".to_owned(),
-            detail: format!("the server's answer is not what was expected ({error}); are client and server of the same version?"),
+            detail: format!(
+                "the server's answer is not what was expected ({error}); are client \
+                and server of the same version?"
+            ),
         })
     }
 
@@ -349,7 +366,8 @@ impl Answer {
     }
 }
 
-/// Whether an I/O error means that a connection that stood was lost, so that the request may have arrived.
+/// Whether an I/O error means that a connection that stood was lost, so that the request may have
+/// arrived.
 fn ended_underway(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
@@ -358,13 +376,18 @@ fn ended_underway(kind: io::ErrorKind) -> bool {
 /// Accepts `http://HOST[:PORT]` and nothing else.
 fn check_base(url: &str) -> Result<String, Error> {
     let bad = |why: &str| {
-        Error::local("bad_api_url", format!("API address `{url}` {why}; give one such as {DEFAULT_API}"))
+        Error::local(
+            "bad_api_url",
+            format!("API address `{url}` {why}; give one such as {DEFAULT_API}"),
+        )
     };
     let uri: Uri = url.parse().map_err(|_| bad("is not a URL"))?;
     match uri.scheme_str() {
         Some("http") => {}
         Some("https") => {
-            return Err(bad("uses https, which this client does not speak: use a tunnel such as `ssh -L`"));
+            return Err(bad(
+                "uses https, which this client does not speak: use a tunnel such as `ssh -L`",
+            ));
         }
         _ => return Err(bad("does not start with http://")),
     }
@@ -387,7 +410,8 @@ fn encode_body(body: &impl Serialize) -> Result<Vec<u8>, Error> {
         .map_err(|error| Error::local("bad_request", format!("cannot encode the request: {error}")))
 }
 
-/// Percent-encodes everything but RFC 3986's unreserved characters, so that a `/` in a name stays one path segment.
+/// Percent-encodes everything but RFC 3986's unreserved characters, so that a `/` in a name stays
+/// one path segment.
 fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -34,7 +34,8 @@ fn sends_the_token_and_keeps_a_slash_in_one_segment() {
 
 #[test]
 fn a_problem_becomes_an_error_with_the_servers_words() {
-    let body = r#"{"type":"about:blank","title":"Not Found","status":404,"code":"branch_not_found","detail":"no branch `x`"}"#;
+    let body = r#"{"type":"about:blank","title":"Not Found","status":404,
+        "code":"branch_not_found","detail":"no branch `x`"}"#;
     let answer = format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let (url, _server) = answer_once(answer.leak());
     let error = Client::new(&url, None).unwrap().get("x").unwrap_err();
@@ -44,8 +45,10 @@ fn a_problem_becomes_an_error_with_the_servers_words() {
 
 #[test]
 fn says_where_the_token_is_found() {
-    let body = r#"{"type":"about:blank","title":"Unauthorized","status":401,"code":"unauthorized","detail":"wrong token"}"#;
-    let answer = format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let body = r#"{"type":"about:blank","title":"Unauthorized","status":401,
+        "code":"unauthorized","detail":"wrong token"}"#;
+    let answer =
+        format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let (url, _server) = answer_once(answer.leak());
     let error = Client::new(&url, None).unwrap().status().unwrap_err();
     assert!(error.to_string().contains("COPPICE_TOKEN_FILE"), "{error}");
@@ -56,8 +59,9 @@ fn an_answer_of_something_else_is_named() {
     let (url, _server) = answer_once("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
     let error = Client::new(&url, None).unwrap().status().unwrap_err();
     assert_eq!(error.code, "bad_answer");
-    let (url, _server) =
-        answer_once("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
+    let (url, _server) = answer_once(
+        "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
+    );
     let error = Client::new(&url, None).unwrap().status().unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (302, "bad_answer"));
 }
@@ -83,7 +87,10 @@ fn a_server_that_is_down_gives_the_remedy() {
     let error = Client::new(&format!("http://{address}"), None).unwrap().list().unwrap_err();
     assert_eq!((error.status, error.code.as_str()), (0, "unreachable"));
     let words = error.to_string();
-    assert!(words.contains("pageserver serve --data DIR") && words.contains("COPPICE_API"), "{words}");
+    assert!(
+        words.contains("pageserver serve --data DIR") && words.contains("COPPICE_API"),
+        "{words}"
+    );
 }
 
 #[test]

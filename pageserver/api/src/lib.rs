@@ -1,6 +1,7 @@
 //! The Coppice HTTP API as Rust types, and a client for it.
 //!
-//! The server, the stand-alone proxy and `branchctl` share this crate, so that a request has one definition.
+//! The server, the stand-alone proxy and `branchctl` share this crate, so that a request has one
+//! definition.
 
 pub mod client;
 pub mod types;

@@ -20,7 +20,8 @@ pub enum Moment {
     Position(u64),
 }
 
-/// Reads a moment as people write it: RFC 3339, an LSN, a position, or how long ago, such as `10m` or `1h30m`.
+/// Reads a moment as people write it: RFC 3339, an LSN, a position, or how long ago, such as `10m`
+/// or `1h30m`.
 impl FromStr for Moment {
     type Err = String;
 
@@ -48,8 +49,8 @@ impl FromStr for Moment {
         then.map(Moment::Time).ok_or_else(|| {
             let shown: String = text.chars().take(40).collect();
             format!(
-                "\"{shown}\" is no moment: give a time with its zone such as 2026-11-20T10:00:00Z, how long ago such \
-                 as 10m, an LSN such as 0/16B3748, or a position"
+                "\"{shown}\" is no moment: give a time with its zone such as 2026-11-20T10:00:00Z, \
+                 how long ago such as 10m, an LSN such as 0/16B3748, or a position"
             )
         })
     }
@@ -65,11 +66,13 @@ impl fmt::Display for Moment {
     }
 }
 
-/// Body of `POST /v1/branches` and, with the name in the path winning, of `PUT /v1/branches/{name}`.
+/// Body of `POST /v1/branches` and, with the name in the path winning, of `PUT
+/// /v1/branches/{name}`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateBranch {
-    /// Name of the new branch: a letter or digit, then up to 62 of letters, digits, `.`, `_`, `/` and `-`.
+    /// Name of the new branch: a letter or digit, then up to 62 of letters, digits, `.`, `_`, `/`
+    /// and `-`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schema(example = "feature/login")]
     pub name: String,
@@ -110,8 +113,8 @@ pub struct ResetBranch {
 pub struct RestoreBranch {
     /// Moment of the branch's own past to go back to.
     pub at: Moment,
-    /// Name for a new branch that keeps the state before, so that the restore can be undone; if left out, that state is
-    /// given up.
+    /// Name for a new branch that keeps the state before, so that the restore can be undone; if
+    /// left out, that state is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "main-before-restore")]
     pub keep_as: Option<String>,
@@ -173,7 +176,8 @@ pub struct Branch {
     pub name: String,
     /// First label of the host name that routes to this branch by TLS SNI.
     pub host: String,
-    /// Branch that this one was made from, under its present name; absent for a root or when the parent is gone.
+    /// Branch that this one was made from, under its present name; absent for a root or when the
+    /// parent is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
     /// Identifier of the history that the name points at; changes with a reset.
@@ -201,11 +205,12 @@ pub struct Branch {
     pub socket: Option<String>,
     /// Client connections through the proxy now.
     pub connections: u64,
-    /// Size of the data directory as Postgres sees it, in bytes; absent if a killed server left that
-    /// to be found out.
+    /// Size of the data directory as Postgres sees it, in bytes; absent if a killed server left
+    /// that to be found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical_bytes: Option<u64>,
-    /// Bytes on disk that this branch's own timeline holds: what was written to it, its past included.
+    /// Bytes on disk that this branch's own timeline holds: what was written to it, its past
+    /// included.
     pub own_bytes: u64,
     /// Bytes on disk that deleting the branch would free at once; 0 while others were made from it.
     #[serde(default)]
@@ -230,7 +235,8 @@ pub struct Usage {
 pub struct BranchUsage {
     /// Name of the branch.
     pub name: String,
-    /// Size of the data directory as Postgres sees it, in bytes; absent if a killed server left that to be found out.
+    /// Size of the data directory as Postgres sees it, in bytes; absent if a killed server left
+    /// that to be found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical_bytes: Option<u64>,
     /// Bytes on disk that its own timeline holds.
@@ -246,8 +252,8 @@ pub struct NamelessUsage {
     pub timeline: String,
     /// Bytes on disk that it holds.
     pub own_bytes: u64,
-    /// Branches that were made from it before a reset, restore or deletion took its name away; none for a visited moment
-    /// or an import.
+    /// Branches that were made from it before a reset, restore or deletion took its name away; none
+    /// for a visited moment or an import.
     pub needed_by: Vec<String>,
 }
 
@@ -261,7 +267,8 @@ pub struct BranchList {
 /// Answer of `GET /v1/branches/{name}/connection`.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct Connection {
-    /// `postgresql://` URL through the proxy, with the password of a role whose password the server set.
+    /// `postgresql://` URL through the proxy, with the password of a role whose password the server
+    /// set.
     #[schema(example = "postgresql://postgres:8d1f@127.0.0.1:5433/app%40feature%2Flogin")]
     pub url: String,
 }
@@ -401,7 +408,8 @@ mod tests {
     #[test]
     fn a_moment_is_read_as_people_write_it() {
         let time = Moment::Time("2026-11-20T10:00:00Z".parse().unwrap());
-        for text in ["2026-11-20T10:00:00Z", "2026-11-20T12:00:00+02:00", "2026-11-20 10:00:00.0Z"] {
+        for text in ["2026-11-20T10:00:00Z", "2026-11-20T12:00:00+02:00", "2026-11-20 10:00:00.0Z"]
+        {
             assert_eq!(text.parse(), Ok(time.clone()), "{text}");
         }
         assert_eq!("0/16B3748".parse(), Ok(Moment::Lsn("0/16B3748".to_owned())));
@@ -409,7 +417,14 @@ mod tests {
         let Ok(Moment::Time(ago)) = "1h30m".parse() else { panic!("1h30m is a time") };
         let seconds = Timestamp::now().as_second() - ago.as_second();
         assert!((5_400..5_480).contains(&seconds) && ago.as_second() % 10 == 0, "{seconds}");
-        for bad in ["", "yesterday", "2026-11-20", "2026-11-20T10:00:00", "-10m", "99999999999999999999999"] {
+        for bad in [
+            "",
+            "yesterday",
+            "2026-11-20",
+            "2026-11-20T10:00:00",
+            "-10m",
+            "99999999999999999999999",
+        ] {
             assert!(bad.parse::<Moment>().unwrap_err().contains("is no moment"), "{bad}");
         }
     }

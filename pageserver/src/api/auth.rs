@@ -1,7 +1,8 @@
 //! The bearer token: where it is kept, how it is made, how a request's is checked.
 //!
-//! Whoever holds the token may do everything, so it lives in a file that only the server's user can read, is compared
-//! in constant time and never printed. There are no cookies, so another site's page in a browser cannot use it.
+//! Whoever holds the token may do everything, so it lives in a file that only the server's user can
+//! read, is compared in constant time and never printed. There are no cookies, so another site's
+//! page in a browser cannot use it.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +23,8 @@ use crate::error::{Error, Result};
 
 /// Random bytes of a generated token.
 const RANDOM_BYTES: usize = 32;
-/// Shortest token accepted from a file: someone may write their own, but not one that can be guessed.
+/// Shortest token accepted from a file: someone may write their own, but not one that can be
+/// guessed.
 const TOKEN_LEN_MIN: usize = 16;
 /// Largest token file read.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -53,7 +55,8 @@ impl Token {
         &self.0
     }
 
-    /// Whether `presented` is the token, in a time that tells nothing about how much of it is right.
+    /// Whether `presented` is the token, in a time that tells nothing about how much of it is
+    /// right.
     fn matches(&self, presented: &[u8]) -> bool {
         let secret = self.0.as_bytes();
         let mut difference = u8::from(secret.len() != presented.len());
@@ -65,8 +68,9 @@ impl Token {
 }
 
 fn load(path: &Path, file: File) -> Result<Token> {
-    let bad =
-        |why: &str| Error::invalid("bad_token_file", format!("API token file {} {why}", path.display()));
+    let bad = |why: &str| {
+        Error::invalid("bad_token_file", format!("API token file {} {why}", path.display()))
+    };
     let read = |error| Error::io(format!("read API token file {}", path.display()), &error);
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() {
@@ -75,7 +79,8 @@ fn load(path: &Path, file: File) -> Result<Token> {
     // Group access is the administrator's choice: that is how the users of a team are let in.
     if metadata.mode() & 0o007 != 0 {
         return Err(bad(
-            "is open to every user of this machine; run `chmod 600` on it, or delete it and start again to get a new token",
+            "is open to every user of this machine; run `chmod 600` on it, or delete it and start \
+             again to get a new token",
         ));
     }
     let mut text = String::new();
@@ -86,14 +91,15 @@ fn load(path: &Path, file: File) -> Result<Token> {
     }
     if token.len() < TOKEN_LEN_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(bad(
-            "must hold one line of at least 16 visible ASCII characters; delete it and start again to get a new token",
+            "must hold one line of at least 16 visible ASCII characters; delete it and start again \
+             to get a new token",
         ));
     }
     Ok(Token(token.to_owned()))
 }
 
-/// Writes a new token under a temporary name, private from its first moment, then renames it into place: a reader
-/// finds either no file or a whole one.
+/// Writes a new token under a temporary name, private from its first moment, then renames it into
+/// place: a reader finds either no file or a whole one.
 fn create(path: &Path) -> Result<Token> {
     let doing = |error| Error::io(format!("create API token file {}", path.display()), &error);
     let token = random().map_err(doing)?;
@@ -103,12 +109,17 @@ fn create(path: &Path) -> Result<Token> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(doing(error)),
         _ => {}
     }
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(doing)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(doing)?;
     file.write_all(format!("{token}\n").as_bytes()).map_err(doing)?;
     file.sync_all().map_err(doing)?;
     fs::rename(&temporary, path).map_err(doing)?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(doing)?;
     Ok(Token(token))
 }
@@ -129,7 +140,8 @@ pub(super) async fn require(State(app): State<Arc<App>>, request: Request, next:
         }
         Some(None) => "the Authorization header must read `Bearer TOKEN`",
         None => {
-            "this needs the header `Authorization: Bearer TOKEN`; the token is in the file `api-token` of the server's data directory"
+            "this needs the header `Authorization: Bearer TOKEN`; the token is in the file \
+             `api-token` of the server's data directory"
         }
     };
     Fault::new(StatusCode::UNAUTHORIZED, "unauthorized", detail).into_response()
@@ -153,7 +165,8 @@ mod tests {
 
     impl Dir {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("coppice-token-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("coppice-token-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Self(path)
         }
@@ -199,7 +212,10 @@ mod tests {
             dir.write(text, mode);
             let error = Token::load_or_create(&dir.file()).unwrap_err();
             assert_eq!(error.code, "bad_token_file");
-            assert!(error.detail.contains(expected) && error.detail.contains("api-token"), "{error}");
+            assert!(
+                error.detail.contains(expected) && error.detail.contains("api-token"),
+                "{error}"
+            );
         }
         dir.write("0123456789abcdef\n", 0o640);
         assert_eq!(Token::load_or_create(&dir.file()).unwrap().secret(), "0123456789abcdef");
@@ -215,7 +231,9 @@ mod tests {
     fn only_the_whole_token_matches() {
         let token = Token("0123456789abcdef".to_owned());
         assert!(token.matches(b"0123456789abcdef"));
-        for wrong in ["", "0123456789abcde", "0123456789abcdeg", "0123456789abcdef0", "0123456789abcdef\0"] {
+        for wrong in
+            ["", "0123456789abcde", "0123456789abcdeg", "0123456789abcdef0", "0123456789abcdef\0"]
+        {
             assert!(!token.matches(wrong.as_bytes()), "{wrong}");
         }
         assert_eq!(format!("{token:?}"), "Token(..)");

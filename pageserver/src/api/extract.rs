@@ -51,7 +51,8 @@ impl<T: DeserializeOwned + Default, S: Sync> FromRequest<S> for OptionalBody<T> 
     }
 }
 
-/// The last part of the path that the route leaves open: a branch name or an import's id, percent-decoded.
+/// The last part of the path that the route leaves open: a branch name or an import's id,
+/// percent-decoded.
 pub(super) struct Name(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {
@@ -60,9 +61,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(name)) => Ok(Self(name)),
-            Err(_) => {
-                Err(Fault::new(StatusCode::BAD_REQUEST, "bad_path", "the path is not percent-encoded UTF-8"))
-            }
+            Err(_) => Err(Fault::new(
+                StatusCode::BAD_REQUEST,
+                "bad_path",
+                "the path is not percent-encoded UTF-8",
+            )),
         }
     }
 }
@@ -102,9 +105,11 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
             "bad_field",
             format!("the body does not fit: {error}; /openapi.json describes it"),
         ),
-        Category::Io | Category::Syntax | Category::Eof => {
-            Fault::new(StatusCode::BAD_REQUEST, "bad_json", format!("the body is not JSON: {error}"))
-        }
+        Category::Io | Category::Syntax | Category::Eof => Fault::new(
+            StatusCode::BAD_REQUEST,
+            "bad_json",
+            format!("the body is not JSON: {error}"),
+        ),
     })
 }
 
@@ -120,14 +125,18 @@ async fn read(body: Stream) -> Result<Vec<u8>, Fault> {
     }
 }
 
-/// Keeps at most the limit in memory. It reads on past it for a while, because a client that is still writing when
-/// the connection closes gets a reset instead of the answer.
+/// Keeps at most the limit in memory. It reads on past it for a while, because a client that is
+/// still writing when the connection closes gets a reset instead of the answer.
 async fn collect(mut body: Stream) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
     let mut total = 0_usize;
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         let frame = frame.map_err(|error| {
-            Fault::new(StatusCode::BAD_REQUEST, "bad_body", format!("cannot read the body: {error}"))
+            Fault::new(
+                StatusCode::BAD_REQUEST,
+                "bad_body",
+                format!("cannot read the body: {error}"),
+            )
         })?;
         let Ok(data) = frame.into_data() else { continue };
         total = total.saturating_add(data.len());

@@ -1,8 +1,9 @@
 //! Counters, gauges and histograms, and their Prometheus text form. Knows nothing of HTTP.
 //!
-//! Any part of the server asks once for a handle by name and labels and keeps it; updating a handle is one atomic
-//! operation. Asking again for the same gives the same handle. Label values must come from a small fixed set (a route, a
-//! state), never from user input such as branch names: each distinct set of labels lives for ever.
+//! Any part of the server asks once for a handle by name and labels and keeps it; updating a handle
+//! is one atomic operation. Asking again for the same gives the same handle. Label values must come
+//! from a small fixed set (a route, a state), never from user input such as branch names: each
+//! distinct set of labels lives for ever.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Upper bounds of a histogram's buckets in microseconds: 1 ms to 60 s, since a branch takes milliseconds, a start of
-/// Postgres tens of them, and recovery seconds.
+/// Upper bounds of a histogram's buckets in microseconds: 1 ms to 60 s, since a branch takes
+/// milliseconds, a start of Postgres tens of them, and recovery seconds.
 const BUCKETS_US: [u64; 14] = [
-    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
-    10_000_000, 60_000_000,
+    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 60_000_000,
 ];
 
 /// A number that only grows.
@@ -106,7 +107,12 @@ impl Metrics {
     ///
     /// # Panics
     /// When the name was registered as another kind of metric.
-    pub fn counter(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)]) -> Counter {
+    pub fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+    ) -> Counter {
         assert!(name.ends_with("_total"), "counter {name} does not end in _total");
         match self.series(name, help, labels, || Series::Counter(Counter::default())) {
             Series::Counter(counter) => counter,
@@ -129,7 +135,12 @@ impl Metrics {
     ///
     /// # Panics
     /// When the name was registered as another kind of metric.
-    pub fn histogram(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)]) -> Histogram {
+    pub fn histogram(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+    ) -> Histogram {
         assert!(name.ends_with("_seconds"), "histogram {name} does not end in _seconds");
         match self.series(name, help, labels, || Series::Histogram(Histogram::default())) {
             Series::Histogram(histogram) => histogram,
@@ -147,11 +158,13 @@ impl Metrics {
         let labels: Vec<String> =
             labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
         let mut families = self.lock();
-        let family = families.entry(name).or_insert_with(|| Family { help, series: BTreeMap::new() });
+        let family =
+            families.entry(name).or_insert_with(|| Family { help, series: BTreeMap::new() });
         family.series.entry(labels.join(",")).or_insert_with(new).clone()
     }
 
-    /// A panic while the lock was held leaves at worst a missing series, so a poisoned lock is used on.
+    /// A panic while the lock was held leaves at worst a missing series, so a poisoned lock is used
+    /// on.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Family>> {
         self.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,10 +181,16 @@ impl Metrics {
             for (labels, series) in &family.series {
                 match series {
                     Series::Counter(Counter(value)) | Series::Gauge(Gauge(value)) => {
-                        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-                        put(&mut out, format_args!("{name}{braces} {}", value.load(Ordering::Relaxed)));
+                        let braces =
+                            if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+                        put(
+                            &mut out,
+                            format_args!("{name}{braces} {}", value.load(Ordering::Relaxed)),
+                        );
                     }
-                    Series::Histogram(histogram) => render_histogram(&mut out, name, labels, histogram),
+                    Series::Histogram(histogram) => {
+                        render_histogram(&mut out, name, labels, histogram)
+                    }
                 }
             }
         }
@@ -188,8 +207,12 @@ fn render_histogram(out: &mut String, name: &str, labels: &str, histogram: &Hist
         let bound = BUCKETS_US.get(index).map_or("+Inf".to_owned(), |us| seconds(*us));
         put(out, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"));
     }
-    put(out, format_args!("{name}_sum{braces} {}", seconds(histogram.0.sum_us.load(Ordering::Relaxed))));
-    // The sum of the buckets just printed, not a counter of its own, so that a scrape always adds up.
+    put(
+        out,
+        format_args!("{name}_sum{braces} {}", seconds(histogram.0.sum_us.load(Ordering::Relaxed))),
+    );
+    // The sum of the buckets just printed, not a counter of its own, so that a scrape always adds
+    // up.
     put(out, format_args!("{name}_count{braces} {total}"));
 }
 

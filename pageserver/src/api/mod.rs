@@ -1,9 +1,10 @@
 //! The HTTP API: JSON under `/v1`, problem+json errors, an OpenAPI document and Prometheus metrics.
 //!
-//! Handlers only translate: a request into a call of the branch or import service, its result into an answer. What a
-//! name may be, what is refused and why is decided below this module. What is kept here, for every route alike: the
-//! bearer token, limits on size and time, one error format, one log line and one set of metrics per request, and that
-//! a change once begun runs to its end even when the client hangs up.
+//! Handlers only translate: a request into a call of the branch or import service, its result into
+//! an answer. What a name may be, what is refused and why is decided below this module. What is
+//! kept here, for every route alike: the bearer token, limits on size and time, one error format,
+//! one log line and one set of metrics per request, and that a change once begun runs to its end
+//! even when the client hangs up.
 //!
 //! Read `router.rs` first; `docs/api.md` is for users.
 

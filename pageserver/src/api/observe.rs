@@ -25,18 +25,25 @@ struct Seen {
     started: Instant,
 }
 
-/// Runs the request as a task of its own. A client that hangs up drops the connection's future; a change dropped half
-/// way could leave a branch between two states, and a panic would close the connection without a word.
+/// Runs the request as a task of its own. A client that hangs up drops the connection's future; a
+/// change dropped half way could leave a branch between two states, and a panic would close the
+/// connection without a word.
 pub(super) async fn observe(
     State(metrics): State<Arc<Metrics>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unmatched", MatchedPath::as_str)
+        .to_owned();
     let params = request.extract_parts::<RawPathParams>().await.ok();
-    let name = params
-        .and_then(|params| params.iter().find(|(key, _)| *key == "name").map(|(_, name)| name.to_owned()));
-    let seen = Seen { method: request.method().clone(), route, branch: name, started: Instant::now() };
+    let name = params.and_then(|params| {
+        params.iter().find(|(key, _)| *key == "name").map(|(_, name)| name.to_owned())
+    });
+    let seen =
+        Seen { method: request.method().clone(), route, branch: name, started: Instant::now() };
     let task = tokio::spawn(async move {
         // The inner task turns a panic into an answer that is then counted like any other.
         let response = match tokio::spawn(next.run(request)).await {
@@ -61,14 +68,20 @@ fn record(metrics: &Metrics, seen: &Seen, response: &Response) {
     let duration = seen.started.elapsed();
     let status = response.status();
     let route = seen.route.as_str();
-    let labels = [("route", route), ("method", method_label(&seen.method)), ("status", status.as_str())];
+    let labels =
+        [("route", route), ("method", method_label(&seen.method)), ("status", status.as_str())];
     metrics.counter("coppice_http_requests_total", "API requests answered.", &labels).add(1);
     metrics
-        .histogram("coppice_http_request_seconds", "Time to answer API requests.", &[("route", route)])
+        .histogram(
+            "coppice_http_request_seconds",
+            "Time to answer API requests.",
+            &[("route", route)],
+        )
         .observe(duration);
 
     let method = &seen.method;
-    let branch = response.extensions().get::<Subject>().map(|subject| &subject.0).or(seen.branch.as_ref());
+    let branch =
+        response.extensions().get::<Subject>().map(|subject| &subject.0).or(seen.branch.as_ref());
     // Debug formatting escapes control characters, so that a name cannot forge a log line.
     let branch = branch.map(tracing::field::debug);
     let ms = duration.as_secs_f64() * 1000.0;

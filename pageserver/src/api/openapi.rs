@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 document, assembled from the handlers' own annotations.
 //!
-//! Each group of errors that several routes share is one type here; a handler lists the groups that it can answer with.
+//! Each group of errors that several routes share is one type here; a handler lists the groups that
+//! it can answer with.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -18,12 +19,15 @@ use super::handlers::{branches, imports, server};
 #[openapi(
     info(
         title = "Coppice",
-        description = "Branches of a Postgres database, in constant time. Errors are `application/problem+json`; their `code` is stable."
+        description = "Branches of a Postgres database, in constant time. Errors are \
+                       `application/problem+json`; their `code` is stable."
     ),
     paths(
-        branches::list, branches::create, branches::show, branches::ensure, branches::update, branches::delete,
+        branches::list, branches::create, branches::show, branches::ensure, branches::update,
+        branches::delete,
         branches::reset, branches::restore, branches::suspend, branches::wake, branches::connection,
-        branches::history, imports::start, imports::show, server::usage, server::status, server::metrics, server::healthz,
+        branches::history, imports::start, imports::show, server::usage, server::status,
+        server::metrics, server::healthz,
         server::openapi
     ),
     components(schemas(Problem)),
@@ -66,10 +70,14 @@ fn fault(status: u16, code: &str, when: &str) -> (String, RefOr<Response>) {
     let example = json!({
         "type": "about:blank", "title": title, "status": status, "code": code, "detail": when,
     });
-    let content =
-        ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).example(Some(example)).build();
-    let response =
-        ResponseBuilder::new().description(when).content("application/problem+json", content).build();
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .example(Some(example))
+        .build();
+    let response = ResponseBuilder::new()
+        .description(when)
+        .content("application/problem+json", content)
+        .build();
     (status.to_string(), RefOr::T(response))
 }
 
@@ -102,7 +110,8 @@ faults! {
         400 "bad_query" "The path or the query is not well-formed";
     /// On routes with a body.
     Takes:
-        400 "bad_json" "The body is not JSON, or the request asks for something invalid, such as a bad name",
+        400 "bad_json" "The body is not JSON, or the request asks for something invalid, such as a \
+                        bad name",
         408 "body_timeout" "The body did not arrive in time",
         413 "body_too_large" "The body is larger than 64 KiB",
         415 "unsupported_media_type" "The body is not declared as application/json",

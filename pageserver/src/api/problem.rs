@@ -1,4 +1,5 @@
-//! Errors as `application/problem+json` (RFC 9457): the one place where an error gets its HTTP status.
+//! Errors as `application/problem+json` (RFC 9457): the one place where an error gets its HTTP
+//! status.
 
 use ::api::types::Problem;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -6,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error::{Error, Kind};
 
-/// An error on its way to the client. A copy travels in the response's extensions for the request's log line.
+/// An error on its way to the client. A copy travels in the response's extensions for the request's
+/// log line.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     /// HTTP status.
@@ -54,7 +56,10 @@ impl IntoResponse for Fault {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"coppice\""));
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"coppice\""),
+            );
         }
         response.extensions_mut().insert(self);
         response
@@ -78,7 +83,8 @@ mod tests {
             (Kind::Full, 507),
         ];
         for (kind, expected) in table {
-            let response = Fault::from(Error::new(kind, "some_code", "some detail")).into_response();
+            let response =
+                Fault::from(Error::new(kind, "some_code", "some detail")).into_response();
             assert_eq!(response.status().as_u16(), expected, "{kind:?}");
             assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
         }

@@ -1,8 +1,9 @@
 //! What must hold for any bytes that a request carries, for fuzzing and random tests.
 //!
-//! Invariants checked: nothing panics; a body that is refused is refused with 400 or 422 and a reason; a body that is
-//! accepted is written and read again as the same; a name that is accepted is a path segment and a host label; a moment
-//! means the same when it is written out; a path whose name was joined names the same branch.
+//! Invariants checked: nothing panics; a body that is refused is refused with 400 or 422 and a
+//! reason; a body that is accepted is written and read again as the same; a name that is accepted
+//! is a path segment and a host label; a moment means the same when it is written out; a path whose
+//! name was joined names the same branch.
 
 use ::api::types::{CreateBranch, CreateImport, Moment, ResetBranch, RestoreBranch, UpdateBranch};
 use axum::extract::Query;
@@ -17,7 +18,8 @@ use crate::branches::names;
 use crate::import::source;
 use crate::moment::wal::Lsn;
 
-/// Checks all of it on `bytes`, taken as the body of each request and, where they are text, as each part of it.
+/// Checks all of it on `bytes`, taken as the body of each request and, where they are text, as each
+/// part of it.
 ///
 /// # Panics
 /// If something does not hold.

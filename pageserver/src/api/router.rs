@@ -42,7 +42,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/branches", get(branches::list).post(branches::create))
         .route(
             "/v1/branches/{name}",
-            get(branches::show).put(branches::ensure).patch(branches::update).delete(branches::delete),
+            get(branches::show)
+                .put(branches::ensure)
+                .patch(branches::update)
+                .delete(branches::delete),
         )
         .route("/v1/branches/{name}/reset", post(branches::reset))
         .route("/v1/branches/{name}/restore", post(branches::restore))
@@ -56,8 +59,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/status", get(server::status))
         .route("/metrics", get(server::metrics))
         .route_layer(from_fn_with_state(Arc::clone(&app), auth::require));
-    let open =
-        Router::new().route("/healthz", get(server::healthz)).route("/openapi.json", get(server::openapi));
+    let open = Router::new()
+        .route("/healthz", get(server::healthz))
+        .route("/openapi.json", get(server::openapi));
     wrap(guarded.merge(open).with_state(app), metrics)
 }
 
@@ -80,8 +84,9 @@ async fn join_name(mut request: Request) -> Request {
 }
 
 /// Lets a branch name's `/` be written as it is: `/v1/branches/feature/login/reset` is taken as
-/// `/v1/branches/feature%2Flogin/reset`; none if there is nothing to change. Where the last part is an action's word it
-/// is the action: a branch that is really called `feature/reset` must be written `feature%2Freset`.
+/// `/v1/branches/feature%2Flogin/reset`; none if there is nothing to change. Where the last part is
+/// an action's word it is the action: a branch that is really called `feature/reset` must be
+/// written `feature%2Freset`.
 pub(super) fn joined(uri: &Uri) -> Option<Uri> {
     let rest = uri.path().strip_prefix(BRANCHES)?;
     let (name, action) = match rest.rsplit_once('/') {
@@ -92,7 +97,9 @@ pub(super) fn joined(uri: &Uri) -> Option<Uri> {
         return None;
     }
     let mut path = format!("{BRANCHES}{}", name.replace('/', "%2F"));
-    for part in [action.map(|action| format!("/{action}")), uri.query().map(|query| format!("?{query}"))] {
+    for part in
+        [action.map(|action| format!("/{action}")), uri.query().map(|query| format!("?{query}"))]
+    {
         path.push_str(&part.unwrap_or_default());
     }
     path.parse().ok()

@@ -1,8 +1,8 @@
 //! Accepts connections and serves them, within limits, until told to stop.
 //!
-//! `axum::serve` has no limit on connections, on how long a client may take over a request's head or on how long it may
-//! leave an answer unread, so that one that sends a byte a minute would keep a socket for ever. This is the same loop with
-//! all three.
+//! `axum::serve` has no limit on connections, on how long a client may take over a request's head
+//! or on how long it may leave an answer unread, so that one that sends a byte a minute would keep
+//! a socket for ever. This is the same loop with all three.
 
 use std::future::Future;
 use std::pin::pin;
@@ -33,8 +33,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file handles, say, which a busy loop would not cure.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` on `listener` until `shutdown` completes; then accepts nothing more, lets requests under way finish
-/// for at most 10 seconds, and returns.
+/// Serves `router` on `listener` until `shutdown` completes; then accepts nothing more, lets
+/// requests under way finish for at most 10 seconds, and returns.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (stop, stopping) = watch::channel(());
@@ -57,9 +57,13 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     }
     drop(listener);
     stop.send_replace(());
-    let drained = timeout(SHUTDOWN_GRACE, async { while connections.join_next().await.is_some() {} });
+    let drained =
+        timeout(SHUTDOWN_GRACE, async { while connections.join_next().await.is_some() {} });
     if drained.await.is_err() {
-        warn!(connections = connections.len(), "API requests still under way at shutdown were cut off");
+        warn!(
+            connections = connections.len(),
+            "API requests still under way at shutdown were cut off"
+        );
     }
 }
 

@@ -73,13 +73,15 @@ impl Server {
     }
 
     async fn get(&self, path: &str) -> String {
-        self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await
+        self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
     }
 
     async fn echo(&self, content_type: &str, body: &str) -> String {
         let length = body.len();
         let head = format!(
-            "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n"
+            "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: \
+             {content_type}\r\ncontent-length: {length}\r\n\r\n"
         );
         self.raw(format!("{head}{body}").as_bytes()).await
     }
@@ -101,7 +103,11 @@ async fn bodies_are_checked() {
     assert_fault(&server.echo("application/json", "").await, 400, "bad_json");
     assert_fault(&server.echo("application/json", r#"{"word":1}"#).await, 422, "bad_field");
     assert_fault(&server.echo("application/json", r#"{"word":"a","x":1}"#).await, 422, "bad_field");
-    assert_fault(&server.echo("text/plain", r#"{"word":"hi"}"#).await, 415, "unsupported_media_type");
+    assert_fault(
+        &server.echo("text/plain", r#"{"word":"hi"}"#).await,
+        415,
+        "unsupported_media_type",
+    );
     let deep = "[".repeat(60_000);
     assert_fault(&server.echo("application/json", &deep).await, 422, "bad_field");
 }
@@ -112,8 +118,16 @@ async fn a_large_body_gets_its_answer() {
     let exact = format!("{{\"word\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX - 11));
     assert_eq!(exact.len(), BODY_BYTES_MAX);
     assert!(server.echo("application/json", &exact).await.starts_with("HTTP/1.1 200 "));
-    assert_fault(&server.echo("application/json", &format!("{exact} ")).await, 413, "body_too_large");
-    assert_fault(&server.echo("application/json", &"x".repeat(10 << 20)).await, 413, "body_too_large");
+    assert_fault(
+        &server.echo("application/json", &format!("{exact} ")).await,
+        413,
+        "body_too_large",
+    );
+    assert_fault(
+        &server.echo("application/json", &"x".repeat(10 << 20)).await,
+        413,
+        "body_too_large",
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Names of branches: which are allowed, their form as a host name, and what a mistyped one may have meant.
+//! Names of branches: which are allowed, their form as a host name, and what a mistyped one may
+//! have meant.
 
 use crate::error::{Error, Result};
 
@@ -7,7 +8,8 @@ pub const MAX_NAME_BYTES: usize = 63;
 /// Names that a message about an unknown one offers.
 const MAX_SUGGESTIONS: usize = 3;
 
-/// Refuses a name that is not a letter or digit followed by up to 62 of letters, digits, `.`, `_`, `/` and `-`.
+/// Refuses a name that is not a letter or digit followed by up to 62 of letters, digits, `.`, `_`,
+/// `/` and `-`.
 pub fn check(name: &str) -> Result<()> {
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let rest = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte));
@@ -18,14 +20,17 @@ pub fn check(name: &str) -> Result<()> {
     Err(Error::invalid(
         "bad_branch_name",
         format!(
-            "{shown:?} is no branch name: use a letter or digit, then up to 62 of letters, digits, '.', '_', '/' and '-'"
+            "{shown:?} is no branch name: use a letter or digit, then up to 62 of letters, digits, \
+             '.', '_', '/' and '-'"
         ),
     ))
 }
 
 /// The name as the first label of a host name: lower case, with `-` for what a label may not hold.
 pub fn host(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
+    name.chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .collect()
 }
 
 /// The error for a name that no branch has, with the nearest of `names`.

@@ -1,6 +1,7 @@
 //! What branches do with their past: begin at a moment of it, go back to one, and list them.
 //!
-//! The timeline that shows a moment is made before names are locked, because finding the moment reads the write-ahead log.
+//! The timeline that shows a moment is made before names are locked, because finding the moment
+//! reads the write-ahead log.
 
 use super::{Branches, micros, names, now_ns, refuse_if_protected};
 use crate::error::{Error, Result};
@@ -20,7 +21,8 @@ pub(super) struct Held<'s> {
 }
 
 impl Held<'_> {
-    /// Publishes `put` of the timeline, which gives it a name. Returns it with the timelines that are freed.
+    /// Publishes `put` of the timeline, which gives it a name. Returns it with the timelines that
+    /// are freed.
     pub(super) fn publish(
         mut self,
         put: impl FnOnce(TimelineId) -> Update,
@@ -48,7 +50,8 @@ impl Branches {
         Ok(Held { store: &self.store, id: Some(id) })
     }
 
-    /// Makes a timeline from the head of `parent`, or from the moment that is held, and publishes `put` of it.
+    /// Makes a timeline from the head of `parent`, or from the moment that is held, and publishes
+    /// `put` of it.
     pub(super) fn begin(
         &self,
         parent: &BranchRecord,
@@ -61,8 +64,8 @@ impl Branches {
         }
     }
 
-    /// Takes a branch to a moment of its own past. Its name and settings stay; its connections end. The state before it
-    /// goes to a branch `keep_as`, or is given up.
+    /// Takes a branch to a moment of its own past. Its name and settings stay; its connections end.
+    /// The state before it goes to a branch `keep_as`, or is given up.
     pub async fn restore(self: &Arc<Self>, name: &str, request: RestoreBranch) -> Result<Branch> {
         let name = name.to_owned();
         self.blocking(move |this| {
@@ -72,7 +75,10 @@ impl Branches {
             let _changing = lock(&this.changing);
             let record = this.restorable(&name, request.keep_as.as_deref())?;
             if record.timeline != before.timeline {
-                let detail = format!("branch \"{name}\" was reset or restored meanwhile; look at its history again");
+                let detail = format!(
+                    "branch \"{name}\" was reset or restored meanwhile; look at \
+                    its history again"
+                );
                 return Err(Error::conflict("branch_changed", detail));
             }
             let old = TimelineId(record.timeline);
@@ -82,15 +88,21 @@ impl Branches {
             });
             let (timeline, freed) = held.publish(|timeline| {
                 let restored = BranchRecord { timeline: timeline.0, forked_ns: now_ns(), ..record };
-                let put_branches = std::iter::once((name.clone(), restored)).chain(kept.clone()).collect();
+                let restored = std::iter::once((name.clone(), restored));
+                let put_branches = restored.chain(kept.clone()).collect();
                 Update { put_branches, ..Update::default() }
             })?;
             let kept = kept.inspect(|(name, record)| this.add_name(name, record.id));
             tracing::info!(
-                branch = %name, %timeline, kept_as = kept.as_ref().map(|(name, _)| name), duration_us = micros(began),
+                branch = %name, %timeline, kept_as = kept.as_ref().map(|(name, _)| name),
+                duration_us = micros(began),
                 "branch restored"
             );
-            if kept.is_some() { this.suspend_behind(old) } else { this.retire(old, freed) }
+            if kept.is_some() {
+                this.suspend_behind(old)
+            } else {
+                this.retire(old, freed)
+            }
             this.get(&name)
         })
         .await
@@ -109,12 +121,16 @@ impl Branches {
         names.by_host.insert(names::host(name), name.to_owned());
     }
 
-    /// Stops a timeline's Postgres behind the answer, so that nobody goes on under a name they did not ask for.
+    /// Stops a timeline's Postgres behind the answer, so that nobody goes on under a name they did
+    /// not ask for.
     fn suspend_behind(&self, timeline: TimelineId) {
         let supervisor = Arc::clone(&self.supervisor);
         tokio::spawn(async move {
             if let Err(error) = supervisor.suspend(timeline).await {
-                tracing::warn!(%timeline, %error, "the Postgres of a restored branch's state before did not stop");
+                tracing::warn!(
+                    %timeline, %error,
+                    "the Postgres of a restored branch's state before did not stop"
+                );
             }
         });
     }
@@ -122,7 +138,9 @@ impl Branches {
     /// The moments that a branch can be taken back to.
     pub async fn history(self: &Arc<Self>, name: &str) -> Result<History> {
         let name = name.to_owned();
-        self.blocking(move |this| moment::history(&this.store, TimelineId(this.record(&name)?.timeline)))
-            .await
+        self.blocking(move |this| {
+            moment::history(&this.store, TimelineId(this.record(&name)?.timeline))
+        })
+        .await
     }
 }

@@ -1,7 +1,9 @@
-//! Visits: sessions on a moment of a branch's past, each moment on a timeline of its own that has no name.
+//! Visits: sessions on a moment of a branch's past, each moment on a timeline of its own that has
+//! no name.
 //!
-//! Sessions on the same moment share its timeline. It goes when its Postgres has been suspended for lack of clients, and at the
-//! latest with the server, because the next start removes timelines without a name.
+//! Sessions on the same moment share its timeline. It goes when its Postgres has been suspended for
+//! lack of clients, and at the latest with the server, because the next start removes timelines
+//! without a name.
 
 use super::Branches;
 use crate::compute::Lease;
@@ -19,7 +21,8 @@ use tokio::sync::Mutex;
 const MAX_VISITS: usize = 100;
 /// A moment that was just asked for may not have its Postgres yet.
 const YOUNG: Duration = Duration::from_secs(30);
-/// One that nobody asked for so long, and nobody is connected to, goes even if nothing is ever suspended.
+/// One that nobody asked for so long, and nobody is connected to, goes even if nothing is ever
+/// suspended.
 const OLD: Duration = Duration::from_secs(600);
 
 /// The moments that are visited, by the branch's timeline and what was asked for.
@@ -32,19 +35,23 @@ struct Visit {
 }
 
 impl Branches {
-    /// Wakes a Postgres, for reading, on a moment of a branch's past, and keeps it awake as long as the lease lives.
+    /// Wakes a Postgres, for reading, on a moment of a branch's past, and keeps it awake as long as
+    /// the lease lives.
     pub async fn visit(self: &Arc<Self>, name: &str, moment: &Moment) -> Result<Lease> {
         loop {
-            // On a task of its own: what was made is remembered, also when the client leaves meanwhile.
+            // On a task of its own: what was made is remembered, also when the client leaves
+            // meanwhile.
             let (this, name_of, at) = (Arc::clone(self), name.to_owned(), moment.clone());
             let found = tokio::spawn(async move { this.timeline_at(&name_of, &at).await }).await;
-            let timeline = found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+            let timeline =
+                found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
             match self.supervisor.wake(timeline).await {
                 // It was about to go.
                 Err(error) if error.code == DROPPED => {}
                 Ok(lease) => return Ok(lease),
                 Err(error) => {
-                    let detail = format!("branch \"{name}\" at {moment} did not start: {}", error.detail);
+                    let detail =
+                        format!("branch \"{name}\" at {moment} did not start: {}", error.detail);
                     return Err(Error { detail, ..error });
                 }
             }
@@ -59,7 +66,8 @@ impl Branches {
             return Ok(visit.timeline);
         }
         if visits.len() >= MAX_VISITS {
-            let detail = format!("{MAX_VISITS} moments are visited already; end some of those sessions");
+            let detail =
+                format!("{MAX_VISITS} moments are visited already; end some of those sessions");
             return Err(Error::unavailable("too_many_moments", detail));
         }
         let (of, moment, name) = (key.0, moment.clone(), name.to_owned());
@@ -92,7 +100,10 @@ impl Branches {
             match outcome {
                 Ok(freed) => self.retire(timeline, freed),
                 Err(error) => {
-                    tracing::error!(%timeline, %error, "a visited moment stays until the next start")
+                    tracing::error!(
+                        %timeline, %error,
+                        "a visited moment stays until the next start"
+                    )
                 }
             }
             tracing::info!(%timeline, "moment left");

@@ -1,4 +1,5 @@
-//! The first data directory of a fresh store: made by `initdb`, with database `app`, and stopped cleanly.
+//! The first data directory of a fresh store: made by `initdb`, with database `app`, and stopped
+//! cleanly.
 
 use super::tool::{self, Outcome};
 use super::{Installation, OsUser, secret};
@@ -16,11 +17,13 @@ const TOOL_LIMIT: Duration = Duration::from_secs(600);
 /// Runs as SQL in single-user mode, where nobody else can connect.
 const CREATE_APP: &str = "CREATE DATABASE app;\n";
 /// Many previews share one branch, and the default of 100 is soon used up by their pools.
-const SETTINGS: &str = "\n# Added by the Coppice server when it made this database.\nmax_connections = 300\n";
+const SETTINGS: &str =
+    "\n# Added by the Coppice server when it made this database.\nmax_connections = 300\n";
 
-/// Makes `data`, an empty directory that belongs to `user`, a database cluster with superuser `postgres` and database
-/// `app`, and returns the superuser's password. `run_dir` holds the password file for a moment, readable for `user`
-/// only. After a failure the directory may hold half a cluster.
+/// Makes `data`, an empty directory that belongs to `user`, a database cluster with superuser
+/// `postgres` and database `app`, and returns the superuser's password. `run_dir` holds the
+/// password file for a moment, readable for `user` only. After a failure the directory may hold
+/// half a cluster.
 pub async fn initialize(
     installation: &Installation,
     user: &OsUser,
@@ -89,7 +92,8 @@ impl PasswordFile {
     fn write(directory: &Path, password: &str, user: &OsUser) -> Result<Self> {
         let path = directory.join(format!("password-{}", secret::random_text(12)?));
         let create = || File::options().write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = create().map_err(|e| Error::io(format_args!("create {}", path.display()), &e))?;
+        let mut file =
+            create().map_err(|e| Error::io(format_args!("create {}", path.display()), &e))?;
         let made = Self { path };
         user.own(&made.path)?;
         file.write_all(password.as_bytes())
@@ -101,7 +105,10 @@ impl PasswordFile {
 impl Drop for PasswordFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            tracing::error!(path = %self.path.display(), error = %error, "cannot remove a password file; remove it");
+            tracing::error!(
+                path = %self.path.display(), error = %error,
+                "cannot remove a password file; remove it"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Child processes that never outlive the server.
 //!
-//! The kernel sends the parent-death signal when the *thread* that forked ends, and threads of the async runtime come
-//! and go. So one thread that never ends spawns every child.
+//! The kernel sends the parent-death signal when the *thread* that forked ends, and threads of the
+//! async runtime come and go. So one thread that never ends spawns every child.
 
 use super::user::OsUser;
 use crate::sys;
@@ -19,7 +19,8 @@ const GROUP_LIMIT: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A process of ours. Dropped while it runs, it gets the signal it was spawned with; the runtime reaps it.
+/// A process of ours. Dropped while it runs, it gets the signal it was spawned with; the runtime
+/// reaps it.
 #[derive(Debug)]
 pub(crate) struct OwnedChild {
     child: Child,
@@ -27,9 +28,13 @@ pub(crate) struct OwnedChild {
     death: Signal,
 }
 
-/// Spawns `command` as `user` in a process group of its own, with a clean environment apart from what `command` sets.
-/// The child gets `death` when the server dies or when its owner is dropped.
-pub(crate) async fn spawn(mut command: Command, user: &OsUser, death: Signal) -> io::Result<OwnedChild> {
+/// Spawns `command` as `user` in a process group of its own, with a clean environment apart from
+/// what `command` sets. The child gets `death` when the server dies or when its owner is dropped.
+pub(crate) async fn spawn(
+    mut command: Command,
+    user: &OsUser,
+    death: Signal,
+) -> io::Result<OwnedChild> {
     if user.is_other() {
         command.uid(user.uid).gid(user.gid);
     }
@@ -90,7 +95,8 @@ impl OwnedChild {
         self.child.wait().await
     }
 
-    /// Signals the process, unless it was already waited for (then its number may belong to another one).
+    /// Signals the process, unless it was already waited for (then its number may belong to another
+    /// one).
     pub(crate) fn signal(&self, signal: Signal) {
         if self.child.id().is_some() {
             // It can only fail for a process that has ended, which is what every caller wants.
@@ -105,7 +111,8 @@ impl OwnedChild {
         }
     }
 
-    /// Kills the process group and waits until it is empty, so that nothing writes to its files any more.
+    /// Kills the process group and waits until it is empty, so that nothing writes to its files any
+    /// more.
     pub(crate) async fn end_group(&mut self) {
         // The group keeps its number while it has a member, so this cannot hit another one.
         let _empty = killpg(self.pid, Signal::SIGKILL);

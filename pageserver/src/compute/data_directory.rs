@@ -1,4 +1,5 @@
-//! What is done in a data directory before Postgres starts on it, and how its state is read while it starts.
+//! What is done in a data directory before Postgres starts on it, and how its state is read while
+//! it starts.
 //!
 //! Every file is touched with the rights of the user that Postgres runs as, never with root's.
 
@@ -11,12 +12,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Names the timeline that last started here. A copy carries the name of its origin, and so is known to be a copy.
+/// Names the timeline that last started here. A copy carries the name of its origin, and so is
+/// known to be a copy.
 const OWNER_FILE: &str = "coppice.timeline";
 
-/// Left by another life of this data, or of the cluster it was copied from. `backup_label` is no such thing: without it
-/// a base backup would recover from the wrong checkpoint. A lock file would not only be wrong: on a mount its contents are
-/// gone (`fs::scratch`), and Postgres does not start on one without.
+/// Left by another life of this data, or of the cluster it was copied from. `backup_label` is no
+/// such thing: without it a base backup would recover from the wrong checkpoint. A lock file would
+/// not only be wrong: on a mount its contents are gone (`fs::scratch`), and Postgres does not start
+/// on one without.
 const STALE_FILES: [&str; 4] = [LOCK_FILE, "postmaster.opts", "standby.signal", "recovery.signal"];
 
 /// What a start needs to know of a directory.
@@ -30,9 +33,14 @@ pub(crate) struct Prepared {
 
 /// Makes `data` ready for a start on `timeline`.
 ///
-/// Replication slots go with the first start of a copied directory only: a slot that was made on the branch itself is
-/// its owner's and outlives a suspend.
-pub(crate) fn prepare(data: &Path, timeline: TimelineId, major: u32, user: &OsUser) -> Result<Prepared> {
+/// Replication slots go with the first start of a copied directory only: a slot that was made on
+/// the branch itself is its owner's and outlives a suspend.
+pub(crate) fn prepare(
+    data: &Path,
+    timeline: TimelineId,
+    major: u32,
+    user: &OsUser,
+) -> Result<Prepared> {
     check_version(data, major, user)?;
     let stale_lock = user.with_rights(|| data.join(LOCK_FILE).symlink_metadata().is_ok());
     if stale_lock {
@@ -62,9 +70,12 @@ fn check_version(data: &Path, major: u32, user: &OsUser) -> Result<()> {
     Ok(())
 }
 
-/// Removing the lock file disarms Postgres's own check against two servers on one directory, so this one comes first.
+/// Removing the lock file disarms Postgres's own check against two servers on one directory, so
+/// this one comes first.
 fn check_unused(data: &Path) -> Result<()> {
-    let real = data.canonicalize().map_err(|e| Error::io(format_args!("resolve {}", data.display()), &e))?;
+    let real = data
+        .canonicalize()
+        .map_err(|e| Error::io(format_args!("resolve {}", data.display()), &e))?;
     match processes::in_directory(&real).first() {
         None => Ok(()),
         Some(pid) => Err(Error::conflict(
@@ -80,7 +91,8 @@ fn clean(data: &Path, timeline: TimelineId) -> io::Result<Prepared> {
     }
     let owner = data.join(OWNER_FILE);
     let own_name = timeline.to_string();
-    // On a timeline that has lived, a failure must not pass for a first start, at which nothing is synced.
+    // On a timeline that has lived, a failure must not pass for a first start, at which nothing is
+    // synced.
     let is_new = match read_start(&owner) {
         Ok(name) => name != own_name,
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
@@ -117,7 +129,8 @@ fn if_there(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The first bytes of a small file. Neither a symbolic link nor a pipe that somebody put there is followed or waited for.
+/// The first bytes of a small file. Neither a symbolic link nor a pipe that somebody put there is
+/// followed or waited for.
 fn read_start(path: &Path) -> io::Result<String> {
     read_text(&open_plainly(path)?)
 }
@@ -128,7 +141,8 @@ fn open_plainly(path: &Path) -> io::Result<File> {
 }
 
 fn read_text(file: &File) -> io::Result<String> {
-    // postmaster.pid is by far the longest of these files: seven short lines and the path of the data directory.
+    // postmaster.pid is by far the longest of these files: seven short lines and the path of the
+    // data directory.
     let mut buffer = [0; 4096 + 512];
     let count = file.read_at(&mut buffer, 0)?;
     Ok(String::from_utf8_lossy(&buffer[..count]).into_owned())

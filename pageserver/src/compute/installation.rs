@@ -25,7 +25,8 @@ impl Installation {
     pub fn find(bin: Option<&Path>) -> Result<Self> {
         match bin {
             Some(bin) => Self::at(bin),
-            None => newest(candidates().iter().filter_map(|bin| Self::at(bin).ok())).ok_or_else(none_found),
+            None => newest(candidates().iter().filter_map(|bin| Self::at(bin).ok()))
+                .ok_or_else(none_found),
         }
     }
 
@@ -98,15 +99,18 @@ fn children(directory: &str, prefix: &str) -> Vec<PathBuf> {
 }
 
 fn none_found() -> Error {
-    no_postgres("no Postgres found in /usr/lib/postgresql, /usr/pgsql-*, /usr/local/pgsql or PATH".to_owned())
+    no_postgres(
+        "no Postgres found in /usr/lib/postgresql, /usr/pgsql-*, /usr/local/pgsql or PATH"
+            .to_owned(),
+    )
 }
 
 fn no_postgres(what: String) -> Error {
     Error::unavailable(
         "no_postgres",
         format!(
-            "{what}; install it (Debian, Ubuntu: apt-get install postgresql; Fedora, RHEL: dnf install \
-             postgresql-server) or name its program directory with --postgres-bin"
+            "{what}; install it (Debian, Ubuntu: apt-get install postgresql; Fedora, RHEL: dnf \
+             install postgresql-server) or name its program directory with --postgres-bin"
         ),
     )
 }
@@ -119,14 +123,18 @@ mod tests {
     fn versions_are_read_as_postgres_prints_them() {
         let debian = parse_version("postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)\n");
         assert_eq!(debian, Some(("15.13".to_owned(), 15)));
-        assert_eq!(parse_version("postgres (PostgreSQL) 18beta1"), Some(("18beta1".to_owned(), 18)));
+        assert_eq!(
+            parse_version("postgres (PostgreSQL) 18beta1"),
+            Some(("18beta1".to_owned(), 18))
+        );
         assert_eq!(parse_version("postgres (PostgreSQL) devel"), None);
         assert_eq!(parse_version("psql (PostgreSQL) 15.13"), None);
     }
 
     #[test]
     fn the_newest_is_chosen() {
-        let of = |major| Installation { bin: PathBuf::from("/x"), version: format!("{major}.0"), major };
+        let of =
+            |major| Installation { bin: PathBuf::from("/x"), version: format!("{major}.0"), major };
         assert_eq!(newest([of(14), of(17), of(9)].into_iter()), Some(of(17)));
     }
 

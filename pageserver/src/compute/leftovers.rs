@@ -1,9 +1,12 @@
-//! What a killed server leaves: records of its computes and imports, found and cleaned up by the next one.
+//! What a killed server leaves: records of its computes and imports, found and cleaned up by the
+//! next one.
 //!
-//! Their processes get a parent-death signal, so as a rule nothing is left but files. A postmaster that hangs on the dead mount
-//! and a busy orphan of it can remain, and would go on writing; the process of `pg_basebackup` that receives the log waits for
-//! it as long as its source has none, and keeps the source from removing any. Each compute and each import therefore has a record, in a directory
-//! that the user of Postgres cannot write to: a branch's superuser must not choose whom a root server kills.
+//! Their processes get a parent-death signal, so as a rule nothing is left but files. A postmaster
+//! that hangs on the dead mount and a busy orphan of it can remain, and would go on writing; the
+//! process of `pg_basebackup` that receives the log waits for it as long as its source has none,
+//! and keeps the source from removing any. Each compute and each import therefore has a record, in
+//! a directory that the user of Postgres cannot write to: a branch's superuser must not choose whom
+//! a root server kills.
 
 use super::processes::{self, end_one};
 use super::settings::{PID_FILE, SOCKET_FILE};
@@ -37,9 +40,11 @@ impl Records {
         Ok(Self { directory })
     }
 
-    /// Remembers that Postgres runs, or is about to (then without `pid`), on `data`, or that a copy is made there.
+    /// Remembers that Postgres runs, or is about to (then without `pid`), on `data`, or that a copy
+    /// is made there.
     pub(crate) fn write(&self, timeline: TimelineId, data: &Path, pid: Option<i32>) -> Result<()> {
-        let (pid, started) = pid.and_then(|pid| Some((pid, processes::start_time(pid)?))).unwrap_or_default();
+        let (pid, started) =
+            pid.and_then(|pid| Some((pid, processes::start_time(pid)?))).unwrap_or_default();
         // Processes are found by this path, so it must be the one that the kernel shows.
         let real = data.canonicalize().unwrap_or_else(|_| data.to_owned());
         let mut text = format!("{pid} {started}\n").into_bytes();
@@ -58,25 +63,29 @@ impl Records {
     }
 }
 
-/// Ends every compute and copy that an earlier server with this run directory left, and removes its sockets. Call it before a
-/// stale mount is removed, and only when no other server uses the run directory. Returns how many records there were.
+/// Ends every compute and copy that an earlier server with this run directory left, and removes its
+/// sockets. Call it before a stale mount is removed, and only when no other server uses the run
+/// directory. Returns how many records there were.
 pub fn clean(run_dir: &Path) -> Result<usize> {
     let directory = run_dir.join("computes");
     let records = match fs::read_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
     };
-    let records = records.map_err(|e| Error::io(format_args!("read {}", directory.display()), &e))?;
+    let records =
+        records.map_err(|e| Error::io(format_args!("read {}", directory.display()), &e))?;
     for record in &records {
         let (path, name) = (record.path(), record.file_name());
-        let text = fs::read(&path).map_err(|e| Error::io(format_args!("read {}", path.display()), &e))?;
+        let text =
+            fs::read(&path).map_err(|e| Error::io(format_args!("read {}", path.display()), &e))?;
         if let Some((pid, started, data)) = parse(&text) {
             end(pid, started, &data)?;
         }
         if name.to_str().is_some_and(|name| name.parse::<TimelineId>().is_ok()) {
             remove_sockets(&run_dir.join(&name));
         }
-        fs::remove_file(&path).map_err(|e| Error::io(format_args!("remove {}", path.display()), &e))?;
+        fs::remove_file(&path)
+            .map_err(|e| Error::io(format_args!("remove {}", path.display()), &e))?;
     }
     Ok(records.len())
 }
@@ -99,8 +108,8 @@ fn end(pid: i32, started: u64, data: &Path) -> Result<()> {
     Err(Error::unavailable(
         "leftover_processes",
         format!(
-            "Postgres processes of an earlier server still use {} and cannot be killed; end them (process {pid}) \
-             or restart the machine",
+            "Postgres processes of an earlier server still use {} and cannot be killed; end them \
+             (process {pid}) or restart the machine",
             data.display()
         ),
     ))

@@ -1,4 +1,5 @@
-//! Lines that other programs write, bounded: nobody can make this server remember more than a screenful.
+//! Lines that other programs write, bounded: nobody can make this server remember more than a
+//! screenful.
 
 use crate::locks::lock;
 use std::collections::VecDeque;
@@ -35,7 +36,8 @@ impl Tail {
     }
 }
 
-/// Calls `each` for every line of `source` until its end. A carriage return ends a line too, as in progress displays.
+/// Calls `each` for every line of `source` until its end. A carriage return ends a line too, as in
+/// progress displays.
 pub(crate) async fn read_lines(mut source: impl AsyncRead + Unpin, mut each: impl FnMut(&str)) {
     let mut splitter = Splitter::default();
     let mut buffer = [0; 4096];
@@ -46,8 +48,9 @@ pub(crate) async fn read_lines(mut source: impl AsyncRead + Unpin, mut each: imp
     splitter.flush(&mut each);
 }
 
-/// Waits for `end`, the end of a program, while `reading` takes in what it writes. Once it has ended, what is still in
-/// its pipes gets a moment to arrive, but no more: a surviving child of the program can hold them open for ever.
+/// Waits for `end`, the end of a program, while `reading` takes in what it writes. Once it has
+/// ended, what is still in its pipes gets a moment to arrive, but no more: a surviving child of the
+/// program can hold them open for ever.
 pub(crate) async fn until<T>(end: impl Future<Output = T>, reading: impl Future<Output = ()>) -> T {
     tokio::pin!(end, reading);
     tokio::select! {

@@ -1,13 +1,15 @@
 //! Computes: the Postgres processes that run on the data directories of timelines.
 //!
-//! Read it in this order. [`installation`] and [`user`] say which Postgres runs and as whom; [`settings`] what no
-//! branch may inherit; `data_directory` and `processes` look at a directory and at the processes that use it;
-//! `child`, `lines` and `tool` run programs; `postgres` is one server process; `slot` the states of one
-//! compute, `room` how many there may be, and [`supervisor`] all of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes what a
-//! killed server left.
+//! Read it in this order. [`installation`] and [`user`] say which Postgres runs and as whom;
+//! [`settings`] what no branch may inherit; `data_directory` and `processes` look at a directory
+//! and at the processes that use it; `child`, `lines` and `tool` run programs; `postgres` is one
+//! server process; `slot` the states of one compute, `room` how many there may be, and
+//! [`supervisor`] all of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes
+//! what a killed server left.
 //!
-//! Nobody gets into a compute without a password, this server included: readiness is read from `postmaster.pid` and
-//! idleness from the kernel's list of sockets, so there is no door that a proxied connection could find.
+//! Nobody gets into a compute without a password, this server included: readiness is read from
+//! `postmaster.pid` and idleness from the kernel's list of sockets, so there is no door that a
+//! proxied connection could find.
 
 pub mod bootstrap;
 pub(crate) mod child;

@@ -1,5 +1,5 @@
-//! One running Postgres: from spawning `postgres` itself (`pg_ctl` polls and would stand in between) to the end of its
-//! last process.
+//! One running Postgres: from spawning `postgres` itself (`pg_ctl` polls and would stand in
+//! between) to the end of its last process.
 
 use super::child::{self, OwnedChild};
 use super::data_directory;
@@ -44,10 +44,11 @@ impl Postgres {
     ) -> Result<Self> {
         let mut command = tool::command(installation, "postgres");
         command.args(settings::arguments(situation));
-        // SIGQUIT is Postgres's immediate shutdown: it ends all processes and removes the shared memory.
-        let mut child = child::spawn(command, user, Signal::SIGQUIT)
-            .await
-            .map_err(|e| Error::io(format_args!("run {}/postgres", installation.bin.display()), &e))?;
+        // SIGQUIT is Postgres's immediate shutdown: it ends all processes and removes the shared
+        // memory.
+        let mut child = child::spawn(command, user, Signal::SIGQUIT).await.map_err(|e| {
+            Error::io(format_args!("run {}/postgres", installation.bin.display()), &e)
+        })?;
         let tail = Tail::default();
         let (kept, stderr, timeline) = (tail.clone(), child.take_stderr(), situation.timeline);
         let log = tokio::spawn(async move {
@@ -78,11 +79,16 @@ impl Postgres {
             biased;
             status = self.child.wait() => Err(self.died(status).await),
             ready = &mut poll.thread => ready.map_err(|e| {
-                Error::unavailable("compute_failed", format!("looking at a starting Postgres failed: {e}"))
+                let detail = format!("looking at a starting Postgres failed: {e}");
+                Error::unavailable("compute_failed", detail)
             }),
             () = tokio::time::sleep(limit) => Err(Error::unavailable(
                 "compute_slow",
-                format!("Postgres did not get ready within {} s; its last lines: {}", limit.as_secs(), self.tail.text()),
+                format!(
+                    "Postgres did not get ready within {} s; its last lines: {}",
+                    limit.as_secs(),
+                    self.tail.text()
+                ),
             )),
         }
     }
@@ -97,25 +103,36 @@ impl Postgres {
         // Orphans may hold the pipe; the lines so far have to do then.
         let _late = tokio::time::timeout(LAST_LINES_LIMIT, &mut self.log).await;
         let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
-        Error::unavailable("compute_failed", format!("Postgres ended ({how}): {}", self.tail.text()))
+        Error::unavailable(
+            "compute_failed",
+            format!("Postgres ended ({how}): {}", self.tail.text()),
+        )
     }
 
-    /// Shuts Postgres down: fast for `limit`, then immediately, then by force. True if it was a clean shutdown.
+    /// Shuts Postgres down: fast for `limit`, then immediately, then by force. True if it was a
+    /// clean shutdown.
     pub(crate) async fn stop(&mut self, limit: Duration) -> bool {
-        let steps =
-            [(Signal::SIGINT, limit), (Signal::SIGQUIT, IMMEDIATE_LIMIT), (Signal::SIGKILL, KILL_LIMIT)];
+        let steps = [
+            (Signal::SIGINT, limit),
+            (Signal::SIGQUIT, IMMEDIATE_LIMIT),
+            (Signal::SIGKILL, KILL_LIMIT),
+        ];
         for (signal, limit) in steps {
             self.child.signal(signal);
             if let Ok(status) = tokio::time::timeout(limit, self.child.wait()).await {
                 return signal == Signal::SIGINT && status.is_ok_and(|status| status.success());
             }
-            tracing::warn!(data = %self.data.display(), pid = self.pid(), "Postgres does not end on {signal}");
+            tracing::warn!(
+                data = %self.data.display(), pid = self.pid(),
+                "Postgres does not end on {signal}"
+            );
         }
         false
     }
 
-    /// Kills what an unclean end left of it: after this nothing writes to the data directory any more.
-    /// A segment of shared memory that a killed postmaster left is found and reused by the next start.
+    /// Kills what an unclean end left of it: after this nothing writes to the data directory any
+    /// more. A segment of shared memory that a killed postmaster left is found and reused by the
+    /// next start.
     pub(crate) async fn sweep(&self) {
         let data = self.data.clone();
         // It fails only when the runtime shuts down, and then the server's own end does the same.
@@ -128,17 +145,22 @@ fn sweep_directory(data: &Path) {
     processes::end_all_in(real.as_deref().unwrap_or(data));
 }
 
-/// A thread that looks at the lock file of a starting Postgres: at what of it the server has, since the kernel hands it
-/// over when Postgres syncs or closes it, and at the file itself only if that takes long. A server that is killed while it
-/// has a file of its own mount open would wait for itself, and so never end. On a thread of its own, since the file may be
-/// on a mount that hangs, and ended when nobody waits for it any more.
+/// A thread that looks at the lock file of a starting Postgres: at what of it the server has, since
+/// the kernel hands it over when Postgres syncs or closes it, and at the file itself only if that
+/// takes long. A server that is killed while it has a file of its own mount open would wait for
+/// itself, and so never end. On a thread of its own, since the file may be on a mount that hangs,
+/// and ended when nobody waits for it any more.
 struct Poll {
     thread: JoinHandle<()>,
     given_up: Arc<AtomicBool>,
 }
 
 impl Poll {
-    fn start(data: PathBuf, pid: i32, lock_file: impl Fn() -> Option<Vec<u8>> + Send + 'static) -> Self {
+    fn start(
+        data: PathBuf,
+        pid: i32,
+        lock_file: impl Fn() -> Option<Vec<u8>> + Send + 'static,
+    ) -> Self {
         let given_up = Arc::new(AtomicBool::new(false));
         let stop = given_up.clone();
         let thread = tokio::task::spawn_blocking(move || {

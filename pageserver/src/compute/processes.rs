@@ -1,9 +1,11 @@
-//! Looks at processes through `/proc`: which ones use a data directory, and whether a number still means the same one.
+//! Looks at processes through `/proc`: which ones use a data directory, and whether a number still
+//! means the same one.
 //!
-//! Every Postgres process works in its data directory, which is unique to a timeline, and each has a session of its
-//! own, so neither process groups nor parents find the orphans of a killed postmaster. Their directory does, and
-//! `pg_basebackup` has it among its arguments. Orphans matter: one that is busy goes on writing beside the next start's
-//! processes, and corrupts the data.
+//! Every Postgres process works in its data directory, which is unique to a timeline, and each has
+//! a session of its own, so neither process groups nor parents find the orphans of a killed
+//! postmaster. Their directory does, and `pg_basebackup` has it among its arguments. Orphans
+//! matter: one that is busy goes on writing beside the next start's processes, and corrupts the
+//! data.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,13 +18,15 @@ use std::time::{Duration, Instant};
 const GONE_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// When a process started, in clock ticks since boot: together with its number it names a process for good.
+/// When a process started, in clock ticks since boot: together with its number it names a process
+/// for good.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     parse_start_time(&stat)
 }
 
-/// The second field is the program's name in parentheses, which may itself hold spaces and parentheses.
+/// The second field is the program's name in parentheses, which may itself hold spaces and
+/// parentheses.
 fn parse_start_time(stat: &str) -> Option<u64> {
     let rest = &stat[stat.rfind(')')? + 1..];
     let mut fields = rest.split_ascii_whitespace();
@@ -73,7 +77,10 @@ pub(crate) fn end_all_in(data: &Path) -> bool {
             return true;
         }
         if Instant::now() > deadline {
-            tracing::error!(data = %data.display(), pids = ?found, "Postgres processes cannot be killed");
+            tracing::error!(
+                data = %data.display(), pids = ?found,
+                "Postgres processes cannot be killed"
+            );
             return false;
         }
         for pid in found {
@@ -83,7 +90,8 @@ pub(crate) fn end_all_in(data: &Path) -> bool {
     }
 }
 
-/// Signals `pid` if it is still the process that started at `started`, and waits up to `limit` for its end.
+/// Signals `pid` if it is still the process that started at `started`, and waits up to `limit` for
+/// its end.
 pub(crate) fn end_one(pid: i32, started: u64, signal: Signal, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     let alive = || start_time(pid) == Some(started);

@@ -1,4 +1,5 @@
-//! How many computes may be in memory at the same time, and which one goes when there is no room for another.
+//! How many computes may be in memory at the same time, and which one goes when there is no room
+//! for another.
 
 use super::processes;
 use super::slot::{Halt, Phase, Slot};
@@ -31,13 +32,17 @@ pub(crate) struct Room {
 impl Room {
     /// Room for `count` computes; 0 is no limit.
     pub(crate) fn new(count: usize) -> Self {
-        let places = if count == 0 { Semaphore::MAX_PERMITS } else { count.min(Semaphore::MAX_PERMITS) };
+        let places =
+            if count == 0 { Semaphore::MAX_PERMITS } else { count.min(Semaphore::MAX_PERMITS) };
         Self { places: Arc::new(Semaphore::new(places)), count }
     }
 
-    /// A place, which the compute has until it is dropped. If there is none, the compute that nobody has used for the
-    /// longest time is stopped; `all` lists the computes.
-    pub(crate) async fn place(&self, all: impl Fn() -> Vec<Arc<Slot>>) -> Result<OwnedSemaphorePermit> {
+    /// A place, which the compute has until it is dropped. If there is none, the compute that
+    /// nobody has used for the longest time is stopped; `all` lists the computes.
+    pub(crate) async fn place(
+        &self,
+        all: impl Fn() -> Vec<Arc<Slot>>,
+    ) -> Result<OwnedSemaphorePermit> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
@@ -45,7 +50,10 @@ impl Room {
             }
             if let Some(leaving) = stop_least_recently_used(all()) {
                 // The place is free when its processes are gone, and whoever asks first gets it.
-                tracing::debug!(timeline = %leaving.timeline, "an idle compute makes room for another");
+                tracing::debug!(
+                    timeline = %leaving.timeline,
+                    "an idle compute makes room for another"
+                );
                 if let Halt::Stopping(generation) = leaving.ask_to_stop() {
                     leaving.rested(generation).await;
                 }
@@ -59,8 +67,8 @@ impl Room {
 
     fn full(&self) -> Error {
         let detail = format!(
-            "{} branches run and all are in use, which is the limit: disconnect from one, or start the server with a \
-             higher --max-running",
+            "{} branches run and all are in use, which is the limit: disconnect from one, or start \
+             the server with a higher --max-running",
             self.count
         );
         Error::unavailable(TOO_MANY, detail)

@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::Read;
 
-/// Sixty-four characters that need no escaping in a URL, a shell word or a SQL literal; the first of a word is one of the
-/// letters and digits, as a word that begins with `-` is an option.
+/// Sixty-four characters that need no escaping in a URL, a shell word or a SQL literal; the first
+/// of a word is one of the letters and digits, as a word that begins with `-` is an option.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const ALPHANUMERIC: usize = 62;
 
@@ -32,7 +32,9 @@ mod tests {
     #[test]
     fn no_text_looks_like_an_option() {
         let texts: Vec<_> = (0..1000).map(|_| super::random_text(2).unwrap()).collect();
-        assert!(texts.iter().all(|text| text.starts_with(|first: char| first.is_ascii_alphanumeric())));
+        assert!(
+            texts.iter().all(|text| text.starts_with(|first: char| first.is_ascii_alphanumeric()))
+        );
         assert!(texts.iter().any(|text| text.ends_with(['-', '_'])));
     }
 }

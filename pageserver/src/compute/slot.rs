@@ -1,9 +1,10 @@
 //! The states of one compute and the rules between them; no process and no file in here.
 //!
 //! Invariants:
-//! - Only the task that was started for a generation moves the slot out of `Starting` and `Stopping`.
-//! - The slot leaves `Running` for `Stopping` in the same step that sees no lease, so a lease is never handed out for a
-//!   compute that is going away.
+//! - Only the task that was started for a generation moves the slot out of `Starting` and
+//!   `Stopping`.
+//! - The slot leaves `Running` for `Stopping` in the same step that sees no lease, so a lease is
+//!   never handed out for a compute that is going away.
 //! - A retired slot never runs again; whoever still holds it asks the supervisor for the new one.
 
 use crate::error::Error;
@@ -120,7 +121,9 @@ impl Slot {
 
     /// Waits until start `generation` is over; its error if it failed.
     pub(crate) async fn started(&self, generation: u64) -> Result<(), Error> {
-        let over = |state: &State| state.generation > generation || !matches!(state.phase, Phase::Starting);
+        let over = |state: &State| {
+            state.generation > generation || !matches!(state.phase, Phase::Starting)
+        };
         let state = self.wait_for(over).await;
         match state.phase {
             Phase::Failed(error) => Err(error),
@@ -203,7 +206,8 @@ impl Slot {
         });
     }
 
-    /// Waits until the running compute has to be looked at. A `suspend_after` of zero means never idle.
+    /// Waits until the running compute has to be looked at. A `suspend_after` of zero means never
+    /// idle.
     pub(crate) async fn due(&self, suspend_after: Duration) -> Due {
         let mut receiver = self.state.subscribe();
         loop {

@@ -1,8 +1,8 @@
 //! All computes: wakes them, puts the idle ones to sleep, and ends them with the server.
 //!
-//! Each start has one task of its own, from before the process exists until after its last one is gone. Wakers only
-//! wait for it, so a waker that goes away takes nothing with it and a hundred of them share one Postgres. Nothing is
-//! kept of a compute that sleeps.
+//! Each start has one task of its own, from before the process exists until after its last one is
+//! gone. Wakers only wait for it, so a waker that goes away takes nothing with it and a hundred of
+//! them share one Postgres. Nothing is kept of a compute that sleeps.
 
 use super::data_directory::{self, LOCK_FILE, Prepared};
 use super::leftovers::{Records, remove_sockets};
@@ -31,10 +31,11 @@ const TURN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the data directories come from. Both are called from threads that may block.
 pub trait DataDirectories: Send + Sync + 'static {
-    /// Makes the timeline's files reachable and returns its data directory. Called before every start.
+    /// Makes the timeline's files reachable and returns its data directory. Called before every
+    /// start.
     fn open(&self, timeline: TimelineId) -> Result<PathBuf>;
-    /// What of a file in the data directory the kernel has handed over, without touching the mount; `None` if there is no such
-    /// door.
+    /// What of a file in the data directory the kernel has handed over, without touching the mount;
+    /// `None` if there is no such door.
     fn received(&self, _timeline: TimelineId, _name: &str) -> Option<Vec<u8>> {
         None
     }
@@ -49,7 +50,8 @@ pub struct ComputeConfig {
     pub installation: Installation,
     /// The user that they run as, unless their data directory belongs to another.
     pub user: OsUser,
-    /// Directory of sockets, managed configuration files and records, on a local file system, never inside the mount.
+    /// Directory of sockets, managed configuration files and records, on a local file system, never
+    /// inside the mount.
     pub run_dir: PathBuf,
     /// A compute without a client for this long is stopped; zero means never.
     pub suspend_after: Duration,
@@ -122,8 +124,8 @@ impl Supervisor {
             Error::invalid(
                 "run_dir",
                 format!(
-                    "user {}, who runs Postgres, cannot read {}: {e}; let others pass through its parent \
-                     directories (chmod o+x) or choose another run directory",
+                    "user {}, who runs Postgres, cannot read {}: {e}; let others pass through its \
+                     parent directories (chmod o+x) or choose another run directory",
                     config.user.name,
                     hba.display()
                 ),
@@ -142,8 +144,9 @@ impl Supervisor {
         }))
     }
 
-    /// Waits until the timeline's Postgres accepts connections, starting it if need be, and keeps it awake until the
-    /// lease is dropped. A start that is under way is shared, and goes on if this future is dropped.
+    /// Waits until the timeline's Postgres accepts connections, starting it if need be, and keeps
+    /// it awake until the lease is dropped. A start that is under way is shared, and goes on if
+    /// this future is dropped.
     pub async fn wake(self: &Arc<Self>, timeline: TimelineId) -> Result<Lease> {
         loop {
             let slot = self.slot(timeline)?;
@@ -160,8 +163,8 @@ impl Supervisor {
         }
     }
 
-    /// Stops the timeline's Postgres for good: whoever waits for it to start or to stop is refused with
-    /// `timeline_dropped`, so that nobody commits where no name leads.
+    /// Stops the timeline's Postgres for good: whoever waits for it to start or to stop is refused
+    /// with `timeline_dropped`, so that nobody commits where no name leads.
     pub async fn drop_timeline(&self, timeline: TimelineId) {
         lock(&self.dropped).insert(timeline);
         let slot = lock(&self.slots).get(&timeline).cloned();
@@ -171,7 +174,8 @@ impl Supervisor {
         self.retire(timeline, true);
     }
 
-    /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under way.
+    /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under
+    /// way.
     pub async fn suspend(&self, timeline: TimelineId) -> Result<()> {
         let slot = lock(&self.slots).get(&timeline).cloned();
         if let Some(slot) = slot {
@@ -187,7 +191,9 @@ impl Supervisor {
         let (state, failure, socket) = match state.map(|state| state.phase) {
             None | Some(Phase::Suspended) => (ComputeState::Suspended, None, None),
             Some(Phase::Starting) => (ComputeState::Starting, None, None),
-            Some(Phase::Running(socket)) => (ComputeState::Running, None, Some(socket.to_path_buf())),
+            Some(Phase::Running(socket)) => {
+                (ComputeState::Running, None, Some(socket.to_path_buf()))
+            }
             Some(Phase::Stopping) => (ComputeState::Stopping, None, None),
             Some(Phase::Failed(error)) => (ComputeState::Failed, Some(error.detail), None),
         };
@@ -204,7 +210,8 @@ impl Supervisor {
         })
     }
 
-    /// Stops all computes, at the server's shutdown: starts under way end, and later wakes are refused.
+    /// Stops all computes, at the server's shutdown: starts under way end, and later wakes are
+    /// refused.
     pub async fn stop_all(&self) {
         let slots: Vec<_> = {
             let slots = lock(&self.slots);
@@ -225,7 +232,8 @@ impl Supervisor {
             return Err(shutting_down());
         }
         if lock(&self.dropped).contains(&timeline) {
-            let detail = format!("timeline {timeline} was dropped by a reset or deletion; connect again");
+            let detail =
+                format!("timeline {timeline} was dropped by a reset or deletion; connect again");
             return Err(Error::unavailable(DROPPED, detail));
         }
         let slot = slots.entry(timeline).or_insert_with(|| Arc::new(Slot::new(timeline)));
@@ -243,7 +251,8 @@ impl Supervisor {
     async fn live(self: Arc<Self>, slot: Arc<Slot>) {
         // If this task is cancelled or panics, nobody may wait for it for ever.
         let abandoned = Abandoned(&slot);
-        let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await {
+        let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await
+        {
             Ok(place) => self.start(&slot).await.map(|postgres| (postgres, place)),
             Err(error) => Err(error),
         };
@@ -299,8 +308,8 @@ impl Supervisor {
         Ok(postgres)
     }
 
-    /// Waits for Postgres while holding its place among the parallel starts, but not through a long recovery: a few
-    /// branches that recover must not keep all others asleep.
+    /// Waits for Postgres while holding its place among the parallel starts, but not through a long
+    /// recovery: a few branches that recover must not keep all others asleep.
     async fn ready<T>(&self, postgres: &mut Postgres, timeline: TimelineId, turn: T) -> Result<()> {
         let directories = Arc::clone(&self.directories);
         let lock_file = move || directories.received(timeline, LOCK_FILE);
@@ -328,12 +337,18 @@ impl Supervisor {
         spawned
     }
 
-    /// Readies the data directory and the socket directory; says what it found there, and who is to run Postgres.
-    async fn prepare(self: &Arc<Self>, timeline: TimelineId, data: PathBuf) -> Result<(Prepared, OsUser)> {
+    /// Readies the data directory and the socket directory; says what it found there, and who is to
+    /// run Postgres.
+    async fn prepare(
+        self: &Arc<Self>,
+        timeline: TimelineId,
+        data: PathBuf,
+    ) -> Result<(Prepared, OsUser)> {
         let prepare = move |this: &Self| {
             let config = &this.config;
             let user = config.user.owner_of(&data)?;
-            let prepared = data_directory::prepare(&data, timeline, config.installation.major, &user)?;
+            let prepared =
+                data_directory::prepare(&data, timeline, config.installation.major, &user)?;
             make_private(&this.sockets(timeline), &user)?;
             this.records.write(timeline, &data, None)?;
             Ok((prepared, user))
@@ -411,7 +426,9 @@ impl Supervisor {
     ) -> Result<T> {
         let this = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&this)).await;
-        done.map_err(|e| Error::unavailable("compute_failed", format!("preparing a compute failed: {e}")))
+        done.map_err(|e| {
+            Error::unavailable("compute_failed", format!("preparing a compute failed: {e}"))
+        })
     }
 
     fn sockets(&self, timeline: TimelineId) -> PathBuf {
@@ -419,12 +436,14 @@ impl Supervisor {
     }
 }
 
-/// Puts a slot whose task ended in the middle to rest; its [`Postgres`] shuts down when it is dropped.
+/// Puts a slot whose task ended in the middle to rest; its [`Postgres`] shuts down when it is
+/// dropped.
 struct Abandoned<'a>(&'a Slot);
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        let error = Error::unavailable("compute_failed", "the task that ran this compute was ended");
+        let error =
+            Error::unavailable("compute_failed", "the task that ran this compute was ended");
         self.0.rest(Some(error));
     }
 }
@@ -464,11 +483,17 @@ fn check_run_dir(run_dir: &Path) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::invalid("run_dir", format!("run directory {} {problem}; choose another", run_dir.display())))
+    Err(Error::invalid(
+        "run_dir",
+        format!("run directory {} {problem}; choose another", run_dir.display()),
+    ))
 }
 
 fn shutting_down() -> Error {
-    Error::unavailable("shutting_down", "the server is shutting down; connect again once it is back")
+    Error::unavailable(
+        "shutting_down",
+        "the server is shutting down; connect again once it is back",
+    )
 }
 
 fn millis(since: Instant) -> u64 {

@@ -39,7 +39,8 @@ pub(crate) fn command(installation: &Installation, program: &str) -> Command {
     command
 }
 
-/// Runs `command` as `user` with `input`, for `limit` at most; it is killed if this future is dropped.
+/// Runs `command` as `user` with `input`, for `limit` at most; it is killed if this future is
+/// dropped.
 pub(crate) async fn run(
     mut command: Command,
     user: &OsUser,
@@ -81,7 +82,8 @@ async fn finish(child: &mut OwnedChild, input: &str) -> std::io::Result<Outcome>
     };
     let answer = async {
         if let Some(stdout) = stdout {
-            // An error of the pipe cuts the output short, and how the program ended is known anyway.
+            // An error of the pipe cuts the output short, and how the program ended is known
+            // anyway.
             let _cut = stdout.take(OUTPUT_BYTES).read_to_end(&mut output).await;
         }
     };

@@ -1,7 +1,7 @@
 //! The operating-system user that Postgres and its tools run as.
 //!
-//! Postgres refuses to run as root, so a server started by root runs it as another user (`postgres` by default); a
-//! server started by anybody else runs it as that same user.
+//! Postgres refuses to run as root, so a server started by root runs it as another user (`postgres`
+//! by default); a server started by anybody else runs it as that same user.
 
 use crate::error::{Error, Result};
 use nix::unistd::{Gid, Uid, User, geteuid, setfsgid, setfsuid};
@@ -39,7 +39,8 @@ impl OsUser {
             return Err(Error::invalid(
                 "postgres_user",
                 format!(
-                    "only root can run Postgres as another user ({}); start the server as root or leave out --postgres-user",
+                    "only root can run Postgres as another user ({}); start the server as root or \
+                     leave out --postgres-user",
                     user.name
                 ),
             ));
@@ -47,13 +48,14 @@ impl OsUser {
         Ok(user)
     }
 
-    /// `first` if computes can have the user ids behind it: we are root, and there are such ids here, which a container
-    /// may lack. 0 is not asked for.
+    /// `first` if computes can have the user ids behind it: we are root, and there are such ids
+    /// here, which a container may lack. 0 is not asked for.
     pub fn ids_from(first: u32) -> Option<u32> {
         let needed = u64::from(first)..u64::from(first) + IDS;
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let holds = |line: &str| {
-            let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+            let mut numbers =
+                line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
             let (start, count) = (numbers.next()?, numbers.nth(1)?);
             Some(start <= needed.start && needed.end <= start + count)
         };
@@ -64,14 +66,15 @@ impl OsUser {
         if !there {
             tracing::warn!(
                 first,
-                "there are no such user ids here: all branches' Postgres run as one user, and are not kept apart by the kernel; \
-                 give --compute-uids a number that this container has"
+                "there are no such user ids here: all branches' Postgres run as one user, and are \
+                 not kept apart by the kernel; give --compute-uids a number that this container has"
             );
         }
         there.then_some(first)
     }
 
-    /// The user that owns a data directory, whom Postgres has to run as there. Named after this one.
+    /// The user that owns a data directory, whom Postgres has to run as there. Named after this
+    /// one.
     pub(crate) fn owner_of(&self, data: &Path) -> Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let failed = |e| Error::io(format_args!("look at {}", data.display()), &e);
@@ -80,11 +83,18 @@ impl OsUser {
             return Ok(self.clone());
         }
         if owner.uid() == 0 || !geteuid().is_root() {
-            let detail =
-                format!("{} belongs to user {}, who cannot run Postgres", data.display(), owner.uid());
+            let detail = format!(
+                "{} belongs to user {}, who cannot run Postgres",
+                data.display(),
+                owner.uid()
+            );
             return Err(Error::invalid("data_directory_owner", detail));
         }
-        Ok(Self { name: format!("{} {}", self.name, owner.uid()), uid: owner.uid(), gid: owner.gid() })
+        Ok(Self {
+            name: format!("{} {}", self.name, owner.uid()),
+            uid: owner.uid(),
+            gid: owner.gid(),
+        })
     }
 
     /// Whether programs must change user to run as this one.
@@ -97,14 +107,15 @@ impl OsUser {
         if !self.is_other() {
             return Ok(());
         }
-        std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
-            .map_err(|e| Error::io(format_args!("give {} to user {}", path.display(), self.name), &e))
+        std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)).map_err(|e| {
+            Error::io(format_args!("give {} to user {}", path.display(), self.name), &e)
+        })
     }
 
     /// Runs `work` with this user's rights on files, on the calling thread only.
     ///
-    /// A data directory belongs to people who may be superusers of their branch and nothing more: with root's rights, a
-    /// symbolic link that they put there would lead our deletions anywhere.
+    /// A data directory belongs to people who may be superusers of their branch and nothing more:
+    /// with root's rights, a symbolic link that they put there would lead our deletions anywhere.
     pub(crate) fn with_rights<T>(&self, work: impl FnOnce() -> T) -> T {
         struct Restore(Uid, Gid);
         impl Drop for Restore {
@@ -123,20 +134,22 @@ impl OsUser {
 }
 
 fn lookup_name(name: &str) -> Result<OsUser> {
-    let found =
-        User::from_name(name).map_err(|e| Error::io(format_args!("look up user {name}"), &e.into()))?;
+    let found = User::from_name(name)
+        .map_err(|e| Error::io(format_args!("look up user {name}"), &e.into()))?;
     found.map(OsUser::from).ok_or_else(|| {
         Error::invalid(
             "postgres_user",
             format!(
-                "there is no user {name} to run Postgres as; create it or give another with --postgres-user"
+                "there is no user {name} to run Postgres as; create it or give another with \
+                 --postgres-user"
             ),
         )
     })
 }
 
 fn lookup_uid(uid: Uid) -> Result<OsUser> {
-    let found = User::from_uid(uid).map_err(|e| Error::io(format_args!("look up user {uid}"), &e.into()))?;
+    let found = User::from_uid(uid)
+        .map_err(|e| Error::io(format_args!("look up user {uid}"), &e.into()))?;
     found.map(OsUser::from).ok_or_else(|| {
         Error::invalid(
             "postgres_user",

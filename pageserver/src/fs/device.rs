@@ -1,4 +1,5 @@
-//! Opens `/dev/fuse` and mounts it: with the system call if this process may, else through `fusermount3`, as users have to.
+//! Opens `/dev/fuse` and mounts it: with the system call if this process may, else through
+//! `fusermount3`, as users have to.
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant};
 /// What the mount is called in the system's list.
 const NAME: &str = "coppice";
 
-/// How long somebody may still be at the mount as it is taken away: `df`, or what watches the machine, is for a moment.
+/// How long somebody may still be at the mount as it is taken away: `df`, or what watches the
+/// machine, is for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often that is tried.
 const STEP: Duration = Duration::from_millis(10);
@@ -34,14 +36,17 @@ impl Mounted {
         &self.at
     }
 
-    /// Unmounts what nobody uses any more. If it is in use after all, and stays so for a while, it stays. What is there when
-    /// it `is_gone` is let be: somebody else has unmounted it, and it may be another mount.
+    /// Unmounts what nobody uses any more. If it is in use after all, and stays so for a while, it
+    /// stays. What is there when it `is_gone` is let be: somebody else has unmounted it, and it may
+    /// be another mount.
     pub(super) fn unmount(&mut self, is_gone: impl Fn() -> bool) -> Result<()> {
         self.left = true;
         let deadline = Instant::now() + PATIENCE;
         while !is_gone() {
             match unmount(&self.at) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+                {
                     std::thread::sleep(STEP);
                 }
                 outcome => return outcome.map_err(|error| cannot_unmount(&self.at, &error)),
@@ -59,7 +64,8 @@ impl Drop for Mounted {
     }
 }
 
-/// Mounts at `mountpoint`, for everybody or for the user of this process. Permissions are checked by the kernel.
+/// Mounts at `mountpoint`, for everybody or for the user of this process. Permissions are checked
+/// by the kernel.
 pub(super) fn mount_at(mountpoint: &Path, everybody: bool) -> io::Result<(File, Mounted)> {
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
@@ -78,14 +84,16 @@ pub(super) fn mount_at(mountpoint: &Path, everybody: bool) -> io::Result<(File, 
     Ok((device, Mounted { at: mountpoint.to_owned(), left: false }))
 }
 
-/// `fusermount3` mounts, and sends the file that it opened over the socket that is its standard input.
+/// `fusermount3` mounts, and sends the file that it opened over the socket that is its standard
+/// input.
 fn mount_as_user(mountpoint: &Path, everybody: bool) -> io::Result<File> {
     let (ours, its) = UnixStream::pair()?;
     let options = format!("fsname={NAME},subtype={NAME},default_permissions,noatime,nosuid,nodev");
     let mut command = Command::new("fusermount3");
     command.arg("-o").arg(if everybody { options + ",allow_other" } else { options });
     command.arg("--").arg(mountpoint).env("_FUSE_COMMFD", "0");
-    let child = command.stdin(OwnedFd::from(its)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let child =
+        command.stdin(OwnedFd::from(its)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     // The command, which still has the other end, would keep the socket open.
     drop(command);
     let received = sys::receive_file(&ours);
@@ -115,7 +123,9 @@ fn unmount(mountpoint: &Path) -> io::Result<()> {
 fn cannot_unmount(mountpoint: &Path, error: &io::Error) -> Error {
     let at = mountpoint.display();
     let remedy = match error.kind() {
-        io::ErrorKind::ResourceBusy => format!("; `fuser -vm {at}` lists the processes that use it"),
+        io::ErrorKind::ResourceBusy => {
+            format!("; `fuser -vm {at}` lists the processes that use it")
+        }
         _ => String::new(),
     };
     Error::unavailable("unmount_failed", format!("cannot unmount {at}: {error}{remedy}"))

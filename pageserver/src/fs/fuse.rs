@@ -1,20 +1,24 @@
 //! The adapter between FUSE and the trees: decode, call, reply.
 //!
-//! There are two mounts. One shows the data directories. The other shows the write-ahead logs of those that Postgres runs
-//! on, to which `pg_wal` in the data directory then is a link. What is done there is durable when it is answered, but for
-//! removals, which a sync of the directory makes durable, and for times, which last from a clean stop on. So the kernel is
-//! told not to ask for syncs of files, and a commit is one request, the write of its pages, where it was two.
+//! There are two mounts. One shows the data directories. The other shows the write-ahead logs of
+//! those that Postgres runs on, to which `pg_wal` in the data directory then is a link. What is
+//! done there is durable when it is answered, but for removals, which a sync of the directory makes
+//! durable, and for times, which last from a clean stop on. So the kernel is told not to ask for
+//! syncs of files, and a commit is one request, the write of its pages, where it was two.
 //!
-//! Only this process changes the files, so the kernel may cache everything for ever: contents, attributes, names
-//! and the absence of names. Open, create and flush are answered "not implemented" once, and the kernel then no
-//! longer asks. Through `/dev/fuse`, at most [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE)
-//! callbacks wait for a sync that was asked for at once; the syncer's threads send the other replies. Who writes faster than the
-//! disk waits for that, too, on the thread that serves it.
+//! Only this process changes the files, so the kernel may cache everything for ever: contents,
+//! attributes, names and the absence of names. Open, create and flush are answered "not
+//! implemented" once, and the kernel then no longer asks. Through `/dev/fuse`, at most
+//! [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE) callbacks wait for a sync that was asked for
+//! at once; the syncer's threads send the other replies. Who writes faster than the disk waits for
+//! that, too, on the thread that serves it.
 
 use crate::fs::convert::{mount_root, now_ns, permissions, shown};
 use crate::fs::links;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
-use crate::fs::protocol::{Body, Change, Listing, Operation, RENAME_NOREPLACE, Request, Shown, Time};
+use crate::fs::protocol::{
+    Body, Change, Listing, Operation, RENAME_NOREPLACE, Request, Shown, Time,
+};
 use crate::fs::reply::{
     Reply, reply_attr, reply_body, reply_bytes, reply_empty, reply_entry, reply_sync, report,
 };
@@ -60,8 +64,15 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A file system showing this side of `roots` at `mountpoint`, whose own directory belongs to `owner`.
-    pub fn new(side: Side, store: Arc<Store>, roots: Roots, mountpoint: PathBuf, owner: (u32, u32)) -> Self {
+    /// A file system showing this side of `roots` at `mountpoint`, whose own directory belongs to
+    /// `owner`.
+    pub fn new(
+        side: Side,
+        store: Arc<Store>,
+        roots: Roots,
+        mountpoint: PathBuf,
+        owner: (u32, u32),
+    ) -> Self {
         Self { side, store, roots, nodes: Nodes::default(), mountpoint, owner }
     }
 
@@ -82,7 +93,8 @@ impl Adapter {
         match self.link_to_wal(tree, inode) {
             Some(target) => {
                 let size = target.as_os_str().len() as u64;
-                let link = Attributes { kind: FileKind::Symlink, mode: 0o777, size, ..attributes.clone() };
+                let link =
+                    Attributes { kind: FileKind::Symlink, mode: 0o777, size, ..attributes.clone() };
                 shown(number, &link, tree.owners())
             }
             None => shown(number, attributes, tree.owners()),
@@ -92,7 +104,9 @@ impl Adapter {
     /// Where an inode is shown that this mount shows a link to.
     fn link_to_wal(&self, tree: &Tree, inode: u64) -> Option<PathBuf> {
         match &self.side {
-            Side::Data { wal } if tree.wal_apart() == Some(inode) => Some(wal.join(self.root_name(tree)?)),
+            Side::Data { wal } if tree.wal_apart() == Some(inode) => {
+                Some(wal.join(self.root_name(tree)?))
+            }
             _ => None,
         }
     }
@@ -112,7 +126,8 @@ impl Adapter {
 
     fn look_up(&self, parent: u64, name: &OsStr) -> Result<Shown> {
         if parent == MOUNT_ROOT {
-            let tree = read(&self.roots).get(&*name.to_string_lossy()).cloned().ok_or(Errno::ENOENT)?;
+            let tree =
+                read(&self.roots).get(&*name.to_string_lossy()).cloned().ok_or(Errno::ENOENT)?;
             let root = self.root_inode(&tree).ok_or(Errno::ENOENT)?;
             return Ok(self.entry(&tree, root, &tree.attributes(root)?));
         }
@@ -121,7 +136,8 @@ impl Adapter {
         Ok(self.entry(&node.tree, inode, &attributes))
     }
 
-    /// Answers with the outcome of what was done to `number`: where write-ahead logs are shown, once it is durable.
+    /// Answers with the outcome of what was done to `number`: where write-ahead logs are shown,
+    /// once it is durable.
     fn settle<T: Send + 'static>(
         &self,
         number: u64,
@@ -150,19 +166,20 @@ impl Adapter {
         Ok(self.entry(&node.tree, inode, &attributes))
     }
 
-    /// The target to store for a symbolic link: relative if it leads into the same tree, refused if it leads out,
-    /// where branches would share what is there.
+    /// The target to store for a symbolic link: relative if it leads into the same tree, refused if
+    /// it leads out, where branches would share what is there.
     ///
-    /// A running Postgres may not give an absolute one at all: it logs the place of a new tablespace, and a branch
-    /// that replays this would find its parent's directory there. Tools that work before it starts log nothing.
+    /// A running Postgres may not give an absolute one at all: it logs the place of a new
+    /// tablespace, and a branch that replays this would find its parent's directory there. Tools
+    /// that work before it starts log nothing.
     fn link_target(&self, node: &Node, target: &Path) -> Result<Vec<u8>> {
         let leads_out = || {
             tracing::warn!(
                 target = %target.display(),
                 timeline = %node.tree.timeline().id(),
-                "refused a symbolic link out of the branch: what it leads to would be shared between branches; \
-                 use a relative link inside the data directory, and for a tablespace \
-                 SET allow_in_place_tablespaces = on; CREATE TABLESPACE name LOCATION ''"
+                "refused a symbolic link out of the branch: what it leads to would be shared \
+                 between branches; use a relative link inside the data directory, and for a \
+                 tablespace SET allow_in_place_tablespaces = on; CREATE TABLESPACE name LOCATION ''"
             );
             TreeError::Errno(Errno::EPERM)
         };
@@ -193,7 +210,9 @@ impl Adapter {
             Operation::GetAttributes => self.get_attributes(number, reply),
             Operation::SetAttributes(change) => self.set_attributes(number, &change, reply),
             Operation::ReadLink => self.read_link(number, reply),
-            Operation::MakeLink { name, target } => self.make_link(number, owner, (name, target), reply),
+            Operation::MakeLink { name, target } => {
+                self.make_link(number, owner, (name, target), reply)
+            }
             Operation::MakeNode { name, mode } => {
                 let regular = mode & nix::libc::S_IFMT == nix::libc::S_IFREG;
                 let outcome = if regular {
@@ -222,7 +241,9 @@ impl Adapter {
             Operation::Sync { data_only } => self.sync(number, data_only, reply),
             // The kernel may not cache the list of the mount's own directory.
             Operation::OpenDirectory => reply.body(Body::opened(number != MOUNT_ROOT)),
-            Operation::ReadDirectory { offset, size } => self.read_directory(number, offset, size, reply),
+            Operation::ReadDirectory { offset, size } => {
+                self.read_directory(number, offset, size, reply)
+            }
             Operation::SyncDirectory => self.sync_directory(number, reply),
             Operation::Allocate { offset, length, mode } => {
                 let outcome = self.allocate(number, (offset, length), mode);
@@ -237,8 +258,8 @@ impl Adapter {
 
     fn lookup(&self, parent: u64, name: &OsStr, reply: Reply) {
         match self.look_up(parent, name) {
-            // Number 0 lets the kernel remember that there is nothing. In the mount's own directory names come
-            // without its doing, so there it asks again.
+            // Number 0 lets the kernel remember that there is nothing. In the mount's own directory
+            // names come without its doing, so there it asks again.
             Err(TreeError::Errno(Errno::ENOENT)) if parent != MOUNT_ROOT => {
                 reply.body(Body::entry(&Shown { number: 0, ..mount_root(self.owner) }));
             }
@@ -248,7 +269,8 @@ impl Adapter {
 
     fn forget(&self, number: u64, lookups: u64) {
         let Some(node) = self.nodes.forget(number, lookups) else { return };
-        let nameless = node.tree.attributes(node.inode).is_ok_and(|attributes| attributes.links == 0);
+        let nameless =
+            node.tree.attributes(node.inode).is_ok_and(|attributes| attributes.links == 0);
         if nameless && let Err(error) = node.tree.reap(node.inode) {
             // The inode stays, and goes when the timeline is opened the next time.
             report(error);
@@ -290,18 +312,26 @@ impl Adapter {
     }
 
     fn read_link(&self, number: u64, reply: Reply) {
-        let target = self.node(number).and_then(|node| match self.link_to_wal(&node.tree, node.inode) {
-            Some(target) => Ok(target.into_os_string().into_vec()),
-            None => Ok(node.tree.attributes(node.inode)?.target),
-        });
+        let target =
+            self.node(number).and_then(|node| match self.link_to_wal(&node.tree, node.inode) {
+                Some(target) => Ok(target.into_os_string().into_vec()),
+                None => Ok(node.tree.attributes(node.inode)?.target),
+            });
         reply_bytes(reply, target);
     }
 
-    fn make_link(&self, parent: u64, owner: (u32, u32), (name, target): (&OsStr, &Path), reply: Reply) {
-        let outcome = self.node(parent).and_then(|node| self.link_target(&node, target)).and_then(|target| {
-            let new = NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target };
-            self.make(parent, name, &new)
-        });
+    fn make_link(
+        &self,
+        parent: u64,
+        owner: (u32, u32),
+        (name, target): (&OsStr, &Path),
+        reply: Reply,
+    ) {
+        let outcome =
+            self.node(parent).and_then(|node| self.link_target(&node, target)).and_then(|target| {
+                let new = NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target };
+                self.make(parent, name, &new)
+            });
         self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
@@ -311,7 +341,8 @@ impl Adapter {
             if !Arc::ptr_eq(&node.tree, &directory.tree) {
                 return Err(Errno::EXDEV.into());
             }
-            let attributes = node.tree.link(node.inode, directory.inode, name.as_bytes(), now_ns())?;
+            let attributes =
+                node.tree.link(node.inode, directory.inode, name.as_bytes(), now_ns())?;
             Ok(self.entry(&node.tree, node.inode, &attributes))
         });
         self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
@@ -331,7 +362,12 @@ impl Adapter {
             return Err(Errno::EINVAL.into());
         }
         let keep = flags & RENAME_NOREPLACE != 0;
-        from.tree.rename((from.inode, name.as_bytes()), (to.inode, new_name.as_bytes()), keep, now_ns())
+        from.tree.rename(
+            (from.inode, name.as_bytes()),
+            (to.inode, new_name.as_bytes()),
+            keep,
+            now_ns(),
+        )
     }
 
     fn read(&self, number: u64, offset: u64, size: u32, reply: Reply) {
@@ -393,10 +429,12 @@ impl Adapter {
     }
 
     fn list_roots(&self, offset: u64, names: &mut Listing) {
-        let shown = |(name, tree): (&String, &Arc<Tree>)| self.root_inode(tree).map(|_| name.clone());
+        let shown =
+            |(name, tree): (&String, &Arc<Tree>)| self.root_inode(tree).map(|_| name.clone());
         let roots: Vec<String> = read(&self.roots).iter().filter_map(shown).collect();
         for (name, cookie) in roots.iter().zip(DOT_COOKIES[1] + 1..) {
-            if offset < cookie && !names.add(cookie, cookie, FileKind::Directory, OsStr::new(name)) {
+            if offset < cookie && !names.add(cookie, cookie, FileKind::Directory, OsStr::new(name))
+            {
                 break;
             }
         }
@@ -416,7 +454,10 @@ impl Adapter {
         const BLOCK: u32 = 4096;
         let blocks = |bytes: u64| bytes / u64::from(BLOCK);
         let space = self.store.space().map_err(TreeError::from);
-        reply_body(reply, space.map(|(free, total)| Body::space(blocks(free), blocks(total), BLOCK)));
+        reply_body(
+            reply,
+            space.map(|(free, total)| Body::space(blocks(free), blocks(total), BLOCK)),
+        );
     }
 
     fn allocate(&self, number: u64, (offset, length): (u64, u64), mode: i32) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Where a symbolic link may lead: nowhere out of its branch, since what it leads to would be shared between branches.
+//! Where a symbolic link may lead: nowhere out of its branch, since what it leads to would be
+//! shared between branches.
 
 use crate::fs::tree::{Result, Tree};
 use crate::storage::format::{Attributes, FileKind, LaneKind};
@@ -12,8 +13,8 @@ use std::path::{Component, Path, PathBuf};
 /// Deepest directory that may hold a symbolic link.
 const MAX_DEPTH: usize = 64;
 
-/// How many directories lie above a directory in what a mount shows of its tree; looks through all of them, so only for
-/// rare use.
+/// How many directories lie above a directory in what a mount shows of its tree; looks through all
+/// of them, so only for rare use.
 pub fn depth(tree: &Tree, directory: u64) -> Option<usize> {
     let apart = tree.wal_apart().filter(|_| lane_of(directory) == LaneKind::Wal);
     let mut level = vec![apart.unwrap_or(ROOT_INODE)];
@@ -22,7 +23,8 @@ pub fn depth(tree: &Tree, directory: u64) -> Option<usize> {
             return Some(depth);
         }
         let below = level.iter().flat_map(|inode| tree.list(*inode));
-        level = below.filter(|(.., t)| t.kind == FileKind::Directory).map(|(.., t)| t.inode).collect();
+        level =
+            below.filter(|(.., t)| t.kind == FileKind::Directory).map(|(.., t)| t.inode).collect();
     }
     None
 }
@@ -32,12 +34,15 @@ pub fn check_move(tree: &Tree, (inode, attributes): (u64, &Attributes), to: u64)
     let mut below = vec![(inode, attributes.clone(), depth(tree, to).ok_or(Errno::ENOENT)?)];
     while let Some((inode, attributes, depth)) = below.pop() {
         if attributes.kind == FileKind::Symlink
-            && stored_target(Path::new(OsStr::from_bytes(&attributes.target)), depth, None).is_none()
+            && stored_target(Path::new(OsStr::from_bytes(&attributes.target)), depth, None)
+                .is_none()
         {
             return Err(Errno::EPERM.into());
         }
         if attributes.kind == FileKind::Directory {
-            for (.., target) in tree.list(inode).into_iter().filter(|(.., t)| t.kind != FileKind::File) {
+            for (.., target) in
+                tree.list(inode).into_iter().filter(|(.., t)| t.kind != FileKind::File)
+            {
                 below.push((target.inode, tree.attributes(target.inode)?, depth + 1));
             }
         }
@@ -45,8 +50,9 @@ pub fn check_move(tree: &Tree, (inode, attributes): (u64, &Attributes), to: u64)
     Ok(())
 }
 
-/// The target to store for a link in a directory that lies `depth` below its tree's root, which is shown at `root`;
-/// `None` if it leads out. An absolute target inside becomes relative, so that a branch's copy leads into the branch.
+/// The target to store for a link in a directory that lies `depth` below its tree's root, which is
+/// shown at `root`; `None` if it leads out. An absolute target inside becomes relative, so that a
+/// branch's copy leads into the branch.
 pub fn stored_target(target: &Path, mut depth: usize, root: Option<&Path>) -> Option<PathBuf> {
     let mut stored = PathBuf::new();
     if target.is_absolute() {

@@ -1,9 +1,10 @@
-//! The mounts of a store, one for data directories and one for write-ahead logs, and the directories of timelines in them.
+//! The mounts of a store, one for data directories and one for write-ahead logs, and the
+//! directories of timelines in them.
 //!
-//! A timeline is reachable as `MOUNT/TIMELINE` while it is attached, and its write-ahead log, once it has one, through the link
-//! `pg_wal` there. A timeline that had to be opened anew after a
-//! failed write gets a new directory name, because the kernel may hold pages of the old one that never reached the
-//! disk. Never call these functions from a thread that serves the mount.
+//! A timeline is reachable as `MOUNT/TIMELINE` while it is attached, and its write-ahead log, once
+//! it has one, through the link `pg_wal` there. A timeline that had to be opened anew after a
+//! failed write gets a new directory name, because the kernel may hold pages of the old one that
+//! never reached the disk. Never call these functions from a thread that serves the mount.
 
 use crate::error::{Error, Result};
 use crate::fs::device::{self, Mounted};
@@ -28,7 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How far the kernel reads ahead of a sequential reader. With 128 KiB, its default, there are four times as many requests.
+/// How far the kernel reads ahead of a sequential reader. With 128 KiB, its default, there are four
+/// times as many requests.
 const READ_AHEAD_KIB: u32 = 512;
 /// What is done when a timeline is attached.
 const PREPARE: &str = "prepare a data directory";
@@ -42,7 +44,8 @@ const MAX_STALE: usize = 16;
 pub enum IoUring {
     /// If the kernel has that switched on.
     Auto,
-    /// Switch it on in the kernel, which only root may; it stays on for other mounts too. If there is none, do without.
+    /// Switch it on in the kernel, which only root may; it stays on for other mounts too. If there
+    /// is none, do without.
     On,
     /// Never.
     Off,
@@ -54,7 +57,10 @@ impl IoUring {
         if self == Self::On
             && let Err(error) = ring::switch_on()
         {
-            tracing::warn!(%error, "the kernel does not let FUSE use io_uring; requests are read from /dev/fuse");
+            tracing::warn!(
+                %error,
+                "the kernel does not let FUSE use io_uring; requests are read from /dev/fuse"
+            );
         }
         self != Self::Off && ring::is_possible()
     }
@@ -96,10 +102,10 @@ struct Attached {
 }
 
 impl Mount {
-    /// Mounts the store. New data directories will belong to `owner`; if that is
-    /// somebody else than the user of this process, everybody may enter the mounts and the kernel checks permissions. With
-    /// `first_uid`, which only root may give, each timeline is shown to belong to a user of its own. Where io_uring is wanted and
-    /// cannot be had, it is done without.
+    /// Mounts the store. New data directories will belong to `owner`; if that is somebody else than
+    /// the user of this process, everybody may enter the mounts and the kernel checks permissions.
+    /// With `first_uid`, which only root may give, each timeline is shown to belong to a user of
+    /// its own. Where io_uring is wanted and cannot be had, it is done without.
     pub fn new(
         store: Arc<Store>,
         places: Places<'_>,
@@ -147,14 +153,16 @@ impl Mount {
 
     fn show_tree(&self, id: TimelineId, entry: &mut Attached, tree: Tree) -> Result<PathBuf> {
         tree.remove_nameless().map_err(|error| error.into_error(PREPARE))?;
-        let name = if entry.renewals == 0 { id.to_string() } else { format!("{id}-{}", entry.renewals) };
+        let name =
+            if entry.renewals == 0 { id.to_string() } else { format!("{id}-{}", entry.renewals) };
         set_root(&self.roots, &name, Some(Arc::new(tree)));
         entry.name = Some(name.clone());
         Ok(self.mountpoint.join(name))
     }
 
-    /// Gives a new root timeline its directory, and makes it reachable for the tools that fill it, with its write-ahead log
-    /// inside. It belongs to the owner of all files until [`Mount::filled`].
+    /// Gives a new root timeline its directory, and makes it reachable for the tools that fill it,
+    /// with its write-ahead log inside. It belongs to the owner of all files until
+    /// [`Mount::filled`].
     pub fn attach_new(&self, id: TimelineId) -> Result<PathBuf> {
         let tree = Tree::new(self.store.timeline(id)?);
         tree.make_root(self.owner, machine_ns()).map_err(|error| error.into_error(PREPARE))?;
@@ -162,8 +170,8 @@ impl Mount {
         self.show_tree(id, &mut lock(&entry), tree)
     }
 
-    /// The tools are done with a new timeline: its directory is no longer reachable. They synced what they wrote; the rest the kernel
-    /// is asked for, without being sure that it waits.
+    /// The tools are done with a new timeline: its directory is no longer reachable. They synced
+    /// what they wrote; the rest the kernel is asked for, without being sure that it waits.
     pub fn filled(&self, id: TimelineId) -> Result<()> {
         let failed = |e| Error::io(format!("sync {}", self.mountpoint.display()), &e);
         let directory = fs::File::open(&self.mountpoint).map_err(failed)?;
@@ -180,8 +188,8 @@ impl Mount {
         }
     }
 
-    /// The first bytes of a file in an attached timeline's directory, as far as the kernel has handed them over; nothing
-    /// if it is not there. The mount is not used.
+    /// The first bytes of a file in an attached timeline's directory, as far as the kernel has
+    /// handed them over; nothing if it is not there. The mount is not used.
     pub fn received_file(&self, id: TimelineId, name: &[u8]) -> Option<Vec<u8>> {
         let entry = lock(&self.attached).get(&id).cloned()?;
         let directory = lock(&entry).name.clone()?;
@@ -191,8 +199,8 @@ impl Mount {
         Some(buffer[range].to_vec())
     }
 
-    /// Nobody uses the timeline's directory any more. It stays, and what the kernel cached of it, so that coming back
-    /// to it soon is cheap.
+    /// Nobody uses the timeline's directory any more. It stays, and what the kernel cached of it,
+    /// so that coming back to it soon is cheap.
     pub fn leave(&self, id: TimelineId) {
         let entry = lock(&self.attached).get(&id).cloned();
         if let Some(entry) = entry {
@@ -223,7 +231,8 @@ impl Mount {
 
     fn hide(&self, name: &str) {
         set_root(&self.roots, name, None);
-        let notifiers: Vec<_> = lock(&self.served).iter().map(|served| served.session.notifier()).collect();
+        let notifiers: Vec<_> =
+            lock(&self.served).iter().map(|served| served.session.notifier()).collect();
         for notifier in notifiers {
             notifier.forget_name(MOUNT_ROOT, OsStr::new(name));
         }
@@ -259,7 +268,8 @@ impl Served {
         ring: bool,
     ) -> Result<Self> {
         let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let adapter = Arc::new(Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me));
+        let adapter =
+            Arc::new(Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me));
         // If it is not served after all, it is unmounted as what mounted it goes.
         let mount = || device::mount_at(at, owner != me).map_err(|error| cannot_mount(at, &error));
         let (device, mounted) = mount()?;
@@ -287,7 +297,8 @@ impl Served {
     }
 }
 
-/// Has the kernel read further ahead, which only root may ask for: what a mount wishes as it begins can only make it less.
+/// Has the kernel read further ahead, which only root may ask for: what a mount wishes as it begins
+/// can only make it less.
 fn read_ahead(mountpoint: &Path) -> io::Result<()> {
     use nix::sys::stat::{major, minor, stat};
     let device = stat(mountpoint)?.st_dev;
@@ -303,7 +314,8 @@ fn make_mountpoint(path: &Path) -> Result<PathBuf> {
 
 fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
     let remedy = if !Path::new("/dev/fuse").exists() {
-        "this machine has no /dev/fuse: load the kernel module with `modprobe fuse`, or give the container the device"
+        "this machine has no /dev/fuse: load the kernel module with `modprobe fuse`, or give the \
+         container the device"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         "this user may not use FUSE: open /dev/fuse to it (mode 0666) or start the server as root"
     } else if error.kind() == io::ErrorKind::NotFound {
@@ -311,7 +323,10 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
     } else {
         "check that fuse3 is installed and the directory is not in use"
     };
-    Error::unavailable("no_fuse", format!("cannot mount at {}: {error}; {remedy}", mountpoint.display()))
+    Error::unavailable(
+        "no_fuse",
+        format!("cannot mount at {}: {error}; {remedy}", mountpoint.display()),
+    )
 }
 
 /// Removes the mounts that killed servers left behind, whose every use fails with "not connected".
@@ -330,7 +345,9 @@ fn clear_stale(mountpoint: &Path) -> Result<()> {
 }
 
 fn still_there(mountpoint: &Path) -> Error {
-    let detail =
-        format!("a dead mount is at {0}: remove it with `fusermount3 -uz {0}`", mountpoint.display());
+    let detail = format!(
+        "a dead mount is at {0}: remove it with `fusermount3 -uz {0}`",
+        mountpoint.display()
+    );
     Error::unavailable("stale_mount", detail)
 }

@@ -1,7 +1,8 @@
 //! The numbers by which the kernel knows inodes.
 //!
-//! A number stands for an inode of one tree and is never given twice, so two timelines never share what the kernel
-//! caches, and a branch that was reset never sees stale contents. A number lives until the kernel forgets it.
+//! A number stands for an inode of one tree and is never given twice, so two timelines never share
+//! what the kernel caches, and a branch that was reset never sees stale contents. A number lives
+//! until the kernel forgets it.
 
 use crate::fs::tree::Tree;
 use crate::locks::{read, write};

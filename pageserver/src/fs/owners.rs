@@ -1,7 +1,8 @@
-//! Who owns a branch's files: in the store all of them belong to one user, and each compute is shown that they are its own.
+//! Who owns a branch's files: in the store all of them belong to one user, and each compute is
+//! shown that they are its own.
 //!
-//! So a fork, which is made of the same records, has other owners than its parent, and no compute can enter the directory
-//! of another.
+//! So a fork, which is made of the same records, has other owners than its parent, and no compute
+//! can enter the directory of another.
 
 use crate::error::{Error, Result};
 use crate::storage::page::TimelineId;
@@ -37,7 +38,8 @@ fn exchange((user, group): Owner, from: Owner, to: Owner) -> Owner {
     (if user == from.0 { to.0 } else { user }, if group == from.1 { to.1 } else { group })
 }
 
-/// The user and group of a timeline's compute, if computes have numbers of their own from `first` on.
+/// The user and group of a timeline's compute, if computes have numbers of their own from `first`
+/// on.
 pub fn of_compute(first: u32, timeline: TimelineId) -> Result<Owner> {
     let number = u32::try_from(timeline.0).ok().and_then(|nth| first.checked_add(nth));
     let number = number.filter(|number| *number < u32::MAX).ok_or_else(|| {

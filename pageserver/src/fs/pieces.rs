@@ -1,4 +1,5 @@
-//! What is changed of a file's pages: a write, cut at page boundaries, and the cutting off of its end.
+//! What is changed of a file's pages: a write, cut at page boundaries, and the cutting off of its
+//! end.
 
 use crate::fs::tree::Result;
 use crate::storage::commit::Commit;
@@ -29,13 +30,18 @@ pub(super) fn pieces(offset: u64, data: &[u8]) -> Result<Vec<Piece<'_>>> {
     // A run of pages is one piece as long as they are all zeros or all not.
     while rest.len() >= PAGE_BYTES {
         let zeros = is_zeros(&rest[..PAGE_BYTES]);
-        let count = rest.chunks_exact(PAGE_BYTES).take_while(|page| is_zeros(page) == zeros).count();
+        let count =
+            rest.chunks_exact(PAGE_BYTES).take_while(|page| is_zeros(page) == zeros).count();
         let (bytes, behind) = rest.split_at(count * PAGE_BYTES);
         let blocks = block_number(count as u64)?;
         pieces.push(if zeros {
             Piece::Zeros { block, count: blocks }
         } else {
-            Piece::Pages { block, crcs: bytes.chunks_exact(PAGE_BYTES).map(crc32fast::hash).collect(), bytes }
+            Piece::Pages {
+                block,
+                crcs: bytes.chunks_exact(PAGE_BYTES).map(crc32fast::hash).collect(),
+                bytes,
+            }
         });
         (block, rest) = (block + blocks, behind);
     }
@@ -46,7 +52,8 @@ pub(super) fn pieces(offset: u64, data: &[u8]) -> Result<Vec<Piece<'_>>> {
 }
 
 fn is_zeros(page: &[u8]) -> bool {
-    // A comparison of slices stops at the first word that differs, which in a page in use is its header.
+    // A comparison of slices stops at the first word that differs, which in a page in use is its
+    // header.
     *page == [0; PAGE_BYTES]
 }
 

@@ -1,7 +1,8 @@
-//! Where a thread that serves a ring may run. To hand a request over on one processor is a switch of tasks; if another one
-//! has to take it and sleeps, that must be woken first, which in a virtual machine can take longer than the request. So a
-//! thread stays on the processor that its requests come from, unless there is work for more than one: requests that come
-//! from several, or a long one, beside which whoever reads ahead goes on.
+//! Where a thread that serves a ring may run. To hand a request over on one processor is a switch
+//! of tasks; if another one has to take it and sleeps, that must be woken first, which in a virtual
+//! machine can take longer than the request. So a thread stays on the processor that its requests
+//! come from, unless there is work for more than one: requests that come from several, or a long
+//! one, beside which whoever reads ahead goes on.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -10,13 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Requests of a mount in a row from one processor, after which no other one is taken to have any.
 const IN_A_ROW: u32 = 8;
-/// A request with so many bytes is a long one: copied, and perhaps unpacked, in tens of microseconds.
+/// A request with so many bytes is a long one: copied, and perhaps unpacked, in tens of
+/// microseconds.
 const LONG_BYTES: usize = 64 << 10;
 /// The calling thread.
 const THIS: Pid = Pid::from_raw(0);
 
-/// From which processor the last requests of a mount came, and in the upper half how many in a row. It is a guess what comes
-/// next, so one of two at once may be lost.
+/// From which processor the last requests of a mount came, and in the upper half how many in a row.
+/// It is a guess what comes next, so one of two at once may be lost.
 #[derive(Default)]
 pub(super) struct Origins(AtomicU32);
 
@@ -54,7 +56,8 @@ enum State {
     Refused,
 }
 
-/// Where the thread that has it may run. A thread that it made would be bound as it is itself; these make none.
+/// Where the thread that has it may run. A thread that it made would be bound as it is itself;
+/// these make none.
 pub(super) struct Place {
     processor: u16,
     origins: Arc<Origins>,
@@ -71,7 +74,8 @@ impl Place {
         self.origins.note(self.processor);
     }
 
-    /// Notes that it had so many bytes. Whether the thread is where it should wait for the next one.
+    /// Notes that it had so many bytes. Whether the thread is where it should wait for the next
+    /// one.
     pub(super) fn end(&self, bytes: usize) -> bool {
         if bytes >= LONG_BYTES {
             self.origins.forget();
@@ -99,10 +103,12 @@ impl Place {
 fn bind(processor: u16) -> bool {
     let mut one = CpuSet::new();
     let may = sched_getaffinity(THIS).and_then(|now| now.is_set(usize::from(processor)));
-    may == Ok(true) && one.set(usize::from(processor)).and_then(|()| sched_setaffinity(THIS, &one)).is_ok()
+    may == Ok(true)
+        && one.set(usize::from(processor)).and_then(|()| sched_setaffinity(THIS, &one)).is_ok()
 }
 
-/// Lets the thread run wherever the process may, which its first thread shows, as that is never bound.
+/// Lets the thread run wherever the process may, which its first thread shows, as that is never
+/// bound.
 fn free() -> bool {
     sched_getaffinity(Pid::this()).and_then(|all| sched_setaffinity(THIS, &all)).is_ok()
 }
@@ -198,7 +204,10 @@ mod tests {
                     serve(&mut place, 0);
                 }
                 assert_eq!(may_run(), [first]);
-                assert_eq!(place.state, if processor == first { State::Bound } else { State::Refused });
+                assert_eq!(
+                    place.state,
+                    if processor == first { State::Bound } else { State::Refused }
+                );
             }
         });
     }

@@ -1,5 +1,6 @@
-//! The FUSE protocol, as far as it is spoken here: requests of the kernel are taken apart, and what they are answered is put
-//! together. The shapes are those of `include/uapi/linux/fuse.h`, version 7.31 and later, in the byte order of the machine.
+//! The FUSE protocol, as far as it is spoken here: requests of the kernel are taken apart, and what
+//! they are answered is put together. The shapes are those of `include/uapi/linux/fuse.h`, version
+//! 7.31 and later, in the byte order of the machine.
 
 use crate::storage::format::FileKind;
 use crate::storage::page::PAGE_BYTES;
@@ -201,7 +202,12 @@ impl<'a> Cursor<'a> {
 /// Bytes of the arguments that have a fixed place, of what stands before names and data.
 fn fixed_bytes(code: u32) -> usize {
     match code {
-        code::RENAME | code::LINK | code::MKDIR | code::OPENDIR | code::FORGET | code::BATCH_FORGET => 8,
+        code::RENAME
+        | code::LINK
+        | code::MKDIR
+        | code::OPENDIR
+        | code::FORGET
+        | code::BATCH_FORGET => 8,
         code::GETATTR | code::MKNOD | code::FSYNC | code::FSYNCDIR | code::RENAME2 => 16,
         code::RELEASE | code::RELEASEDIR => 24,
         code::FALLOCATE => 32,
@@ -211,7 +217,8 @@ fn fixed_bytes(code: u32) -> usize {
     }
 }
 
-/// Takes a request apart that is in one piece. `Err` has what it is known by, as far as that can be told.
+/// Takes a request apart that is in one piece. `Err` has what it is known by, as far as that can be
+/// told.
 pub(super) fn decode(bytes: &[u8]) -> Result<Request<'_>, Option<u64>> {
     let (header, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or(None)?;
     let code = Cursor(&header[4..]).u32().ok_or(None)?;
@@ -236,7 +243,12 @@ pub(super) fn decode_parts<'a>(
     Ok(Request { unique, node, uid, gid, operation })
 }
 
-fn operation<'a>(code: u32, node: u64, mut fixed: Cursor<'a>, mut rest: Cursor<'a>) -> Option<Operation<'a>> {
+fn operation<'a>(
+    code: u32,
+    node: u64,
+    mut fixed: Cursor<'a>,
+    mut rest: Cursor<'a>,
+) -> Option<Operation<'a>> {
     Some(match code {
         code::LOOKUP => Operation::LookUp { name: rest.name()? },
         code::FORGET => Operation::Forget(vec![(node, fixed.u64()?)]),
@@ -244,7 +256,9 @@ fn operation<'a>(code: u32, node: u64, mut fixed: Cursor<'a>, mut rest: Cursor<'
         code::GETATTR => Operation::GetAttributes,
         code::SETATTR => Operation::SetAttributes(change(fixed)?),
         code::READLINK => Operation::ReadLink,
-        code::SYMLINK => Operation::MakeLink { name: rest.name()?, target: Path::new(rest.name()?) },
+        code::SYMLINK => {
+            Operation::MakeLink { name: rest.name()?, target: Path::new(rest.name()?) }
+        }
         code::MKNOD => Operation::MakeNode { mode: fixed.u32()?, name: rest.name()? },
         code::MKDIR => Operation::MakeDirectory { mode: fixed.u32()?, name: rest.name()? },
         code::UNLINK => Operation::Remove { name: rest.name()?, directory: false },

@@ -23,11 +23,15 @@ fn a_request_is_taken_apart_in_one_piece_and_in_three() {
         code::RENAME2,
         &[&[9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], &b"old\0new\0"[..]].concat(),
     );
-    let Operation::Rename { name, new_parent, new_name, flags } = decode(&bytes).ok().unwrap().operation
+    let Operation::Rename { name, new_parent, new_name, flags } =
+        decode(&bytes).ok().unwrap().operation
     else {
         panic!("no rename");
     };
-    assert_eq!((name.as_bytes(), new_parent, new_name.as_bytes(), flags), (&b"old"[..], 9, &b"new"[..], 1));
+    assert_eq!(
+        (name.as_bytes(), new_parent, new_name.as_bytes(), flags),
+        (&b"old"[..], 9, &b"new"[..], 1)
+    );
 }
 
 #[test]

@@ -37,7 +37,8 @@ pub(super) enum Target {
     Slot(Arc<Slot>),
 }
 
-/// Answers a request, once, from any thread. One that is forgotten is answered with EIO, as somebody waits for it.
+/// Answers a request, once, from any thread. One that is forgotten is answered with EIO, as
+/// somebody waits for it.
 pub(super) struct Reply {
     unique: u64,
     target: Option<Target>,
@@ -92,7 +93,9 @@ impl Reply {
         if let Err(error) = device.write_vectored(&[IoSlice::new(&header), IoSlice::new(bytes)]) {
             match error.raw_os_error().map(Errno::from_raw) {
                 // Whoever asked was killed meanwhile, or the mount is gone.
-                Some(Errno::ENOENT | Errno::ENODEV) => tracing::debug!(%error, "nobody waits for an answer"),
+                Some(Errno::ENOENT | Errno::ENODEV) => {
+                    tracing::debug!(%error, "nobody waits for an answer")
+                }
                 _ => tracing::error!(%error, "cannot answer the kernel"),
             }
         }
@@ -118,7 +121,8 @@ pub(super) fn report(error: TreeError) -> Errno {
 
 fn report_store(error: &Error) {
     match error.code {
-        // Written back by the kernel after the branch was deleted, or refused since a failure that was logged.
+        // Written back by the kernel after the branch was deleted, or refused since a failure that
+        // was logged.
         "dropped" | "latched" => tracing::debug!(%error, "refused"),
         // A full disk latches too, and the kernel then tries each of thousands of pages.
         "disk_full" => tracing::debug!(%error, "refused"),

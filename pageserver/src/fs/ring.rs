@@ -1,6 +1,7 @@
-//! Requests over io_uring instead of reads and writes of `/dev/fuse`, where the kernel has that switched on: a request goes
-//! to a thread that waits for those of the processor it comes from, and the answer and the wait for the next one are one
-//! system call. How it works is in the kernel's `Documentation/filesystems/fuse/fuse-io-uring.rst`.
+//! Requests over io_uring instead of reads and writes of `/dev/fuse`, where the kernel has that
+//! switched on: a request goes to a thread that waits for those of the processor it comes from, and
+//! the answer and the wait for the next one are one system call. How it works is in the kernel's
+//! `Documentation/filesystems/fuse/fuse-io-uring.rst`.
 
 use crate::fs::place::{Origins, Place};
 use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
@@ -19,7 +20,8 @@ const DEPTH: usize = 6;
 const MAX_THREADS: usize = 64;
 /// Fewer for each processor would hold one another up.
 const LEAST_DEPTH: usize = 4;
-/// Shared with the kernel beside what is transferred: header, fixed arguments, and which request it is.
+/// Shared with the kernel beside what is transferred: header, fixed arguments, and which request it
+/// is.
 const SHARED_BYTES: usize = FIXED_OFFSET + FIXED_BYTES + 32;
 const FIXED_OFFSET: usize = 128;
 const FIXED_BYTES: usize = 128;
@@ -45,10 +47,13 @@ pub(super) fn is_possible() -> bool {
     is_switched_on()
         && processors().is_ok_and(|count| count * LEAST_DEPTH <= MAX_THREADS)
         // This process may be forbidden to use any ring.
-        && File::open("/dev/null").and_then(|any| Commands::new(Arc::new(any), SHARED_BYTES, 1)).is_ok()
+        && File::open("/dev/null")
+            .and_then(|any| Commands::new(Arc::new(any), SHARED_BYTES, 1))
+            .is_ok()
 }
 
-/// The processors that there may ever be. Each must have its threads before the first request is served.
+/// The processors that there may ever be. Each must have its threads before the first request is
+/// served.
 fn processors() -> io::Result<usize> {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible")?;
     let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
@@ -132,21 +137,23 @@ impl Ring {
         }
     }
 
-    /// Has the request that is there served, and puts the answer in its place; by what it is known, and the bytes of data
-    /// that came or go.
+    /// Has the request that is there served, and puts the answer in its place; by what it is known,
+    /// and the bytes of data that came or go.
     fn answer(&mut self, serve: &impl Fn(Request<'_>, Reply)) -> (u64, usize) {
         let (header, body) = self.commands.parts();
-        let number = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        let number =
+            |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         let (unique, commit) = (number(8), number(COMMIT_OFFSET));
-        let length = header[LENGTH_OFFSET..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let length =
+            header[LENGTH_OFFSET..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         let data = &body[..usize::try_from(length).unwrap_or(0).min(body.len())];
         let came = data.len();
         let fixed = &header[FIXED_OFFSET..FIXED_OFFSET + FIXED_BYTES];
         let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
             Ok(request) => {
                 let reply = Reply::new(unique, Target::Slot(Arc::clone(&self.slot)));
-                // A panic ends the server. In builds where it does not, as in tests, whoever asked gets an error: the reply that is
-                // dropped is one.
+                // A panic ends the server. In builds where it does not, as in tests, whoever asked
+                // gets an error: the reply that is dropped is one.
                 let served = catch_unwind(AssertUnwindSafe(|| serve(request, reply)));
                 let answer = self.slot.take();
                 if served.is_err() {

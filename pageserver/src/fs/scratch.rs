@@ -1,11 +1,12 @@
 //! Contents of temporary files, which no start of Postgres needs.
 //!
-//! What a sort, a hash or the building of an index has no memory for, Postgres writes to files in directories
-//! `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start removes unread. Its lock file is
-//! about the process that runs, and the server removes it before each start, as it must: Postgres refuses one that says
-//! nothing. Names and lengths of these files are in the timeline, as of any other. Their contents are in files of the
-//! server's own, which have no name: so they come into no log, layer or branch, a sync of them writes nothing, and they go
-//! with their tree. A branch finds zeros in their place.
+//! What a sort, a hash or the building of an index has no memory for, Postgres writes to files in
+//! directories `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start
+//! removes unread. Its lock file is about the process that runs, and the server removes it before
+//! each start, as it must: Postgres refuses one that says nothing. Names and lengths of these files
+//! are in the timeline, as of any other. Their contents are in files of the server's own, which
+//! have no name: so they come into no log, layer or branch, a sync of them writes nothing, and they
+//! go with their tree. A branch finds zeros in their place.
 
 use crate::locks::lock;
 use crate::storage::page::ROOT_INODE;
@@ -62,7 +63,11 @@ pub(super) struct Scratch {
 impl Place {
     /// The directory `path`, made if missing; none if the file system there has no nameless files.
     pub fn prepare(path: &Path) -> Option<Arc<Self>> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path).and_then(|()| nameless(path));
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .and_then(|()| nameless(path));
         let limit = made.and_then(|_| Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1));
         match limit {
             Ok(limit) => {
@@ -70,7 +75,10 @@ impl Place {
                 Some(Arc::new(Self { directory, open, most: limit / 4 }))
             }
             Err(error) => {
-                tracing::warn!(place = %path.display(), %error, "what queries spill goes to the store, and its history");
+                tracing::warn!(
+                    place = %path.display(), %error,
+                    "what queries spill goes to the store, and its history"
+                );
                 None
             }
         }
@@ -164,16 +172,21 @@ impl Scratch {
 
     /// Whether the inode may get this name: what is temporary must not become anything else.
     pub(super) fn lets_move(&self, inode: u64, directory: u64, name: &[u8]) -> bool {
-        let holds = lock(&self.directories).get(&inode).is_some_and(|holds| *holds != Temporary::Nothing);
+        let holds =
+            lock(&self.directories).get(&inode).is_some_and(|holds| *holds != Temporary::Nothing);
         !(holds || self.contents(inode).is_some()) || self.takes(directory, name)
     }
 
-    /// What is to keep the contents of a new file of this name; none if it is not temporary, or the store has to keep them.
+    /// What is to keep the contents of a new file of this name; none if it is not temporary, or the
+    /// store has to keep them.
     pub(super) fn make(&self, directory: u64, name: &[u8]) -> Option<Contents> {
         let place = self.place.as_ref().filter(|_| self.takes(directory, name))?;
         Contents::make(place).unwrap_or_else(|error| {
             let place = place.directory.display();
-            tracing::warn!(%place, %error, "no temporary file can be made: contents of one go to the store, and its history");
+            tracing::warn!(
+                %place, %error,
+                "no temporary file can be made: contents of one go to the store, and its history"
+            );
             None
         })
     }
@@ -242,7 +255,10 @@ mod tests {
         scratch.meet_directory(30, b"PG_15_202209061", 31);
         scratch.meet_directory(31, b"pgsql_tmp", 32);
         scratch.meet_directory(33, b"pgsql_tmp", 34);
-        assert!(scratch.takes(32, b"pgsql_tmp1") && !scratch.takes(34, b"pgsql_tmp1"), "somebody's own");
+        assert!(
+            scratch.takes(32, b"pgsql_tmp1") && !scratch.takes(34, b"pgsql_tmp1"),
+            "somebody's own"
+        );
         let nowhere = Scratch::default();
         nowhere.meet_directory(ROOT_INODE, b"base", 6);
         nowhere.meet_directory(6, b"pgsql_tmp", 7);
@@ -251,7 +267,8 @@ mod tests {
 
     #[test]
     fn there_are_only_so_many() {
-        let place = Arc::new(Place { most: 2, directory: std::env::temp_dir(), open: AtomicU64::new(0) });
+        let place =
+            Arc::new(Place { most: 2, directory: std::env::temp_dir(), open: AtomicU64::new(0) });
         let make = || Contents::make(&place).unwrap();
         let (first, second) = (make(), make());
         assert!(first.is_some() && second.is_some() && make().is_none());
@@ -272,9 +289,14 @@ mod tests {
     fn a_tree_keeps_contents_apart_and_what_is_temporary_stays_so() {
         let (disk, _store, timeline, tree) = tree();
         let make = |directory: u64, name: &[u8], kind: FileKind| {
-            tree.make(directory, name, &NewInode { kind, mode: 0o700, owner: (0, 0), target: &[] }, 1)
-                .unwrap()
-                .0
+            tree.make(
+                directory,
+                name,
+                &NewInode { kind, mode: 0o700, owner: (0, 0), target: &[] },
+                1,
+            )
+            .unwrap()
+            .0
         };
         let base = make(ROOT_INODE, b"base", FileKind::Directory);
         let directory = make(base, b"pgsql_tmp", FileKind::Directory);
@@ -286,14 +308,18 @@ mod tests {
         disk.take_trace();
         tree.write(file, 100, &[7; 20_000]).unwrap();
         assert_eq!(read(&tree), [[0; 100].as_slice(), &[7; 20_000]].concat());
-        let cut =
-            |size| tree.set_attributes(file, &Wanted { size: Some(size), ..Wanted::default() }).unwrap();
+        let cut = |size| {
+            tree.set_attributes(file, &Wanted { size: Some(size), ..Wanted::default() }).unwrap()
+        };
         cut(5_000);
         cut(6_000);
         let expected = [[0; 100].as_slice(), &[7; 4_900], &[0; 1_000]].concat();
         assert_eq!(read(&tree), expected, "what was cut off came back");
-        let written: usize =
-            disk.take_trace().iter().filter_map(|line| line.rsplit('+').next()?.parse::<usize>().ok()).sum();
+        let written: usize = disk
+            .take_trace()
+            .iter()
+            .filter_map(|line| line.rsplit('+').next()?.parse::<usize>().ok())
+            .sum();
         assert!(written < 1_000, "{written} bytes went to the store");
         let refused = |outcome: crate::fs::tree::Result<()>| outcome.unwrap_err().errno();
         assert_eq!(refused(tree.punch(file, 0, 100)), Errno::EOPNOTSUPP);

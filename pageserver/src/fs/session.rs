@@ -25,12 +25,14 @@ const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 const BUFFER_BYTES: usize = MAX_TRANSFER_BYTES as usize + 4096;
 /// Requests that the kernel may have in flight in the background.
 const MAX_BACKGROUND: u16 = 64;
-/// Times in whole seconds, so that the kernel has a new one to report with a commit's sync once a second and not at
-/// every commit.
+/// Times in whole seconds, so that the kernel has a new one to report with a commit's sync once a
+/// second and not at every commit.
 const TIME_STEP: Duration = Duration::from_secs(1);
 /// What the kernel must have.
-const NEEDED: u64 = flag::WRITEBACK_CACHE | flag::PARALLEL_DIROPS | flag::MAX_PAGES | flag::BIG_WRITES;
-/// What is used if the kernel has it. Links are cached, or that to the write-ahead log would be asked for with each file.
+const NEEDED: u64 =
+    flag::WRITEBACK_CACHE | flag::PARALLEL_DIROPS | flag::MAX_PAGES | flag::BIG_WRITES;
+/// What is used if the kernel has it. Links are cached, or that to the write-ahead log would be
+/// asked for with each file.
 const WANTED: u64 = flag::ASYNC_READ | flag::CACHE_SYMLINKS | flag::INIT_EXT;
 
 /// A mount that is served.
@@ -82,8 +84,10 @@ impl Session {
         let mut outcome = Ok(());
         // All of them are waited for, also behind one that panicked.
         for thread in self.threads {
-            outcome =
-                thread.join().map_err(|_| io::Error::other("a thread of the mount panicked")).and(outcome);
+            outcome = thread
+                .join()
+                .map_err(|_| io::Error::other("a thread of the mount panicked"))
+                .and(outcome);
         }
         outcome
     }
@@ -93,13 +97,15 @@ impl Session {
         let (sender, receiver) = channel();
         let origins = Arc::<Origins>::default();
         for (nth, queue) in queues.iter().copied().enumerate() {
-            let (adapter, device, sender) = (Arc::clone(adapter), Arc::clone(&self.device), sender.clone());
+            let (adapter, device, sender) =
+                (Arc::clone(adapter), Arc::clone(&self.device), sender.clone());
             let origins = Arc::clone(&origins);
             let run = move || serve_ring(&adapter, device, queue, origins, &sender);
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
         drop(sender);
-        // All are waited for, also behind one that failed: the mount must not go while others begin.
+        // All are waited for, also behind one that failed: the mount must not go while others
+        // begin.
         let outcomes: Vec<_> = receiver.iter().take(queues.len()).collect();
         if outcomes.len() < queues.len() {
             return Err(io::Error::other("a thread of the mount ended"));
@@ -153,7 +159,9 @@ fn serve_device(adapter: &Adapter, device: &Arc<File>, mut buffer: impl DerefMut
                 let reply = Reply::new(request.unique, Target::Device(Arc::clone(device)));
                 adapter.serve(request, reply);
             }
-            Err(Some(unique)) => Reply::new(unique, Target::Device(Arc::clone(device))).error(Errno::EIO),
+            Err(Some(unique)) => {
+                Reply::new(unique, Target::Device(Arc::clone(device))).error(Errno::EIO)
+            }
             Err(None) => return tracing::error!(length, "the kernel sent what is no request"),
         }
     }
@@ -170,7 +178,8 @@ fn agree(device: &Arc<File>, ring: bool) -> io::Result<bool> {
     };
     let too_old = || {
         io::Error::other(
-            "the kernel speaks FUSE older than 7.31, or without a write-back cache: a newer one is needed",
+            "the kernel speaks FUSE older than 7.31, or without a write-back cache: a newer one is \
+             needed",
         )
     };
     let (unique, offer) = match protocol::decode(&buffer[..length.max(HEADER_BYTES)]) {

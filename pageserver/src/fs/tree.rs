@@ -1,8 +1,10 @@
-//! A timeline as a tree of files: names, inodes, sizes, attributes, contents. Knows nothing of FUSE.
+//! A timeline as a tree of files: names, inodes, sizes, attributes, contents. Knows nothing of
+//! FUSE.
 //!
-//! Each operation is one record of the timeline, so a crash leaves it done or not done. Invariants: bytes of a page
-//! beyond the file's length are zeros; an inode without a name has 0 links and goes when the kernel forgets it.
-//! The kernel serialises changes of a directory and its inodes, so an operation may look before it commits.
+//! Each operation is one record of the timeline, so a crash leaves it done or not done. Invariants:
+//! bytes of a page beyond the file's length are zeros; an inode without a name has 0 links and goes
+//! when the kernel forgets it. The kernel serialises changes of a directory and its inodes, so an
+//! operation may look before it commits.
 
 use crate::error::{Error, Kind};
 use crate::fs::links;
@@ -124,8 +126,8 @@ impl Wanted {
 /// The tree of one open timeline.
 pub struct Tree {
     timeline: Arc<Timeline>,
-    /// Times that the kernel reported for written files. They go to the log with the next full sync of the file:
-    /// `fdatasync` at each commit does not ask for them.
+    /// Times that the kernel reported for written files. They go to the log with the next full sync
+    /// of the file: `fdatasync` at each commit does not ask for them.
     times: Mutex<HashMap<u64, (i64, i64)>>,
     owners: Owners,
     /// The directory of the write-ahead log, if that is shown elsewhere.
@@ -140,12 +142,14 @@ impl Tree {
         Self { timeline, times, owners, wal_apart: None, scratch }
     }
 
-    /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than the store says, its
-    /// write-ahead log, if it has one, is shown apart, and contents of temporary files are in `scratch`, if there is one.
+    /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than
+    /// the store says, its write-ahead log, if it has one, is shown apart, and contents of
+    /// temporary files are in `scratch`, if there is one.
     pub fn to_run(timeline: Arc<Timeline>, owners: Owners, scratch: Option<Arc<Place>>) -> Self {
         let wal = timeline.lookup(ROOT_INODE, WAL_DIRECTORY);
-        let wal =
-            wal.filter(|target| target.kind == FileKind::Directory && lane_of(target.inode) == LaneKind::Wal);
+        let wal = wal.filter(|target| {
+            target.kind == FileKind::Directory && lane_of(target.inode) == LaneKind::Wal
+        });
         let (wal_apart, scratch) = (wal.map(|target| target.inode), Scratch::at(scratch));
         Self { owners, wal_apart, scratch, ..Self::new(timeline) }
     }
@@ -169,7 +173,8 @@ impl Tree {
     pub fn make_root(&self, owner: (u32, u32), now_ns: i64) -> Result<()> {
         let new = NewInode { kind: FileKind::Directory, mode: 0o700, owner, target: &[] };
         self.timeline.commit(LaneKind::Data, |commit| {
-            commit.push(Change::Attributes { inode: ROOT_INODE, attributes: new.attributes(now_ns) });
+            commit
+                .push(Change::Attributes { inode: ROOT_INODE, attributes: new.attributes(now_ns) });
             Ok(())
         })
     }
@@ -194,7 +199,8 @@ impl Tree {
     /// The inode that `name` leads to.
     pub fn lookup(&self, directory: u64, name: &[u8]) -> Result<(u64, Attributes)> {
         let target = self.timeline.lookup(directory, name).ok_or(Errno::ENOENT)?;
-        // A name can outlive its inode only if a crash came between the two lanes' records: then it is not there.
+        // A name can outlive its inode only if a crash came between the two lanes' records: then it
+        // is not there.
         let attributes = self.attributes(target.inode).map_err(|_| Errno::ENOENT)?;
         if target.kind == FileKind::Directory {
             self.scratch.meet_directory(directory, name, target.inode);
@@ -219,7 +225,8 @@ impl Tree {
         if new.target.len() > MAX_TARGET_BYTES {
             return Err(Errno::ENAMETOOLONG.into());
         }
-        let wal = lane_of(directory) == LaneKind::Wal || (directory == ROOT_INODE && name == WAL_DIRECTORY);
+        let wal = lane_of(directory) == LaneKind::Wal
+            || (directory == ROOT_INODE && name == WAL_DIRECTORY);
         let (class, lane) = if wal { (WAL_CLASS, LaneKind::Wal) } else { (0, LaneKind::Data) };
         let attributes = new.attributes(now_ns);
         let kind = new.kind;
@@ -277,7 +284,13 @@ impl Tree {
     }
 
     /// Takes a name away, from a directory if `directories` or else from anything else.
-    pub fn remove(&self, directory: u64, name: &[u8], directories: bool, now_ns: i64) -> Result<()> {
+    pub fn remove(
+        &self,
+        directory: u64,
+        name: &[u8],
+        directories: bool,
+        now_ns: i64,
+    ) -> Result<()> {
         let (inode, attributes) = self.lookup(directory, name)?;
         match (attributes.kind == FileKind::Directory, directories) {
             (true, false) => return Err(Errno::EISDIR.into()),
@@ -321,13 +334,18 @@ impl Tree {
         }
         let replaced = self.lookup(new_directory, new_name).ok();
         if let Some((other, other_attributes)) = &replaced {
-            match (attributes.kind == FileKind::Directory, other_attributes.kind == FileKind::Directory) {
+            match (
+                attributes.kind == FileKind::Directory,
+                other_attributes.kind == FileKind::Directory,
+            ) {
                 _ if keep => return Err(Errno::EEXIST.into()),
                 // Two names of one file: nothing to do, says rename(2).
                 _ if *other == inode => return Ok(()),
                 (true, false) => return Err(Errno::ENOTDIR.into()),
                 (false, true) => return Err(Errno::EISDIR.into()),
-                (true, true) if !self.list(*other).is_empty() => return Err(Errno::ENOTEMPTY.into()),
+                (true, true) if !self.list(*other).is_empty() => {
+                    return Err(Errno::ENOTEMPTY.into());
+                }
                 _ => {}
             }
         }
@@ -337,7 +355,13 @@ impl Tree {
         self.timeline.commit(lane, |commit| -> Result<()> {
             take_name(commit, directory, name, now_ns);
             here.iter().try_for_each(|other| unlink(commit, *other, now_ns))?;
-            put_name(commit, new_directory, new_name, Target { inode, kind: attributes.kind }, now_ns);
+            put_name(
+                commit,
+                new_directory,
+                new_name,
+                Target { inode, kind: attributes.kind },
+                now_ns,
+            );
             Ok(())
         })?;
         elsewhere.iter().try_for_each(|other| {
@@ -366,7 +390,9 @@ impl Tree {
             if let Some(times) = times {
                 (attributes.modified_ns, attributes.changed_ns) = times;
             }
-            if let Some(size) = wanted.size.filter(|size| *size < attributes.size && contents.is_none()) {
+            if let Some(size) =
+                wanted.size.filter(|size| *size < attributes.size && contents.is_none())
+            {
                 shorten(commit, inode, size)?;
             }
             wanted.apply(&mut attributes);
@@ -376,7 +402,12 @@ impl Tree {
     }
 
     /// Up to `length` bytes at `offset`; fewer at the end of the file.
-    pub fn read(&self, inode: u64, offset: u64, length: u32) -> Result<(Vec<u8>, std::ops::Range<usize>)> {
+    pub fn read(
+        &self,
+        inode: u64,
+        offset: u64,
+        length: u32,
+    ) -> Result<(Vec<u8>, std::ops::Range<usize>)> {
         let size = self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size;
         let end = offset.saturating_add(u64::from(length)).min(size);
         if offset >= end {
@@ -419,7 +450,9 @@ impl Tree {
             let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
             for piece in pieces {
                 match piece {
-                    Piece::Part { block, start, bytes } => write_part(commit, inode, block, start, bytes)?,
+                    Piece::Part { block, start, bytes } => {
+                        write_part(commit, inode, block, start, bytes)?
+                    }
                     Piece::Zeros { block, count } => {
                         // Beyond the end everything reads as zeros already.
                         let end = block_number(attributes.size.div_ceil(PAGE))?;
@@ -453,7 +486,8 @@ impl Tree {
         })
     }
 
-    /// Makes sure the file is at least `end` bytes long. Space is not set aside: the log takes it when written.
+    /// Makes sure the file is at least `end` bytes long. Space is not set aside: the log takes it
+    /// when written.
     pub fn extend(&self, inode: u64, end: u64) -> Result<()> {
         let size = self.attributes(inode)?.size;
         if end > size {
@@ -466,7 +500,8 @@ impl Tree {
     pub fn punch(&self, inode: u64, offset: u64, length: u64) -> Result<()> {
         let size = self.attributes(inode)?.size;
         let end = offset.saturating_add(length).min(size);
-        // The index keeps an entry for each block, so the length is bounded: Postgres's files are no longer.
+        // The index keeps an entry for each block, so the length is bounded: Postgres's files are
+        // no longer.
         if end.saturating_sub(offset) > MAX_PUNCH_BYTES || self.scratch.contents(inode).is_some() {
             return Err(Errno::EOPNOTSUPP.into());
         }
@@ -490,8 +525,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a file's contents durable, and its times too unless `data_only`; calls `done` then. Of a temporary file there is
-    /// nothing to make durable.
+    /// Makes a file's contents durable, and its times too unless `data_only`; calls `done` then. Of
+    /// a temporary file there is nothing to make durable.
     pub fn sync(&self, inode: u64, data_only: bool, done: Done) {
         if self.scratch.contents(inode).is_some() {
             return done(Ok(()));
@@ -506,7 +541,11 @@ impl Tree {
         self.timeline.sync(lane, done);
     }
 
-    fn put_times(&self, inode: u64, (modified_ns, changed_ns): (i64, i64)) -> crate::error::Result<()> {
+    fn put_times(
+        &self,
+        inode: u64,
+        (modified_ns, changed_ns): (i64, i64),
+    ) -> crate::error::Result<()> {
         self.timeline.commit(lane_of(inode), |commit| {
             // A removed file has no times to keep.
             if let Some(attributes) = commit.attributes(inode) {
@@ -570,7 +609,10 @@ fn take_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], now_ns: i
 
 fn touch(commit: &mut Commit<'_, '_>, directory: u64, now_ns: i64) {
     if let Some(attributes) = commit.attributes(directory) {
-        commit.push_size(directory, Attributes { modified_ns: now_ns, changed_ns: now_ns, ..attributes });
+        commit.push_size(
+            directory,
+            Attributes { modified_ns: now_ns, changed_ns: now_ns, ..attributes },
+        );
     }
 }
 

@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Without a line for this long the copy is given up. It has to cover the source's checkpoint and the final sync of a
-/// large copy, which are silent.
+/// Without a line for this long the copy is given up. It has to cover the source's checkpoint and
+/// the final sync of a large copy, which are silent.
 const STALL_LIMIT: Duration = Duration::from_secs(3600);
 
 /// What a running copy tells.
@@ -57,9 +57,9 @@ impl Job<'_> {
             let lines = self.source.redact(&tail.text());
             Error::unavailable("import_failed", format!("the copy failed ({why}): {lines}"))
         })?;
-        self.user
-            .with_rights(|| self.keep_settings())
-            .map_err(|e| Error::io(format_args!("write {}/postgresql.conf", self.directory.display()), &e))
+        self.user.with_rights(|| self.keep_settings()).map_err(|e| {
+            Error::io(format_args!("write {}/postgresql.conf", self.directory.display()), &e)
+        })
     }
 
     fn command(&self) -> tokio::process::Command {
@@ -122,8 +122,9 @@ impl Job<'_> {
         if path.symlink_metadata().is_ok() {
             return Ok(());
         }
-        let mut text =
-            String::from("# The source keeps its configuration elsewhere; these are settings it ran with.\n");
+        let mut text = String::from(
+            "# The source keeps its configuration elsewhere; these are settings it ran with.\n",
+        );
         for (name, value) in &self.facts.settings {
             // Writing to a string cannot fail.
             let _written = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));

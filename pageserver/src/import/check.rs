@@ -1,7 +1,7 @@
 //! Asks an import's source what it is, before anything is made for it.
 //!
-//! The question goes through `psql`, so that it uses the same library, certificates and operating-system user as the
-//! copy: what answers here, `pg_basebackup` reaches too.
+//! The question goes through `psql`, so that it uses the same library, certificates and
+//! operating-system user as the copy: what answers here, `pg_basebackup` reaches too.
 
 use super::source::Source;
 use crate::compute::{Installation, OsUser, tool};
@@ -12,19 +12,22 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Settings without which the copy would not start or not work as the source does. A source that keeps its
-/// configuration outside the data directory (Debian) does not send it along. Those that only superusers see are left out
-/// for other roles.
+/// Settings without which the copy would not start or not work as the source does. A source that
+/// keeps its configuration outside the data directory (Debian) does not send it along. Those that
+/// only superusers see are left out for other roles.
 const QUESTION: &str = "
 SELECT json_build_object(
   'version_num', current_setting('server_version_num')::int,
   'version', current_setting('server_version'),
   'role', current_user,
   'may_copy', (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
-  'tablespaces', (SELECT coalesce(json_object_agg(oid, pg_tablespace_location(oid)), '{}') FROM pg_tablespace
+  'tablespaces', (SELECT coalesce(json_object_agg(oid, pg_tablespace_location(oid)), '{}') FROM \
+  pg_tablespace
     WHERE pg_tablespace_location(oid) LIKE '/%'),
-  'settings', (SELECT coalesce(json_object_agg(name, setting), '{}') FROM pg_settings WHERE name IN (
-    'shared_preload_libraries', 'max_connections', 'max_prepared_transactions', 'max_locks_per_transaction',
+  'settings', (SELECT coalesce(json_object_agg(name, setting), '{}') FROM pg_settings WHERE name \
+  IN (
+    'shared_preload_libraries', 'max_connections', 'max_prepared_transactions', \
+    'max_locks_per_transaction',
     'max_worker_processes', 'track_commit_timestamp', 'default_text_search_config')))";
 
 /// What an import must know of its source.
@@ -41,7 +44,11 @@ pub(super) struct Facts {
 }
 
 /// Asks the source and refuses one that cannot be copied.
-pub(super) async fn check(installation: &Installation, user: &OsUser, source: &Source) -> Result<Facts> {
+pub(super) async fn check(
+    installation: &Installation,
+    user: &OsUser,
+    source: &Source,
+) -> Result<Facts> {
     let mut command = tool::command(installation, "psql");
     command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", QUESTION]);
     source.address(&mut command);
@@ -66,8 +73,9 @@ impl Facts {
             return Err(Error::invalid(
                 "import_version",
                 format!(
-                    "the source runs Postgres {}, this server runs Postgres {}: a physical copy needs the same major \
-                     version; install Postgres {major} here and name it with --postgres-bin",
+                    "the source runs Postgres {}, this server runs Postgres {}: a physical copy \
+                     needs the same major version; install Postgres {major} here and name it with \
+                     --postgres-bin",
                     self.version, installation.version
                 ),
             ));
@@ -76,7 +84,8 @@ impl Facts {
             return Err(Error::invalid(
                 "import_role",
                 format!(
-                    "role {} of the source may not copy it; run ALTER ROLE \"{}\" REPLICATION there, or use another role",
+                    "role {} of the source may not copy it; run ALTER ROLE \"{}\" REPLICATION \
+                     there, or use another role",
                     self.role,
                     self.role.replace('"', "\"\"")
                 ),

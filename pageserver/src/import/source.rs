@@ -1,7 +1,8 @@
-//! The URL of an import's source, taken apart just enough that its password never gets onto a command line.
+//! The URL of an import's source, taken apart just enough that its password never gets onto a
+//! command line.
 //!
-//! `psql` and `pg_basebackup` read the rest of it themselves, so everything libpq knows works: several hosts, Unix
-//! sockets, verified TLS.
+//! `psql` and `pg_basebackup` read the rest of it themselves, so everything libpq knows works:
+//! several hosts, Unix sockets, verified TLS.
 
 use crate::error::{Error, Result};
 use tokio::process::Command;
@@ -43,7 +44,9 @@ impl Source {
             match decode(key)?.as_str() {
                 "password" => password = Some(decode(value)?),
                 // It would show in the process list, and libpq has no other way to take it.
-                "sslpassword" => return Err(invalid("has an sslpassword; use a key without a passphrase")),
+                "sslpassword" => {
+                    return Err(invalid("has an sslpassword; use a key without a passphrase"));
+                }
                 _ => {
                     url.push(separator);
                     url.push_str(pair);
@@ -74,15 +77,20 @@ impl Source {
     }
 }
 
-/// Checks what must hold for any text that is given as a source: nothing panics, and the URL of one that is accepted is
-/// itself accepted, has no password and stays as it is.
+/// Checks what must hold for any text that is given as a source: nothing panics, and the URL of one
+/// that is accepted is itself accepted, has no password and stays as it is.
 ///
 /// # Panics
 /// If something does not hold.
 pub(crate) fn property(text: &str) {
     let Ok(source) = Source::parse(text) else { return };
-    assert!(source.url.len() <= URL_BYTES && !source.url.contains(char::is_control), "{:?}", source.url);
-    let again = Source::parse(&source.url).unwrap_or_else(|error| panic!("{:?}: {error}", source.url));
+    assert!(
+        source.url.len() <= URL_BYTES && !source.url.contains(char::is_control),
+        "{:?}",
+        source.url
+    );
+    let again =
+        Source::parse(&source.url).unwrap_or_else(|error| panic!("{:?}: {error}", source.url));
     assert_eq!((&again.url, again.password), (&source.url, None));
     let shown = source.redact(text);
     let secret = source.password.filter(|password| !password.is_empty());
@@ -115,7 +123,9 @@ fn decode(text: &str) -> Result<String> {
         match code {
             Some(code @ 1..) => bytes.push(code),
             _ => {
-                return Err(invalid("has a '%' that is not followed by two hexadecimal digits (write %25)"));
+                return Err(invalid(
+                    "has a '%' that is not followed by two hexadecimal digits (write %25)",
+                ));
             }
         }
     }
@@ -125,7 +135,9 @@ fn decode(text: &str) -> Result<String> {
 fn invalid(problem: &str) -> Error {
     Error::invalid(
         "invalid_source",
-        format!("the source URL {problem}; write it as postgresql://user:password@host:port/database"),
+        format!(
+            "the source URL {problem}; write it as postgresql://user:password@host:port/database"
+        ),
     )
 }
 
@@ -141,7 +153,11 @@ mod tests {
     #[test]
     fn the_password_is_taken_out_wherever_it_stands() {
         let cases = [
-            ("postgres://u:p%40ss@h:5/d?sslmode=require", "postgres://u@h:5/d?sslmode=require", Some("p@ss")),
+            (
+                "postgres://u:p%40ss@h:5/d?sslmode=require",
+                "postgres://u@h:5/d?sslmode=require",
+                Some("p@ss"),
+            ),
             ("postgresql://u@h,i/d?password=s%26t&a=b", "postgresql://u@h,i/d?a=b", Some("s&t")),
             ("postgresql:///d?host=/tmp&p%61ssword=x", "postgresql:///d?host=/tmp", Some("x")),
             ("postgresql://u:@h", "postgresql://u@h", Some("")),

@@ -1,7 +1,8 @@
 //! `global/pg_control`: where recovery begins, and whether there is to be one.
 //!
-//! The fields that are looked at have stood where they stand since version 11. The checksum behind them moves between
-//! versions; it is found by what it is: the CRC-32C of all bytes before it (`pg_control.h` of PostgreSQL).
+//! The fields that are looked at have stood where they stand since version 11. The checksum behind
+//! them moves between versions; it is found by what it is: the CRC-32C of all bytes before it
+//! (`pg_control.h` of PostgreSQL).
 
 use super::wal::{Lsn, below};
 use crate::error::{Error, Result};
@@ -26,14 +27,17 @@ pub(super) struct Control {
 
 impl Control {
     pub(super) fn read(tree: &Tree) -> Result<Self> {
-        let missing =
-            |_| Error::unavailable("no_control_file", "the data directory has no global/pg_control");
+        let missing = |_| {
+            Error::unavailable("no_control_file", "the data directory has no global/pg_control")
+        };
         let (directory, _) = tree.lookup(ROOT_INODE, b"global").map_err(missing)?;
         let (inode, _) = tree.lookup(directory, b"pg_control").map_err(missing)?;
-        let (mut bytes, range) = tree.read(inode, 0, 8192).map_err(below("read global/pg_control"))?;
+        let (mut bytes, range) =
+            tree.read(inode, 0, 8192).map_err(below("read global/pg_control"))?;
         bytes.truncate(range.end);
         let found = find_checksum(&bytes);
-        let checksum = found.ok_or_else(|| Error::corrupt("global/pg_control is not what Postgres wrote"))?;
+        let checksum =
+            found.ok_or_else(|| Error::corrupt("global/pg_control is not what Postgres wrote"))?;
         Ok(Self { inode, bytes, checksum })
     }
 
@@ -50,7 +54,8 @@ impl Control {
         u32::from_le_bytes(bytes)
     }
 
-    /// Makes Postgres recover what is in the write-ahead log, also if it was shut down at the older point.
+    /// Makes Postgres recover what is in the write-ahead log, also if it was shut down at the older
+    /// point.
     pub(super) fn ask_for_recovery(mut self, tree: &Tree) -> Result<()> {
         if !SHUT_DOWN.contains(&self.state()) {
             return Ok(());
@@ -65,7 +70,8 @@ impl Control {
 /// Where the checksum is that covers all before it.
 fn find_checksum(bytes: &[u8]) -> Option<usize> {
     let holds = |at: &usize| {
-        let stored = bytes.get(*at..*at + 4).map(|stored| [stored[0], stored[1], stored[2], stored[3]]);
+        let stored =
+            bytes.get(*at..*at + 4).map(|stored| [stored[0], stored[1], stored[2], stored[3]]);
         stored.is_some_and(|stored| u32::from_le_bytes(stored) == crc32c(&bytes[..*at]))
     };
     CHECKSUM.step_by(4).find(holds)
@@ -75,7 +81,9 @@ fn find_checksum(bytes: &[u8]) -> Option<usize> {
 fn crc32c(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let step = |crc: u32| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ POLYNOMIAL };
-    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
+    !bytes
+        .iter()
+        .fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The past of a timeline: its own retained points, and those of the timelines it comes from, up to where each was
-//! forked.
+//! The past of a timeline: its own retained points, and those of the timelines it comes from, up to
+//! where each was forked.
 
 use crate::error::Result;
 use crate::storage::marks::Mark;
@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// The part of a past that one timeline has.
 pub(super) struct Span {
     pub(super) timeline: Arc<Timeline>,
-    /// Oldest first. The last one is the head of the lineage's newest timeline, or where the next one was forked.
+    /// Oldest first. The last one is the head of the lineage's newest timeline, or where the next
+    /// one was forked.
     pub(super) points: Vec<Past>,
     /// Whether it is that of the lineage's newest timeline, which goes on.
     pub(super) head: bool,
@@ -23,7 +24,8 @@ impl Span {
         let behind = self.points.partition_point(|point| point.time_ns <= time_ns);
         let (mut nth, mut after) = (behind.checked_sub(1)?, self.points.get(behind).copied());
         if !is_image(&self.points[nth]) {
-            // The log of it goes further than the moment that was forked there: it has to be ended again.
+            // The log of it goes further than the moment that was forked there: it has to be ended
+            // again.
             after = Some(self.points[nth]).filter(|point| point.time_ns == time_ns);
             nth = nth.checked_sub(1)?;
             after?;
@@ -46,12 +48,14 @@ impl Span {
     }
 }
 
-/// Whether the point is a moment as it is. Where an exact moment was forked, the lanes are as of two.
+/// Whether the point is a moment as it is. Where an exact moment was forked, the lanes are as of
+/// two.
 pub(super) fn is_image(point: &Past) -> bool {
     point.at[0] == point.at[1]
 }
 
-/// The spans of a timeline's past, newest first; each with a point at least. The moment is marked first.
+/// The spans of a timeline's past, newest first; each with a point at least. The moment is marked
+/// first.
 pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
     let newest = store.timeline(id)?;
     // A latched one takes no mark any more, but what it had is there.
@@ -66,11 +70,14 @@ pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
         let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
         let limit: Position = end.map_or(Position::MAX, |end| end.at[0]);
         let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns.max(1));
-        let begin = begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.begins_ns });
+        let begin =
+            begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.begins_ns });
         // The newest mark before the window is what was when it began.
-        let marks: Vec<Mark> = timeline.marks().into_iter().filter(|mark| mark.position <= limit).collect();
+        let marks: Vec<Mark> =
+            timeline.marks().into_iter().filter(|mark| mark.position <= limit).collect();
         let first = marks.partition_point(|mark| mark.time_ns <= oldest_ns).saturating_sub(1);
-        let point = |mark: Mark| Past { at: [mark.position; 2], time_ns: mark.time_ns.max(oldest_ns) };
+        let point =
+            |mark: Mark| Past { at: [mark.position; 2], time_ns: mark.time_ns.max(oldest_ns) };
         let marks = marks.into_iter().skip(first).map(point);
         let points: Vec<Past> = begin.into_iter().chain(marks).chain(end).collect();
         next = record.and_then(|record| {

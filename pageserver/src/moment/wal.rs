@@ -1,8 +1,10 @@
-//! Postgres's write-ahead log as it lies in a timeline's `pg_wal`: where it ends, and where to end it.
+//! Postgres's write-ahead log as it lies in a timeline's `pg_wal`: where it ends, and where to end
+//! it.
 //!
-//! Only what does not differ between versions 13 to 18 is looked at: the header of a page, the header of a record, and the time
-//! in the records that end transactions (`xlog_internal.h`, `xlogrecord.h` and `xact.h` of PostgreSQL). A record counts if it
-//! follows the one before; whether its checksum holds is left to Postgres, which reads all of it again.
+//! Only what does not differ between versions 13 to 18 is looked at: the header of a page, the
+//! header of a record, and the time in the records that end transactions (`xlog_internal.h`,
+//! `xlogrecord.h` and `xact.h` of PostgreSQL). A record counts if it follows the one before;
+//! whether its checksum holds is left to Postgres, which reads all of it again.
 
 use crate::error::{Error, Result};
 use crate::fs::tree::{Tree, TreeError, Wanted};
@@ -29,7 +31,8 @@ impl Lsn {
     pub fn parse(text: &str) -> Option<Self> {
         let (high, low) = text.split_once('/')?;
         let half = |text: &str| {
-            let sound = (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let sound =
+                (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
             sound.then(|| u64::from_str_radix(text, 16).ok()).flatten()
         };
         Some(Self(half(high)? << 32 | half(low)?))
@@ -51,8 +54,9 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const HEADER: u64 = 24;
 const LONG_HEADER: u64 = LONG_HEADER_BYTES as u64;
 const LONG_HEADER_BYTES: u32 = 40;
-/// Flags of a page: it begins with the rest of a record; its header is long; the record that the page before ends in was
-/// given up (`XLP_FIRST_IS_CONTRECORD`, `XLP_LONG_HEADER`, `XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
+/// Flags of a page: it begins with the rest of a record; its header is long; the record that the
+/// page before ends in was given up (`XLP_FIRST_IS_CONTRECORD`, `XLP_LONG_HEADER`,
+/// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
 const CONTINUED: u64 = 1;
 const LONG: u64 = 2;
 const OVERWRITE: u64 = 8;
@@ -62,7 +66,8 @@ const RECORD_HEADER: usize = 24;
 const RECORD_HEAD: usize = 64;
 /// Longest record (`XLogRecordMaxSize`).
 const MAX_RECORD: u32 = 1020 << 20;
-/// Pages before the last one from which on records are followed, should pages have come out of order.
+/// Pages before the last one from which on records are followed, should pages have come out of
+/// order.
 const SLACK_PAGES: u64 = 16;
 /// Sizes of segments that `initdb` allows.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
@@ -157,7 +162,9 @@ fn parse_name(name: &[u8]) -> Option<(u64, u64, u64)> {
     let text = std::str::from_utf8(name).ok().filter(|text| text.len() == 24)?;
     let part = |at: usize| {
         let part = &text[at..at + 8];
-        part.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u64::from_str_radix(part, 16).ok())?
+        part.bytes()
+            .all(|byte| byte.is_ascii_hexdigit())
+            .then(|| u64::from_str_radix(part, 16).ok())?
     };
     Some((part(0)?, part(8)?, part(16)?))
 }
@@ -175,7 +182,8 @@ impl<'t> Wal<'t> {
         }
         let window = RefCell::new((u64::MAX, Rc::default()));
         let mut wal = Self { tree, directory, segment_bytes: 0, segments: BTreeMap::new(), window };
-        wal.segment_bytes = wal.find_segment_bytes(named.values().rev().map(|(_, inode)| *inode))?;
+        wal.segment_bytes =
+            wal.find_segment_bytes(named.values().rev().map(|(_, inode)| *inode))?;
         let per_id = (1 << 32) / wal.segment_bytes;
         // By the order of names a newer timeline's file of the same place comes last.
         for ((_, id, segment), file) in named {
@@ -190,12 +198,17 @@ impl<'t> Wal<'t> {
                 self.tree.read(inode, 0, LONG_HEADER_BYTES).map_err(below("read pg_wal"))?;
             let head = &buffer[range];
             let long = flags(head) & LONG != 0;
-            let (Some(bytes), Some(page)) = (number::<4>(head, 32), number::<4>(head, 36)) else { continue };
+            let (Some(bytes), Some(page)) = (number::<4>(head, 32), number::<4>(head, 36)) else {
+                continue;
+            };
             if long && SEGMENT_BYTES.contains(&bytes) && bytes.is_power_of_two() && page == PAGE {
                 return Ok(bytes);
             }
         }
-        Err(Error::unavailable("no_wal", "the data directory's write-ahead log has no page that can be read"))
+        Err(Error::unavailable(
+            "no_wal",
+            "the data directory's write-ahead log has no page that can be read",
+        ))
     }
 
     /// The page at `at`, if it was written.
@@ -206,7 +219,8 @@ impl<'t> Wal<'t> {
             *held = (start, Rc::new(self.read_window(start)?));
         }
         let page = usize::try_from(at - start).unwrap_or(usize::MAX);
-        let written = held.1.len() as u64 >= at - start + PAGE && number::<8>(&held.1, page + 8) == Some(at);
+        let written =
+            held.1.len() as u64 >= at - start + PAGE && number::<8>(&held.1, page + 8) == Some(at);
         Ok(written.then(|| Page { window: Rc::clone(&held.1), at: page }))
     }
 
@@ -267,7 +281,11 @@ impl<'t> Wal<'t> {
     /// Where the first record begins from the page at `at` on.
     fn first_record(&self, mut at: u64) -> Result<Option<Lsn>> {
         while let Some(page) = self.page(at)? {
-            let rest = if flags(&page) & CONTINUED != 0 { remaining(&page).next_multiple_of(8) } else { 0 };
+            let rest = if flags(&page) & CONTINUED != 0 {
+                remaining(&page).next_multiple_of(8)
+            } else {
+                0
+            };
             if self.header(at) + rest < PAGE {
                 return Ok(Some(Lsn(at + self.header(at) + rest)));
             }
@@ -314,7 +332,8 @@ impl<'t> Wal<'t> {
             bytes.extend_from_slice(&page[from..from + count]);
             at = page_start + (from + count) as u64;
             if let Some(length) = number::<4>(&bytes, 0) {
-                wanted = usize::try_from(length).unwrap_or(usize::MAX).clamp(RECORD_HEADER, RECORD_HEAD);
+                wanted =
+                    usize::try_from(length).unwrap_or(usize::MAX).clamp(RECORD_HEADER, RECORD_HEAD);
             }
         }
         Ok(Some(bytes))
@@ -342,19 +361,22 @@ impl<'t> Wal<'t> {
             end = end.next_multiple_of(self.segment_bytes);
         }
         let commits = manager == TRANSACTION && COMMITS.contains(&(info & 0x70));
-        let committed = if commits { main_data(&head).and_then(|data| number::<8>(data, 0)) } else { None };
+        let committed =
+            if commits { main_data(&head).and_then(|data| number::<8>(data, 0)) } else { None };
         Ok(Next::Record(Record { start, end, committed: committed.map(u64::cast_signed) }))
     }
 
-    /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it begins, or else how the
-    /// records end.
+    /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it
+    /// begins, or else how the records end.
     pub fn find(&self, from: Lsn, stop: Stop) -> Result<std::result::Result<Lsn, End>> {
         let (mut at, mut previous) = (from.0, None);
         let unfinished = loop {
             match self.next(at, previous)? {
                 Next::Record(record) => {
                     let out = match stop {
-                        Stop::Time(time) => record.committed.is_some_and(|committed| committed > time),
+                        Stop::Time(time) => {
+                            record.committed.is_some_and(|committed| committed > time)
+                        }
                         Stop::Lsn(lsn) => record.end > lsn.0,
                     };
                     if out {
@@ -394,7 +416,8 @@ impl<'t> Wal<'t> {
     }
 }
 
-/// Resource manager and operation of a record that ends a segment early: `RM_XLOG_ID`, `XLOG_SWITCH`.
+/// Resource manager and operation of a record that ends a segment early: `RM_XLOG_ID`,
+/// `XLOG_SWITCH`.
 const SWITCH: (u8, u8) = (0, 0x40);
 /// `RM_XACT_ID`.
 const TRANSACTION: u8 = 1;

@@ -80,7 +80,8 @@ impl Log {
         let record = self.encode(length, manager, info, time.unwrap_or(0));
         let start = self.lay(&record, usize::MAX, flags);
         if (manager, info) == SWITCH {
-            self.bytes.resize(self.bytes.len().next_multiple_of(usize::try_from(SEGMENT).unwrap()), 0);
+            self.bytes
+                .resize(self.bytes.len().next_multiple_of(usize::try_from(SEGMENT).unwrap()), 0);
         }
         self.records.push((start, self.at(), time));
         self.previous = start;
@@ -104,7 +105,8 @@ impl Log {
         let tree = Tree::new(store.timeline(store.create_root().unwrap()).unwrap());
         tree.make_root((0, 0), 0).unwrap();
         let new = |kind| NewInode { kind, mode: 0o600, owner: (0, 0), target: &[] };
-        let (directory, _) = tree.make(ROOT_INODE, b"pg_wal", &new(FileKind::Directory), 0).unwrap();
+        let (directory, _) =
+            tree.make(ROOT_INODE, b"pg_wal", &new(FileKind::Directory), 0).unwrap();
         for (nth, part) in self.bytes.chunks(usize::try_from(SEGMENT).unwrap()).enumerate() {
             let name = format!("0000000100000000{:08X}", self.start / SEGMENT + nth as u64);
             let (file, _) = tree.make(directory, name.as_bytes(), &new(FileKind::File), 0).unwrap();
@@ -121,10 +123,17 @@ impl Log {
         let wal = Wal::open(&tree).unwrap();
         let first = Lsn(self.records[0].0);
         let end = self.records[self.records.len() - 1].1;
-        assert_eq!(wal.find(first, Stop::Time(i64::MAX)).unwrap(), Err(End { at: Lsn(end), is_last: true }));
+        assert_eq!(
+            wal.find(first, Stop::Time(i64::MAX)).unwrap(),
+            Err(End { at: Lsn(end), is_last: true })
+        );
         for (nth, (start, record_end, time)) in self.records.iter().enumerate() {
             if let Some(time) = time {
-                assert_eq!(wal.find(first, Stop::Time(time - 1)).unwrap(), Ok(Lsn(*start)), "record {nth}");
+                assert_eq!(
+                    wal.find(first, Stop::Time(time - 1)).unwrap(),
+                    Ok(Lsn(*start)),
+                    "record {nth}"
+                );
             }
             assert_eq!(
                 wal.find(first, Stop::Lsn(Lsn(record_end - 1))).unwrap(),
@@ -186,7 +195,10 @@ fn a_long_record_at_the_end_is_found_whole_or_not_at_all() {
     let tree = log.tree();
     let wal = Wal::open(&tree).unwrap();
     let first = Lsn(log.records[0].0);
-    assert_eq!(wal.find(first, Stop::Time(i64::MAX)).unwrap(), Err(End { at: Lsn(end), is_last: true }));
+    assert_eq!(
+        wal.find(first, Stop::Time(i64::MAX)).unwrap(),
+        Err(End { at: Lsn(end), is_last: true })
+    );
     assert_eq!(wal.end().unwrap(), Lsn(end));
 }
 
@@ -207,7 +219,12 @@ fn a_log_that_breaks_off_in_the_middle_is_not_taken_for_its_end() {
 fn a_cut_ends_the_log_before_a_record() {
     let (mut log, mut random) = (Log::new(), Random(3));
     for time in 1..1_500 {
-        log.put(60 + usize::try_from(random.below(3_000)).unwrap(), (TRANSACTION, 0), Some(time), 0);
+        log.put(
+            60 + usize::try_from(random.below(3_000)).unwrap(),
+            (TRANSACTION, 0),
+            Some(time),
+            0,
+        );
     }
     assert!(log.bytes.len() as u64 > 2 * SEGMENT);
     for nth in [1, 300, 700, 1_498] {

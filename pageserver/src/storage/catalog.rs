@@ -1,9 +1,11 @@
-//! The catalog: which branches and timelines exist. Every branch operation is published by one transaction here.
+//! The catalog: which branches and timelines exist. Every branch operation is published by one
+//! transaction here.
 //!
-//! It is a `redb` database in the store's file `catalog`, with a journal of its newest changes beside it; the values are JSON
-//! objects, described in `docs/format.md`. All of it is also held in memory, one small record for each branch and timeline, and
-//! memory changes only after the transaction is durable. After a transaction that failed nobody knows whether it happened, so
-//! the database and the journal are opened anew at once, and memory follows what they say.
+//! It is a `redb` database in the store's file `catalog`, with a journal of its newest changes
+//! beside it; the values are JSON objects, described in `docs/format.md`. All of it is also held in
+//! memory, one small record for each branch and timeline, and memory changes only after the
+//! transaction is durable. After a transaction that failed nobody knows whether it happened, so the
+//! database and the journal are opened anew at once, and memory follows what they say.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
@@ -29,7 +31,8 @@ pub struct AncestorRecord {
     pub timeline: u64,
     /// What it sees of the ancestor's data lane and write-ahead lane.
     pub at: [Position; 2],
-    /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not open.
+    /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not
+    /// open.
     pub synced: [Position; 2],
     /// The moment of the ancestor that it shows, in nanoseconds since 1970.
     #[serde(default)]
@@ -61,7 +64,8 @@ pub struct LaneRecord {
     pub sequence: u32,
     /// The layers, newest first.
     pub layers: Vec<LayerRecord>,
-    /// Bytes of the lane's files as their user sees them, those inherited included, when it was last sealed.
+    /// Bytes of the lane's files as their user sees them, those inherited included, when it was
+    /// last sealed.
     #[serde(default)]
     pub logical_bytes: u64,
     /// The newest mark among what is sealed, in nanoseconds since 1970; 0 if there is none.
@@ -130,20 +134,24 @@ pub struct Catalog {
 }
 
 pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
+    serde_json::to_vec(value)
+        .unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
 }
 
 pub(super) fn decode<'a, T: Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::corrupt(format!("the catalog's value of {key} is damaged: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::corrupt(format!("the catalog's value of {key} is damaged: {error}"))
+    })
 }
 
 impl Catalog {
-    /// Opens or makes the catalog and begins a new run of the server. `new_store` numbers a new store.
+    /// Opens or makes the catalog and begins a new run of the server. `new_store` numbers a new
+    /// store.
     pub fn open(disk: &Arc<dyn Disk>, new_store: u64) -> Result<Self> {
         let file = match disk.open(CATALOG_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = disk.create(CATALOG_FILE).map_err(|e| Error::io("create the catalog", &e))?;
+                let made =
+                    disk.create(CATALOG_FILE).map_err(|e| Error::io("create the catalog", &e))?;
                 disk.sync_directory("").map_err(|e| Error::io("create the catalog", &e))?;
                 made
             }
@@ -151,13 +159,16 @@ impl Catalog {
         };
         let witness = Witness::open(disk)?;
         // What is found may so far be only in the cache, or there only, if a sync failed.
-        file.sync().and_then(|()| file.drop_cache()).map_err(|e| Error::io("open the catalog", &e))?;
+        file.sync()
+            .and_then(|()| file.drop_cache())
+            .map_err(|e| Error::io("open the catalog", &e))?;
         let mut opened = Opened::open(disk, &file)?;
         witness.check(opened.store()?, opened.changes)?;
         let (store, run) = opened.begin_run(new_store)?;
         let state = opened.load()?;
         witness.begin(store, opened.changes);
-        let (disk, database, state) = (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
+        let (disk, database, state) =
+            (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
         Ok(Self { disk, file, database, state, witness, store, run })
     }
 
@@ -171,7 +182,8 @@ impl Catalog {
         self.run
     }
 
-    /// A number for a new timeline. It is used up when a timeline with it or a later one is published.
+    /// A number for a new timeline. It is used up when a timeline with it or a later one is
+    /// published.
     pub fn new_timeline(&self) -> TimelineId {
         TimelineId(self.number("timeline"))
     }
@@ -227,7 +239,8 @@ impl Catalog {
 
     /// The timelines that would be dropped with a branch's name.
     pub fn freed_by_delete(&self, name: &str) -> Vec<TimelineId> {
-        read(&self.state).freed_by(&Update { remove_branches: vec![name.to_owned()], ..Update::default() })
+        read(&self.state)
+            .freed_by(&Update { remove_branches: vec![name.to_owned()], ..Update::default() })
     }
 
     /// Where the children of a timeline were forked from it.
@@ -239,11 +252,13 @@ impl Catalog {
     pub fn children(&self, id: TimelineId) -> Vec<(TimelineId, AncestorRecord)> {
         let state = read(&self.state);
         let children = state.children.get(&id.0).into_iter().flatten();
-        let fork = |child: &u64| Some((TimelineId(*child), state.timelines.get(child)?.ancestor.clone()?));
+        let fork =
+            |child: &u64| Some((TimelineId(*child), state.timelines.get(child)?.ancestor.clone()?));
         children.filter_map(fork).collect()
     }
 
-    /// Publishes `update`, removes timelines that no name and no child needs any more, and returns those.
+    /// Publishes `update`, removes timelines that no name and no child needs any more, and returns
+    /// those.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
         let mut slot = lock(&self.database);
         let (freed, next, timelines) = {
@@ -276,19 +291,23 @@ impl Catalog {
                     return Err(error);
                 }
                 self.witness.note(self.store, changes);
-                tracing::warn!(%error, "a change of the catalog was reported as failed, but happened");
+                tracing::warn!(
+                    %error,
+                    "a change of the catalog was reported as failed, but happened"
+                );
             }
         }
         write(&self.state).apply(update, &freed);
         Ok(freed)
     }
 
-    /// Remembers how long moments are kept from now on. Returns the time before which none is to be had, because the window
-    /// was shorter.
+    /// Remembers how long moments are kept from now on. Returns the time before which none is to be
+    /// had, because the window was shorter.
     pub fn note_window(&self, window_ns: i64, now_ns: i64) -> Result<i64> {
         let mut slot = lock(&self.database);
         let closed = || Error::unavailable("catalog", "the catalog is closed; restart the server");
-        // If it fails nobody knows whether it happened, and the next change must not take its number.
+        // If it fails nobody knows whether it happened, and the next change must not take its
+        // number.
         let mut opened = slot.take().ok_or_else(closed)?;
         let from_ns = opened.note_window(window_ns, now_ns)?;
         self.witness.note(self.store, opened.changes);
@@ -324,14 +343,16 @@ impl Catalog {
         Ok((opened, found))
     }
 
-    /// Opens the database after a failed change, which must not be in it: the caller was told that it did not happen.
+    /// Opens the database after a failed change, which must not be in it: the caller was told that
+    /// it did not happen.
     fn reopen(&self) -> Result<Opened> {
         let (opened, found) = self.open_anew()?;
         if found.says_the_same(&read(&self.state)) {
             tracing::info!("the catalog was opened anew after a failed change");
             return Ok(opened);
         }
-        let detail = "the catalog holds a change whose writing failed; restart the server to take it in";
+        let detail =
+            "the catalog holds a change whose writing failed; restart the server to take it in";
         Err(Error::new(Kind::Io, "catalog", detail))
     }
 
@@ -381,8 +402,11 @@ mod tests {
         let records = [TimelineRecord::default(), fork_of(ids[0]), fork_of(ids[1])];
         for (nth, (name, record)) in ["main", "a", "b"].into_iter().zip(records).enumerate() {
             let put_branches = vec![(name.to_owned(), branch(nth as u64, ids[nth], None))];
-            let update =
-                Update { add_timelines: vec![(ids[nth], record)], put_branches, ..Update::default() };
+            let update = Update {
+                add_timelines: vec![(ids[nth], record)],
+                put_branches,
+                ..Update::default()
+            };
             assert_eq!(catalog.publish(update).unwrap(), []);
         }
         (catalog, ids)
@@ -419,8 +443,11 @@ mod tests {
         let reset = |name: &str, id: u64| {
             let fresh = catalog.new_timeline();
             let put_branches = vec![(name.to_owned(), branch(id, fresh, None))];
-            let update =
-                Update { add_timelines: vec![(fresh, fork_of(main))], put_branches, ..Update::default() };
+            let update = Update {
+                add_timelines: vec![(fresh, fork_of(main))],
+                put_branches,
+                ..Update::default()
+            };
             catalog.publish(update).unwrap()
         };
         assert_eq!(reset("a", 1), []);
@@ -438,7 +465,10 @@ mod tests {
         assert_eq!(catalog.branches(), before, "a failed publication changed memory");
         for disk in [image, disk.after_power_loss(Unsynced::Mixed(5))] {
             let catalog = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
-            assert_eq!((catalog.branches(), catalog.store(), catalog.run()), (before.clone(), 77, 2));
+            assert_eq!(
+                (catalog.branches(), catalog.store(), catalog.run()),
+                (before.clone(), 77, 2)
+            );
             assert!(catalog.new_timeline() > main, "a number was given twice");
         }
     }
@@ -468,7 +498,9 @@ mod tests {
             disk.fail_after(None);
             match catalog.publish(remove("b")) {
                 Ok(_) => assert!(catalog.branch("b").is_none()),
-                Err(error) => assert!(error.detail.contains("restart the server"), "{count}: {error}"),
+                Err(error) => {
+                    assert!(error.detail.contains("restart the server"), "{count}: {error}")
+                }
             }
             drop(catalog);
             let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
@@ -493,7 +525,10 @@ mod tests {
             let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
             assert_eq!(reopened.branches(), shown, "{count}");
             if !struck {
-                assert!(happened > 0 && count > happened, "{happened} of {count} faulty changes happened");
+                assert!(
+                    happened > 0 && count > happened,
+                    "{happened} of {count} faulty changes happened"
+                );
                 return;
             }
             happened += u64::from(outcome.is_ok());
@@ -508,13 +543,15 @@ mod tests {
             let catalog = if reopened { reopen(&disk, catalog) } else { catalog };
             let add = |catalog: &Catalog, nth: usize| {
                 let fresh = catalog.new_timeline();
-                let put_branches = vec![(format!("full-{nth}-{}", "x".repeat(1000)), branch(9, fresh, None))];
+                let put_branches =
+                    vec![(format!("full-{nth}-{}", "x".repeat(1000)), branch(9, fresh, None))];
                 let add_timelines = vec![(fresh, fork_of(main))];
                 catalog.publish(Update { add_timelines, put_branches, ..Update::default() })
             };
             add(&catalog, 10_000).unwrap();
             disk.set_capacity_bytes(Some(bytes(&disk)));
-            let (count, error) = (0..10_000).find_map(|nth| Some((nth, add(&catalog, nth).err()?))).unwrap();
+            let (count, error) =
+                (0..10_000).find_map(|nth| Some((nth, add(&catalog, nth).err()?))).unwrap();
             assert_eq!((error.kind, error.code), (Kind::Full, "disk_full"), "{error}");
             assert!(count > 200, "{count}");
             let names: Vec<String> =

@@ -1,12 +1,14 @@
 //! The database below the catalog: how it is opened, changed and read.
 //!
-//! A change goes to the [journal](crate::storage::catalog_journal), and along with others to the database once that is full, so
-//! the database knows less than is durable while it is open. An opening folds in what the journal has.
+//! A change goes to the [journal](crate::storage::catalog_journal), and along with others to the
+//! database once that is full, so the database knows less than is durable while it is open. An
+//! opening folds in what the journal has.
 //!
-//! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a crash left. After a stop
-//! in order, or a crash right after it recovered, it would trust what it finds; damage would then be shown, or end the server in the
-//! middle of `redb`. So a file is never closed in order: what `redb` wants to write as it is closed is kept from it, and each
-//! opening checks everything ([`CatalogFile`] sees to it).
+//! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a
+//! crash left. After a stop in order, or a crash right after it recovered, it would trust what it
+//! finds; damage would then be shown, or end the server in the middle of `redb`. So a file is never
+//! closed in order: what `redb` wants to write as it is closed is kept from it, and each opening
+//! checks everything ([`CatalogFile`] sees to it).
 
 use crate::error::{Error, Kind, Result};
 use crate::storage::catalog::{
@@ -26,7 +28,8 @@ use std::sync::Arc;
 const CATALOG_FORMAT: u64 = 2;
 /// The version before there was a journal, which is read, too.
 const FORMAT_WITHOUT_JOURNAL: u64 = 1;
-/// What `redb` may keep in memory. What it reads twice it would not check twice, so it is more than most catalogs have.
+/// What `redb` may keep in memory. What it reads twice it would not check twice, so it is more than
+/// most catalogs have.
 const CACHE_BYTES: usize = 64 << 20;
 
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
@@ -40,7 +43,8 @@ pub(super) struct Opened {
     database: Database,
     pub(super) file: Arc<CatalogFile>,
     disk: Arc<dyn Disk>,
-    /// None if it could not be written to: then each change goes to the database by itself, and the next one tries again.
+    /// None if it could not be written to: then each change goes to the database by itself, and the
+    /// next one tries again.
     journal: Option<Journal>,
     /// Whether it was said that there is none.
     warned: bool,
@@ -96,10 +100,11 @@ fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
 }
 
 impl Opened {
-    /// Opens or makes the database in `file`, of `disk`; all of it is checked. What the journal has is counted, and goes in with the next
-    /// change.
+    /// Opens or makes the database in `file`, of `disk`; all of it is checked. What the journal has
+    /// is counted, and goes in with the next change.
     pub(super) fn open(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>) -> Result<Self> {
-        let file = CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
+        let file =
+            CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
         let file = Arc::new(file);
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
@@ -117,7 +122,8 @@ impl Opened {
         match self.number("format")? {
             None | Some(FORMAT_WITHOUT_JOURNAL | CATALOG_FORMAT) => Ok(()),
             Some(format) => Err(Error::corrupt(format!(
-                "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use the build that wrote it"
+                "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use \
+                 the build that wrote it"
             ))),
         }
     }
@@ -127,7 +133,8 @@ impl Opened {
         for found in catalog_journal::read(&*self.disk, self.changes)? {
             if store != Some(found.store) {
                 return Err(Error::corrupt(format!(
-                    "the files {CATALOG_FILE} and {JOURNAL_FILE} are of different stores; restore the store from a backup"
+                    "the files {CATALOG_FILE} and {JOURNAL_FILE} are of different stores; restore \
+                     the store from a backup"
                 )));
             }
             self.pending.push(decode(
@@ -144,7 +151,8 @@ impl Opened {
         let store = self.number("store")?;
         if store.is_none() && self.tables()? > 0 {
             return Err(Error::corrupt(format!(
-                "the file {CATALOG_FILE} is damaged: it does not say which store it is of; restore the store from a backup"
+                "the file {CATALOG_FILE} is damaged: it does not say which store it is of; restore \
+                 the store from a backup"
             )));
         }
         Ok(store)
@@ -197,7 +205,9 @@ impl Opened {
             let number = |key: &str| -> Result<u64> {
                 let found = numbers.get(key).map_err(|e| failed("read", e))?;
                 let missing = || {
-                    Error::corrupt(format!("the file {CATALOG_FILE} is damaged: it has no number \"{key}\""))
+                    Error::corrupt(format!(
+                        "the file {CATALOG_FILE} is damaged: it has no number \"{key}\""
+                    ))
                 };
                 Ok(found.ok_or_else(missing)?.value())
             };
@@ -226,13 +236,15 @@ impl Opened {
         })
     }
 
-    /// Runs one transaction, which counts itself, behind what the journal has. That begins anew then.
+    /// Runs one transaction, which counts itself, behind what the journal has. That begins anew
+    /// then.
     fn write<T>(
         &mut self,
         doing: &str,
         work: impl FnOnce(&WriteTransaction, &mut Table<'_, &'static str, u64>) -> Result<T>,
     ) -> Result<T> {
-        let transaction = self.database.begin_write().map_err(|e| failed("begin a change of", e))?;
+        let transaction =
+            self.database.begin_write().map_err(|e| failed("begin a change of", e))?;
         let changes = self.changes + 1;
         let value = {
             let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
@@ -252,7 +264,10 @@ impl Opened {
     fn begin_journal(&mut self) {
         let begun = Journal::begin(&*self.disk);
         if let Some(error) = begun.as_ref().err().filter(|_| !self.warned) {
-            tracing::warn!(%error, "the file {JOURNAL_FILE} cannot be written to; changes take longer");
+            tracing::warn!(
+                %error,
+                "the file {JOURNAL_FILE} cannot be written to; changes take longer"
+            );
         }
         self.warned = begun.is_err();
         self.journal = begun.ok();
@@ -344,6 +359,9 @@ mod tests {
         set(&mut opened, CATALOG_FORMAT + 1);
         drop(opened);
         let error = Opened::open(&disk, &file).err().unwrap();
-        assert!(error.detail.contains("version 3") && error.detail.contains("use the build"), "{error}");
+        assert!(
+            error.detail.contains("version 3") && error.detail.contains("use the build"),
+            "{error}"
+        );
     }
 }

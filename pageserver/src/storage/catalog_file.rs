@@ -1,13 +1,15 @@
 //! The catalog's file, as `redb` wants it, with room written out ahead.
 //!
-//! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and refuses everything
-//! after one failed write. On a full disk even a deletion would then fail, though it is what frees space, and so would the next
-//! opening, which takes in what the journal has. So there are always as many free pages as it takes to write all others once more,
-//! and what the journal may hold; or else as much as `redb` knows of is written out behind that, and changes that need space are
-//! refused while there is no room for it. The file on disk never shrinks. An opening hands all that is written out to `redb`.
+//! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and
+//! refuses everything after one failed write. On a full disk even a deletion would then fail,
+//! though it is what frees space, and so would the next opening, which takes in what the journal
+//! has. So there are always as many free pages as it takes to write all others once more, and what
+//! the journal may hold; or else as much as `redb` knows of is written out behind that, and changes
+//! that need space are refused while there is no room for it. The file on disk never shrinks. An
+//! opening hands all that is written out to `redb`.
 //!
-//! And `redb` never hears from its header that its newest change is to be trusted: so it looks at every checksum before it
-//! believes a page.
+//! And `redb` never hears from its header that its newest change is to be trusted: so it looks at
+//! every checksum before it believes a page.
 
 use crate::locks::lock;
 use crate::storage::catalog_journal::JOURNAL_BYTES;
@@ -24,12 +26,14 @@ const PAGE_BYTES: u64 = 4096;
 const FOLD_BYTES: u64 = 2 * JOURNAL_BYTES as u64;
 /// Where the header of `redb`, at the file's start, says how the file was left.
 pub(super) const STATE_AT: usize = 9;
-/// Its newest change took two syncs, so that `redb` reads it before, or without, looking at checksums.
+/// Its newest change took two syncs, so that `redb` reads it before, or without, looking at
+/// checksums.
 pub(super) const TRUSTED: u8 = 4;
 
 /// What `redb` reads and writes.
 ///
-/// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the same.
+/// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the
+/// same.
 pub(super) struct CatalogFile {
     file: Arc<dyn DiskFile>,
     lengths: Mutex<Lengths>,
@@ -46,7 +50,8 @@ struct Lengths {
 
 impl CatalogFile {
     pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
-        // A crash while the file grew may have left a part of a page at its end, with which `redb` would refuse it.
+        // A crash while the file grew may have left a part of a page at its end, with which `redb`
+        // would refuse it.
         let written = file.len_bytes()? / PAGE_BYTES * PAGE_BYTES;
         let lengths = Mutex::new(Lengths { believed: written, written, wanted: written });
         Ok(Self { file, lengths, refuses: AtomicBool::new(false) })
@@ -65,12 +70,14 @@ impl CatalogFile {
         }
     }
 
-    /// Learns how many pages are in use. If those that are not are too few to write all of these once more, and what a journal
-    /// holds, there is to be a reserve in which `redb` can double its file.
+    /// Learns how many pages are in use. If those that are not are too few to write all of these
+    /// once more, and what a journal holds, there is to be a reserve in which `redb` can double its
+    /// file.
     pub(super) fn want_reserve(&self, used_pages: u64) {
         let mut lengths = lock(&self.lengths);
         if lengths.believed < 2 * used_pages * PAGE_BYTES + FOLD_BYTES {
-            lengths.wanted = lengths.wanted.max(lengths.believed + lengths.believed.max(FOLD_BYTES));
+            lengths.wanted =
+                lengths.wanted.max(lengths.believed + lengths.believed.max(FOLD_BYTES));
         }
     }
 
@@ -87,7 +94,8 @@ impl CatalogFile {
             let zeros = vec![0; ZEROS_BYTES];
             let mut offset = lengths.written;
             while offset < length {
-                let count = usize::try_from(length - offset).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
+                let count =
+                    usize::try_from(length - offset).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
                 self.file.write_all_at(&[&zeros[..count]], offset)?;
                 offset += count as u64;
             }
@@ -96,7 +104,8 @@ impl CatalogFile {
         if grown.is_ok() {
             lengths.written = length;
         } else {
-            // What was not all given is given back; if that fails too, the file is longer than needed.
+            // What was not all given is given back; if that fails too, the file is longer than
+            // needed.
             let _ = self.file.set_len(lengths.written);
         }
         grown

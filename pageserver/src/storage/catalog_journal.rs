@@ -1,11 +1,13 @@
 //! Changes of the catalog that are durable and not yet in its database.
 //!
-//! A transaction of `redb` writes some ten pages at scattered places, and syncs them. A record here is one write, mostly
-//! of one block, behind the one before. When no more fit, all of them become one transaction, and the journal begins anew. At
-//! an opening its records say what the database does not know yet.
+//! A transaction of `redb` writes some ten pages at scattered places, and syncs them. A record here
+//! is one write, mostly of one block, behind the one before. When no more fit, all of them become
+//! one transaction, and the journal begins anew. At an opening its records say what the database
+//! does not know yet.
 //!
-//! Records begin with a block of their own: a torn write never touches the one before. A record bears the number of its change and the checksum of the one before it, so that what is left of the journal's
-//! earlier lives continues nothing.
+//! Records begin with a block of their own: a torn write never touches the one before. A record
+//! bears the number of its change and the checksum of the one before it, so that what is left of
+//! the journal's earlier lives continues nothing.
 
 use crate::error::{Error, Result};
 use crate::storage::direct::{BLOCK_BYTES, ZEROS};
@@ -16,7 +18,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) const JOURNAL_FILE: &str = "journal";
-/// Length of the file. What it holds has to fit into the reserve of the database's file, and is folded while a request waits.
+/// Length of the file. What it holds has to fit into the reserve of the database's file, and is
+/// folded while a request waits.
 pub(super) const JOURNAL_BYTES: usize = 1 << 20;
 const MAGIC: [u8; 8] = *b"COPPICEJ";
 const FORMAT: u32 = 1;
@@ -114,12 +117,15 @@ fn version(bytes: &[u8]) -> Option<u32> {
 pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
     if let Some(format) = version(bytes).filter(|format| *format != FORMAT) {
         return Err(Error::corrupt(format!(
-            "the file {JOURNAL_FILE} is damaged or has format version {format}, this build reads {FORMAT}: use the build that wrote it"
+            "the file {JOURNAL_FILE} is damaged or has format version {format}, this build reads \
+             {FORMAT}: use the build that wrote it"
         )));
     }
     let (mut newest, mut offset): (Option<Record>, usize) = (None, 0);
     let mut found = Vec::new();
-    while let Some(record) = Record::at(bytes, offset).filter(|record| record.follows(newest.as_ref())) {
+    while let Some(record) =
+        Record::at(bytes, offset).filter(|record| record.follows(newest.as_ref()))
+    {
         if record.number > known {
             let Record { store, number, ref payload, .. } = record;
             found.push(Found { store, number, payload: bytes[payload.clone()].to_vec() });
@@ -129,17 +135,19 @@ pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
     }
     let complete = newest.map_or(0, |record| record.number).max(known);
     let left = (offset..bytes.len()).step_by(BLOCK_BYTES).filter_map(|at| Record::at(bytes, at));
-    if let Some(newest) = left.map(|record| record.number).max().filter(|number| *number > complete) {
+    if let Some(newest) = left.map(|record| record.number).max().filter(|number| *number > complete)
+    {
         return Err(Error::corrupt(format!(
-            "the file catalog or {JOURNAL_FILE} is damaged: change {newest} is there, and change {} is not; \
-             restore the store from a backup",
+            "the file catalog or {JOURNAL_FILE} is damaged: change {newest} is there, and change \
+             {} is not; restore the store from a backup",
             complete + 1
         )));
     }
     if let Some(first) = found.first().filter(|first| first.number - 1 != known) {
         return Err(Error::corrupt(format!(
-            "the file catalog is damaged or from an older backup, or the file {JOURNAL_FILE} is: the one knows {known} changes, \
-             the other goes on with change {}; put back the whole store from a backup",
+            "the file catalog is damaged or from an older backup, or the file {JOURNAL_FILE} is: \
+             the one knows {known} changes, the other goes on with change {}; put back the whole \
+             store from a backup",
             first.number
         )));
     }
@@ -184,7 +192,8 @@ impl Journal {
             && self.end + (HEADER_BYTES + bytes).next_multiple_of(BLOCK_BYTES) <= JOURNAL_BYTES
     }
 
-    /// Makes the change durable. After an error nobody knows whether it is, and the journal takes no more.
+    /// Makes the change durable. After an error nobody knows whether it is, and the journal takes
+    /// no more.
     pub(super) fn append(&mut self, store: u64, number: u64, payload: &[u8]) -> io::Result<()> {
         let (record, crc) = encode(store, number, self.newest, payload);
         let rest = record.len().next_multiple_of(BLOCK_BYTES) - record.len();
@@ -205,7 +214,9 @@ fn make(disk: &dyn Disk) -> io::Result<()> {
     }
     let file = disk.create_to_fill(JOURNAL_FILE)?;
     let fill = || {
-        (0..JOURNAL_BYTES).step_by(ZEROS.len()).try_for_each(|at| file.write_all_at(&[ZEROS], at as u64))?;
+        (0..JOURNAL_BYTES)
+            .step_by(ZEROS.len())
+            .try_for_each(|at| file.write_all_at(&[ZEROS], at as u64))?;
         file.sync()
     };
     fill().inspect_err(|_| {
@@ -249,10 +260,16 @@ mod tests {
         assert_eq!(read(&disk, 0).unwrap(), []);
         write(&disk, 5..=12);
         for known in 4..=14 {
-            assert_eq!(read(&disk, known).unwrap(), (known + 1..=12).map(found).collect::<Vec<_>>());
+            assert_eq!(
+                read(&disk, known).unwrap(),
+                (known + 1..=12).map(found).collect::<Vec<_>>()
+            );
         }
         let error = read(&disk, 3).unwrap_err();
-        assert!(error.detail.contains("catalog") && error.detail.contains("knows 3 changes"), "{error}");
+        assert!(
+            error.detail.contains("catalog") && error.detail.contains("knows 3 changes"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -310,7 +327,10 @@ mod tests {
             journal.append(STORE, count, &vec![1; 3 * BLOCK_BYTES]).unwrap();
         }
         assert_eq!(count, (JOURNAL_BYTES / BLOCK_BYTES / 4) as u64);
-        assert_eq!((disk.files()[0].1, read(&disk, 0).unwrap().len() as u64), (JOURNAL_BYTES, count));
+        assert_eq!(
+            (disk.files()[0].1, read(&disk, 0).unwrap().len() as u64),
+            (JOURNAL_BYTES, count)
+        );
         disk.alter(JOURNAL_FILE, |bytes| bytes.truncate(5000));
         write(&disk, 1..=3);
         assert_eq!((disk.files()[0].1, read(&disk, 0).unwrap().len()), (JOURNAL_BYTES, 3));
@@ -333,7 +353,11 @@ mod tests {
             assert_eq!(begun.is_err(), disk.failed(), "{count}");
             disk.fail_after(None);
             write(&disk, 1..=3);
-            assert_eq!(read(&disk.after_power_loss(Unsynced::Lost), 0).unwrap().len(), 3, "{count}");
+            assert_eq!(
+                read(&disk.after_power_loss(Unsynced::Lost), 0).unwrap().len(),
+                3,
+                "{count}"
+            );
             if begun.is_ok() {
                 return;
             }
@@ -346,6 +370,9 @@ mod tests {
         write(&disk, 1..=3);
         disk.alter(JOURNAL_FILE, |bytes| bytes[8] = 2);
         let error = read(&disk, 0).unwrap_err();
-        assert!(error.detail.contains("version 2") && error.detail.contains("use the build"), "{error}");
+        assert!(
+            error.detail.contains("version 2") && error.detail.contains("use the build"),
+            "{error}"
+        );
     }
 }

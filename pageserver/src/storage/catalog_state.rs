@@ -46,8 +46,11 @@ impl State {
             }
             self.timelines.insert(id.0, record);
         }
-        let removed =
-            update.remove_branches.iter().filter_map(|name| self.branches.remove(name)).collect::<Vec<_>>();
+        let removed = update
+            .remove_branches
+            .iter()
+            .filter_map(|name| self.branches.remove(name))
+            .collect::<Vec<_>>();
         for (name, record) in update.put_branches {
             *self.names.entry(record.timeline).or_default() += 1;
             let replaced = self.branches.insert(name, record);
@@ -66,7 +69,9 @@ impl State {
     }
 
     fn unname(&mut self, timeline: u64) {
-        let Some(names) = self.names.get_mut(&timeline) else { panic!("timeline {timeline:x} had no name") };
+        let Some(names) = self.names.get_mut(&timeline) else {
+            panic!("timeline {timeline:x} had no name")
+        };
         *names -= 1;
         if *names == 0 {
             self.names.remove(&timeline);
@@ -74,7 +79,10 @@ impl State {
     }
 
     /// The timelines that `update` adds or changes, as they are then.
-    pub(super) fn timelines_after(&self, update: &Update) -> Result<Vec<(TimelineId, TimelineRecord)>> {
+    pub(super) fn timelines_after(
+        &self,
+        update: &Update,
+    ) -> Result<Vec<(TimelineId, TimelineRecord)>> {
         let mut timelines = update.add_timelines.clone();
         let ancestors = timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref());
         for ancestor in ancestors.map(|ancestor| ancestor.timeline) {
@@ -103,14 +111,18 @@ impl State {
         let mut children: HashMap<u64, i64> = HashMap::new();
         let mut candidates: Vec<u64> = update.release.iter().map(|id| id.0).collect();
         let put = update.put_branches.iter().map(|(name, _)| name);
-        for record in update.remove_branches.iter().chain(put).filter_map(|name| self.branches.get(name)) {
+        for record in
+            update.remove_branches.iter().chain(put).filter_map(|name| self.branches.get(name))
+        {
             *names.entry(record.timeline).or_default() -= 1;
             candidates.push(record.timeline);
         }
         for (_, record) in &update.put_branches {
             *names.entry(record.timeline).or_default() += 1;
         }
-        for ancestor in update.add_timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref()) {
+        for ancestor in
+            update.add_timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref())
+        {
             *children.entry(ancestor.timeline).or_default() += 1;
         }
         let detached =
@@ -121,9 +133,10 @@ impl State {
         }
         let mut freed = Vec::new();
         while let Some(id) = candidates.pop() {
-            let named = i64::from(self.names.get(&id).copied().unwrap_or(0)) + names.get(&id).unwrap_or(&0);
-            let held =
-                self.children.get(&id).map_or(0, |set| set.len() as i64) + children.get(&id).unwrap_or(&0);
+            let named =
+                i64::from(self.names.get(&id).copied().unwrap_or(0)) + names.get(&id).unwrap_or(&0);
+            let held = self.children.get(&id).map_or(0, |set| set.len() as i64)
+                + children.get(&id).unwrap_or(&0);
             let Some(record) = self.timelines.get(&id) else { continue };
             if named > 0 || held > 0 || freed.contains(&TimelineId(id)) {
                 continue;
@@ -156,7 +169,10 @@ impl State {
                 .as_ref()
                 .is_some_and(|a| a.timeline >= *id || !self.timelines.contains_key(&a.timeline))
             {
-                return Err(Error::corrupt(format!("timeline {} has no sound ancestor", TimelineId(*id))));
+                return Err(Error::corrupt(format!(
+                    "timeline {} has no sound ancestor",
+                    TimelineId(*id)
+                )));
             }
         }
         Ok(())

@@ -1,11 +1,13 @@
-//! The number of the catalog's newest change, kept in a file beside it: the catalog cannot go back unnoticed.
+//! The number of the catalog's newest change, kept in a file beside it: the catalog cannot go back
+//! unnoticed.
 //!
-//! `redb` and the journal make a change durable with one sync. If the newest change does not check after a crash, it is taken for
-//! one that the crash cut off, and what was before it is shown. That is right, unless it was durable and something damaged it
-//! since. So the number of each change that is durable is noted here, and an opening refuses a catalog that has fewer.
+//! `redb` and the journal make a change durable with one sync. If the newest change does not check
+//! after a crash, it is taken for one that the crash cut off, and what was before it is shown. That
+//! is right, unless it was durable and something damaged it since. So the number of each change
+//! that is durable is noted here, and an opening refuses a catalog that has fewer.
 //!
-//! A note costs a write and no sync, which follows within a second. A power loss in between can lose notes: they say
-//! what there was at least.
+//! A note costs a write and no sync, which follows within a second. A power loss in between can
+//! lose notes: they say what there was at least.
 
 use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile};
@@ -21,9 +23,10 @@ const CRC_OFFSET: usize = 12;
 const STORE_OFFSET: usize = 16;
 const NUMBER_OFFSET: usize = 24;
 const NOTE_BYTES: usize = 32;
-/// One place keeps the note that was made and synced when the store was opened, and the others take turns: so one damaged
-/// sector leaves another note, and so does a write that fails before the notes of others are synced. A place that a failed write
-/// left damaged is the next one to be written to.
+/// One place keeps the note that was made and synced when the store was opened, and the others take
+/// turns: so one damaged sector leaves another note, and so does a write that fails before the
+/// notes of others are synced. A place that a failed write left damaged is the next one to be
+/// written to.
 const PLACES: u64 = 3;
 /// As far from one another as the sectors of any disk are long.
 const PLACE_BYTES: u64 = 4096;
@@ -110,13 +113,17 @@ impl Witness {
             notes.push(decode(&bytes));
         }
         let sound = |(place, note): (u64, &Note)| {
-            if let Note::Sound { store, number } = note { Some((*number, *store, place)) } else { None }
+            if let Note::Sound { store, number } = note {
+                Some((*number, *store, place))
+            } else {
+                None
+            }
         };
         let Some((newest, of, place)) = (0..).zip(&notes).filter_map(sound).max() else {
             if notes.contains(&Note::Damaged) {
                 return Err(Error::corrupt(format!(
-                    "the file {WITNESS_FILE}, which says how new the catalog is, is damaged or of another version; \
-                     remove it if the file catalog was not put back from a backup"
+                    "the file {WITNESS_FILE}, which says how new the catalog is, is damaged or of \
+                     another version; remove it if the file catalog was not put back from a backup"
                 )));
             }
             return Ok(());
@@ -129,8 +136,8 @@ impl Witness {
         }
         if changes < newest && !sabotage::active(Defect::CatalogWitness) {
             return Err(Error::corrupt(format!(
-                "the file catalog or journal is damaged or from an older backup: {newest} changes were made, and they know {changes}; \
-                 put back the whole store from a backup"
+                "the file catalog or journal is damaged or from an older backup: {newest} changes \
+                 were made, and they know {changes}; put back the whole store from a backup"
             )));
         }
         if notes.contains(&Note::Damaged) {
@@ -152,9 +159,11 @@ impl Witness {
         }
     }
 
-    /// Notes that so many changes are durable; false if that failed. Without the note nothing is lost, so it is no error.
+    /// Notes that so many changes are durable; false if that failed. Without the note nothing is
+    /// lost, so it is no error.
     pub(super) fn note(&self, store: u64, changes: u64) -> bool {
-        let written = self.file.write_all_at(&[&encode(store, changes)], self.next_place() * PLACE_BYTES);
+        let written =
+            self.file.write_all_at(&[&encode(store, changes)], self.next_place() * PLACE_BYTES);
         self.unsynced.store(true, Ordering::SeqCst);
         match written {
             Ok(()) => {
@@ -162,7 +171,10 @@ impl Witness {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "how new the catalog is could not be noted in the file {WITNESS_FILE}");
+                tracing::warn!(
+                    %error,
+                    "how new the catalog is could not be noted in the file {WITNESS_FILE}"
+                );
                 false
             }
         }
@@ -232,12 +244,18 @@ mod tests {
         let refused = |changes| witness.check(Some(9), changes).err().map(|error| error.detail);
         assert!(refused(5).is_none() && refused(6).is_none());
         assert!(
-            refused(4).is_some_and(|words| words.contains("the file catalog") && words.contains("5 changes"))
+            refused(4).is_some_and(
+                |words| words.contains("the file catalog") && words.contains("5 changes")
+            )
         );
         assert!(witness.check(Some(8), 5).is_err(), "another store");
-        let damage = |place: usize| sim.alter(WITNESS_FILE, |bytes| bytes[place * 4096 + NUMBER_OFFSET] ^= 1);
+        let damage = |place: usize| {
+            sim.alter(WITNESS_FILE, |bytes| bytes[place * 4096 + NUMBER_OFFSET] ^= 1)
+        };
         damage(1);
-        assert!(refused(4).is_none() && refused(3).is_some_and(|words| words.contains("4 changes")));
+        assert!(
+            refused(4).is_none() && refused(3).is_some_and(|words| words.contains("4 changes"))
+        );
         damage(2);
         assert!(refused(9).is_some_and(|words| words.contains(WITNESS_FILE)));
     }

@@ -1,4 +1,5 @@
-//! Verification of a store that no server uses: every record, every page, and what the catalog says of them.
+//! Verification of a store that no server uses: every record, every page, and what the catalog says
+//! of them.
 
 use crate::error::{Error, Result};
 use crate::storage::catalog::{CATALOG_FILE, Catalog, LaneRecord};
@@ -43,17 +44,21 @@ pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
     Ok(report)
 }
 
-/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and remove them.
+/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and remove
+/// them.
 pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
-    let list = |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
+    let list =
+        |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
     let catalog = list("")?.iter().any(|(name, length)| name == CATALOG_FILE && *length > 0);
     let lanes = list(LANES_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(SPARE_PREFIX));
-    let layers = list(LAYERS_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(UNFINISHED_PREFIX));
+    let layers =
+        list(LAYERS_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(UNFINISHED_PREFIX));
     if catalog || !(lanes || layers) {
         return Ok(());
     }
     Err(Error::corrupt(format!(
-        "the store has lane files or layers but no catalog: restore the file {CATALOG_FILE} from a backup of the store"
+        "the store has lane files or layers but no catalog: restore the file {CATALOG_FILE} from a \
+         backup of the store"
     )))
 }
 
@@ -72,12 +77,21 @@ fn check_timeline(
             .copied()
             .collect();
         let start = Start { sealed: record.sealed, sequence: record.sequence };
-        let synced = catalog.forks(id).iter().map(|fork| fork.synced[lane as usize]).max().unwrap_or(0);
+        let synced =
+            catalog.forks(id).iter().map(|fork| fork.synced[lane as usize]).max().unwrap_or(0);
         check_layers(lane_files, (id, lane), &record, report);
-        let outcome =
-            recovery::inspect(lane_files, (id, lane), &files, (start, synced), &mut |found, file| {
+        let outcome = recovery::inspect(
+            lane_files,
+            (id, lane),
+            &files,
+            (start, synced),
+            &mut |found, file| {
                 report.records += 1;
-                let name = LaneFiles::describe(LaneFileId { timeline: id, lane, sequence: found.sequence });
+                let name = LaneFiles::describe(LaneFileId {
+                    timeline: id,
+                    lane,
+                    sequence: found.sequence,
+                });
                 let mut page = vec![0; PAGE_BYTES];
                 for (nth, (inode, block, crc)) in pages(found).enumerate() {
                     let offset = (found.pages_offset() + nth * PAGE_BYTES) as u64;
@@ -91,7 +105,8 @@ fn check_timeline(
                     }
                 }
                 Ok(())
-            });
+            },
+        );
         if let Err(error) = outcome {
             report.faults.push(error.detail);
         }
@@ -121,7 +136,9 @@ fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
     entries.retain(|entry| entry.page.is_some());
     entries.sort_unstable_by_key(|entry| entry.page.map(|page| page.group));
     let mut page = vec![0; PAGE_BYTES];
-    for of_group in entries.chunk_by(|a, b| a.page.map(|page| page.group) == b.page.map(|page| page.group)) {
+    for of_group in
+        entries.chunk_by(|a, b| a.page.map(|page| page.group) == b.page.map(|page| page.group))
+    {
         let Some(group) = of_group[0].page.map(|page| page.group) else { continue };
         layer.read_groups(group..group + 1, Access::InOrder, |_, pages| {
             for entry in of_group {

@@ -1,7 +1,8 @@
 //! What children of a timeline hold themselves, and so do not need of it any more.
 //!
-//! A child covers a block if whoever reads the child finds the block in the child's own layers. Layers are durable, and a
-//! version of them goes only behind a newer one, so a block stays covered as long as the child lives.
+//! A child covers a block if whoever reads the child finds the block in the child's own layers.
+//! Layers are durable, and a version of them goes only behind a newer one, so a block stays covered
+//! as long as the child lives.
 
 use crate::error::Result;
 use crate::locks::lock;
@@ -52,7 +53,8 @@ impl Store {
     pub(super) fn children(&self, id: TimelineId, lane: LaneKind) -> Result<Vec<Child>> {
         let mut children = Vec::new();
         for (id, ancestor) in self.catalog().children(id) {
-            // Where it was forked can be gone back to, in its past and in the parent's, and there it holds nothing.
+            // Where it was forked can be gone back to, in its past and in the parent's, and there
+            // it holds nothing.
             if self.is_recent(&ancestor) || children.len() >= MAX_CHILDREN {
                 continue;
             }

@@ -56,13 +56,18 @@ impl<'s, 'p> Commit<'s, 'p> {
             if Arc::ptr_eq(timeline, self.timeline) {
                 return self.state.index.attributes(inode, at).map(|a| a.cloned());
             }
-            locks::read(&timeline.lane(self.kind).state).index.attributes(inode, at).map(|a| a.cloned())
+            locks::read(&timeline.lane(self.kind).state)
+                .index
+                .attributes(inode, at)
+                .map(|a| a.cloned())
         })?
     }
 
     /// Reads one block of an inode of this lane.
     pub fn read_block(&self, inode: u64, block: u32) -> Result<Vec<u8>> {
-        if let Some(hot) = self.state.hot.as_ref().filter(|hot| (hot.inode, hot.block) == (inode, block)) {
+        if let Some(hot) =
+            self.state.hot.as_ref().filter(|hot| (hot.inode, hot.block) == (inode, block))
+        {
             return Ok(hot.bytes.clone());
         }
         let sources = self.timeline.resolve(self.state, inode, block, 1)?;
@@ -83,16 +88,24 @@ impl<'s, 'p> Commit<'s, 'p> {
             return self.push_whole(inode, block, crcs, bytes);
         }
         let last = &bytes[bytes.len() - PAGE_BYTES..];
-        let hot = HotPage { inode, block: block + format::u32_of(crcs.len() - 1), bytes: last.to_vec() };
+        let hot =
+            HotPage { inode, block: block + format::u32_of(crcs.len() - 1), bytes: last.to_vec() };
         // One part in a record is all that a commit needs, and bounds its changes.
         let first = &bytes[..PAGE_BYTES];
         let whole = self.gathered.hot.is_some();
-        let changed = || parts::changed(&self.state.index, self.state.hot.as_ref(), (inode, block), first);
+        let changed =
+            || parts::changed(&self.state.index, self.state.hot.as_ref(), (inode, block), first);
         match if whole { None } else { changed() } {
             None => self.push_whole(inode, block, crcs, bytes),
             Some(range) => {
                 let start = u16::try_from(range.start).unwrap_or(u16::MAX);
-                self.push(Change::Part { inode, block, start, crc: crcs[0], bytes: first[range].to_vec() });
+                self.push(Change::Part {
+                    inode,
+                    block,
+                    start,
+                    crc: crcs[0],
+                    bytes: first[range].to_vec(),
+                });
                 if crcs.len() > 1 {
                     let rest = match bytes {
                         Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[PAGE_BYTES..]),
@@ -113,7 +126,11 @@ impl<'s, 'p> Commit<'s, 'p> {
     /// Sets length and modification time, with all attributes if this lane does not hold them yet.
     pub fn push_size(&mut self, inode: u64, attributes: Attributes) {
         if self.state.index.has_attributes(inode) {
-            self.push(Change::Size { inode, size: attributes.size, modified_ns: attributes.modified_ns });
+            self.push(Change::Size {
+                inode,
+                size: attributes.size,
+                modified_ns: attributes.modified_ns,
+            });
         } else {
             self.push(Change::Attributes { inode, attributes });
         }

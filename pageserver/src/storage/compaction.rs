@@ -1,8 +1,9 @@
 //! Compaction: what to seal and which layers to merge, and the merging.
 //!
-//! [`choose`] is a pure function of a lane's shape. Layers are kept such that an older one is larger than all newer ones
-//! together, so there are few of them and each page is rewritten a few times only. A merge drops the versions
-//! that no retained point sees any more, those cut off by a truncation, and the pages of files that are gone.
+//! [`choose`] is a pure function of a lane's shape. Layers are kept such that an older one is
+//! larger than all newer ones together, so there are few of them and each page is rewritten a few
+//! times only. A merge drops the versions that no retained point sees any more, those cut off by a
+//! truncation, and the pages of files that are gone.
 
 use crate::error::Result;
 use crate::locks::{read, write};
@@ -23,8 +24,8 @@ use std::sync::Arc;
 const MAX_ALIKE: usize = 4;
 /// Layers of a lane, whatever their sizes.
 const MAX_LAYERS: usize = 8;
-/// Layers that one merge reads. Where small ones piled up, because the server was busy or often killed, they are merged in steps, and
-/// what one has done stays.
+/// Layers that one merge reads. Where small ones piled up, because the server was busy or often
+/// killed, they are merged in steps, and what one has done stays.
 pub(super) const MAX_INPUTS: usize = 32;
 
 /// Less is left where it is.
@@ -57,7 +58,8 @@ pub enum Plan {
     Merge(Range<usize>),
 }
 
-/// What a lane of this shape needs next, if its log may have `max_log_bytes` while it is written to.
+/// What a lane of this shape needs next, if its log may have `max_log_bytes` while it is written
+/// to.
 pub fn choose(shape: &Shape, max_log_bytes: u64) -> Plan {
     if shape.log_bytes > max_log_bytes || (shape.quiet && shape.log_bytes > 0) {
         return Plan::Seal;
@@ -93,7 +95,8 @@ pub(super) fn excess(layers: &[u64]) -> u64 {
     ((alike(layers) / MAX_ALIKE).max(layers.len() / MAX_LAYERS) as u64).saturating_sub(1)
 }
 
-/// Merges all of these, or, of too many, those that are smallest together: so each page is rewritten a few times only.
+/// Merges all of these, or, of too many, those that are smallest together: so each page is
+/// rewritten a few times only.
 fn merge(layers: &[u64]) -> Plan {
     let count = layers.len().min(MAX_INPUTS);
     let sum = |from: &usize| layers[*from..from + count].iter().sum::<u64>();
@@ -110,20 +113,23 @@ pub(super) struct Merged {
 }
 
 impl Merged {
-    /// What the catalog is to say of a lane of which it says `now`: others may have been sealed meanwhile.
+    /// What the catalog is to say of a lane of which it says `now`: others may have been sealed
+    /// meanwhile.
     pub(super) fn record(&self, now: &LaneRecord) -> LaneRecord {
         let mut record = now.clone();
         let range = self.range(now.layers.iter().map(|layer| layer.number));
-        record
-            .layers
-            .splice(range, [LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() }]);
+        record.layers.splice(
+            range,
+            [LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() }],
+        );
         record
     }
 
     fn range(&self, mut numbers: impl Iterator<Item = u64>) -> Range<usize> {
         let first = numbers.position(|number| number == self.replaces[0]);
-        let first =
-            first.unwrap_or_else(|| panic!("layer {:x} was replaced by another merge", self.replaces[0]));
+        let first = first.unwrap_or_else(|| {
+            panic!("layer {:x} was replaced by another merge", self.replaces[0])
+        });
         first..first + self.replaces.len()
     }
 }
@@ -142,8 +148,8 @@ impl<I: Iterator> Input<I> {
     }
 }
 
-/// What decides which versions of a file's blocks are kept, all of it as of one moment: a cut may hide a version from
-/// the head that a child, forked just before, still sees.
+/// What decides which versions of a file's blocks are kept, all of it as of one moment: a cut may
+/// hide a version from the head that a child, forked just before, still sees.
 #[derive(Clone, Default)]
 pub(super) struct Fate {
     pub(super) inode: u64,
@@ -156,9 +162,13 @@ pub(super) struct Fate {
 }
 
 impl Fate {
-    /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees the newest; those
-    /// who were forked where it is `covered` do not look here.
-    pub(super) fn kept(&self, versions: &[(Entry, usize)], covered: &[Position]) -> Vec<(Entry, usize)> {
+    /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees
+    /// the newest; those who were forked where it is `covered` do not look here.
+    pub(super) fn kept(
+        &self,
+        versions: &[(Entry, usize)],
+        covered: &[Position],
+    ) -> Vec<(Entry, usize)> {
         let mut kept: Vec<(Entry, usize)> = Vec::new();
         if self.forgotten {
             return kept;
@@ -217,7 +227,8 @@ impl Timeline {
         let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
         let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
         let samples = sample(&inputs);
-        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered, &samples)?;
+        let mut writer =
+            LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered, &samples)?;
         if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
             writer.abandon();
             return Err(error);
@@ -240,7 +251,8 @@ impl Timeline {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         // Oldest first, so that the versions of a block come in order.
-        let mut inputs: Vec<_> = layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
+        let mut inputs: Vec<_> =
+            layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
         let mut fate = Fate::default();
         let mut page = vec![0; PAGE_BYTES];
         while let Some(versions) = next_block(&mut inputs)? {
@@ -250,8 +262,11 @@ impl Timeline {
                 fate = self.fate(writer.lane(), inode, oldest);
             }
             let block = versions[0].0.block;
-            let covered =
-                if fate.are_old(&versions) { children::covered(children, inode, block)? } else { Vec::new() };
+            let covered = if fate.are_old(&versions) {
+                children::covered(children, inode, block)?
+            } else {
+                Vec::new()
+            };
             for (entry, nth) in fate.kept(&versions, &covered) {
                 let key = (entry.inode, entry.block, entry.position);
                 if entry.page.is_none() {
@@ -270,10 +285,17 @@ impl Timeline {
         let state = read(&self.lane(lane).state);
         let (forgotten, cuts) = (state.index.forgot(inode), state.index.cuts(inode).to_vec());
         let retained = state.index.retained().clone();
-        Fate { inode, retained, forgotten, cuts, zeros_below: oldest && !state.index.inherits(inode) }
+        Fate {
+            inode,
+            retained,
+            forgotten,
+            cuts,
+            zeros_below: oldest && !state.index.inherits(inode),
+        }
     }
 
-    /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it replaces.
+    /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it
+    /// replaces.
     pub(super) fn turn_to_merged(&self, merged: Merged, record: LaneRecord) -> Vec<Arc<Layer>> {
         let mut state = write(&self.lane(merged.layer.id().lane).state);
         state.record = record;
@@ -288,8 +310,9 @@ fn sample(layers: &[Arc<Layer>]) -> Vec<u8> {
         for layer in layers {
             let Some(beyond) = nth.checked_sub(layer.entries()) else {
                 let entry = layer.entry(nth).ok().flatten().filter(|entry| entry.page.is_some());
-                return entry
-                    .is_some_and(|entry| Input::of(layer, std::iter::empty()).read(&entry, page).is_ok());
+                return entry.is_some_and(|entry| {
+                    Input::of(layer, std::iter::empty()).read(&entry, page).is_ok()
+                });
             };
             nth = beyond;
         }
@@ -315,7 +338,8 @@ impl<I: Iterator<Item = Result<Entry>>> Input<I> {
     }
 }
 
-/// All versions of the next block in the order of keys, oldest first, each with the number of its input.
+/// All versions of the next block in the order of keys, oldest first, each with the number of its
+/// input.
 pub(super) fn next_block<I: Iterator<Item = Result<Entry>>>(
     inputs: &mut [Input<I>],
 ) -> Result<Option<Vec<(Entry, usize)>>> {
@@ -332,8 +356,9 @@ pub(super) fn next_block<I: Iterator<Item = Result<Entry>>>(
     let Some(next) = next else { return Ok(None) };
     let mut versions = Vec::new();
     for (nth, input) in inputs.iter_mut().enumerate() {
-        let same =
-            |entry: &Result<Entry>| entry.as_ref().is_ok_and(|entry| (entry.inode, entry.block) == next);
+        let same = |entry: &Result<Entry>| {
+            entry.as_ref().is_ok_and(|entry| (entry.inode, entry.block) == next)
+        };
         while let Some(Ok(entry)) = input.entries.next_if(same) {
             versions.push((entry, nth));
         }

@@ -1,8 +1,10 @@
-//! Deep chains: a timeline that rests far from what it reads gets all of it in layers of its own, and no ancestor.
+//! Deep chains: a timeline that rests far from what it reads gets all of it in layers of its own,
+//! and no ancestor.
 //!
-//! So a read never passes through more than a few timelines for long, and old ones can go when nobody else needs them. It
-//! costs a copy of what the timeline shows, so it is done only at some depth, for named timelines that were written to,
-//! and when no moment from before the fork can be gone back to any more.
+//! So a read never passes through more than a few timelines for long, and old ones can go when
+//! nobody else needs them. It costs a copy of what the timeline shows, so it is done only at some
+//! depth, for named timelines that were written to, and when no moment from before the fork can be
+//! gone back to any more.
 
 use crate::error::Result;
 use crate::locks::{self, lock};
@@ -34,12 +36,13 @@ const INHERITED: usize = usize::MAX;
 type Versions = Vec<(Entry, usize)>;
 
 impl Store {
-    /// Lets the oldest timeline that is too deep stand on its own; true if there was one. `pace` is called with the bytes
-    /// worked on.
+    /// Lets the oldest timeline that is too deep stand on its own; true if there was one. `pace` is
+    /// called with the bytes worked on.
     pub fn detach_deep(&self, pace: &mut Pace<'_>) -> Result<bool> {
         let mut slots = self.slots();
         slots.sort_unstable_by_key(|(id, _)| *id);
-        let Some((id, slot)) = slots.into_iter().find(|(id, slot)| self.is_too_deep(*id, slot)) else {
+        let Some((id, slot)) = slots.into_iter().find(|(id, slot)| self.is_too_deep(*id, slot))
+        else {
             return Ok(false);
         };
         let timeline = self.timeline(id)?;
@@ -76,7 +79,8 @@ impl Store {
         if !rests || !self.catalog().is_named(id) {
             return false;
         }
-        let (mut depth, mut next) = (0, self.catalog().timeline(id).and_then(|record| record.ancestor));
+        let (mut depth, mut next) =
+            (0, self.catalog().timeline(id).and_then(|record| record.ancestor));
         let recent = next.as_ref().is_some_and(|fork| self.is_recent(fork));
         while let Some(fork) = next.filter(|_| !recent && depth < MAX_DEPTH) {
             let record = self.catalog().timeline(TimelineId(fork.timeline)).unwrap_or_default();
@@ -94,8 +98,8 @@ impl Store {
         lanes: [LaneRecord; 2],
     ) -> Result<bool> {
         let mut guard = lock(slot);
-        // Its place and this function have it; nobody else gets it while the place is locked. Background work lets go of
-        // it soon.
+        // Its place and this function have it; nobody else gets it while the place is locked.
+        // Background work lets go of it soon.
         for _ in 0..MAX_TRIES {
             if Arc::strong_count(&timeline) == 2 {
                 break;
@@ -107,12 +111,16 @@ impl Store {
         let mut slot = guard;
         let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, &timeline))
             && (slot.lanes.clone(), timeline.last_positions()) == before;
-        if !same || Arc::strong_count(&timeline) != 2 || !timeline.is_sealed() || timeline.latched().is_some()
+        if !same
+            || Arc::strong_count(&timeline) != 2
+            || !timeline.is_sealed()
+            || timeline.latched().is_some()
         {
             return Ok(false);
         }
         let id = timeline.id();
-        let freed = self.publish(Update { detach: vec![(id, lanes.clone())], ..Update::default() })?;
+        let freed =
+            self.publish(Update { detach: vec![(id, lanes.clone())], ..Update::default() })?;
         let replaced = LaneKind::ALL.into_iter().flat_map(|lane| timeline.layers(lane));
         replaced.for_each(|layer| self.remove_layer(layer.id()));
         let ancestor = slot.become_root(lanes);
@@ -121,7 +129,10 @@ impl Store {
             self.release_fork(id, &ancestor);
         }
         self.free(&freed);
-        tracing::info!(timeline = %id, freed = freed.len(), "a timeline at the end of a long chain stands on its own");
+        tracing::info!(
+            timeline = %id, freed = freed.len(),
+            "a timeline at the end of a long chain stands on its own"
+        );
         Ok(true)
     }
 }
@@ -141,7 +152,8 @@ impl Timeline {
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane, number };
         let sealed = record.sealed.max(base);
-        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, (0, sealed), &[])?;
+        let mut writer =
+            LayerWriter::begin(lane_files.disk(), lane_files.store(), id, (0, sealed), &[])?;
         let files = inherited.files_of_lane(lane);
         if let Err(error) = self.write_all_blocks(&inherited, &files, base, &mut writer, pace) {
             writer.abandon();
@@ -163,7 +175,8 @@ impl Timeline {
     ) -> Result<()> {
         let lane = writer.lane();
         let layers = self.layers(lane);
-        let mut inputs: Vec<_> = layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
+        let mut inputs: Vec<_> =
+            layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
         let mut own: BTreeMap<u64, BTreeMap<u32, Versions>> = BTreeMap::new();
         while let Some(versions) = next_block(&mut inputs)? {
             pace((versions.len() * ENTRY_BYTES) as u64)?;
@@ -216,8 +229,9 @@ impl Timeline {
         for first in (0..end).step_by(CHUNK as usize) {
             let state = locks::read(&self.lane(lane).state);
             let found = self.resolve(&state, inode, first, CHUNK.min(end - first) as usize)?;
-            let there =
-                |source: &Option<Source>| source.as_ref().is_some_and(|it| !matches!(it, Source::Zeros));
+            let there = |source: &Option<Source>| {
+                source.as_ref().is_some_and(|it| !matches!(it, Source::Zeros))
+            };
             sources.extend((first..).zip(found).filter(|(_, source)| there(source)));
         }
         Ok(sources)

@@ -1,7 +1,8 @@
 //! What the pages of a layer have in common: a zstd dictionary, made of some of them.
 //!
-//! With one, a page that is compressed by itself mostly takes about as much as it would together with another, and a read
-//! unpacks it alone, without first reading the tables of an entropy code of its own.
+//! With one, a page that is compressed by itself mostly takes about as much as it would together
+//! with another, and a read unpacks it alone, without first reading the tables of an entropy code
+//! of its own.
 
 use crate::storage::page::PAGE_BYTES;
 use crate::sys;
@@ -10,13 +11,16 @@ use std::io;
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::{DCtx, DDict};
 
-/// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two cores with Postgres.
+/// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two
+/// cores with Postgres.
 pub(super) const LEVEL: i32 = 1;
-/// Pages that are compressed together where they have no dictionary, or where much is saved by it. A read of one unpacks all.
+/// Pages that are compressed together where they have no dictionary, or where much is saved by it.
+/// A read of one unpacks all.
 pub(super) const PAGES_TOGETHER: usize = 2;
 /// Places that are looked at to make one, two pages at each. Four times as many gave nothing.
 const PLACES: u64 = 32;
-/// From one place to the next in the order in which they are looked at; it has no divisor in common with their number.
+/// From one place to the next in the order in which they are looked at; it has no divisor in common
+/// with their number.
 const STRIDE: u64 = 13;
 /// Versions of blocks from which on it is worth its own bytes, and the time to make it.
 const LEAST_VERSIONS: u64 = 1024;
@@ -25,8 +29,9 @@ const DICTIONARY_BYTES: usize = 8 << 10;
 /// Most bytes of one that is read.
 pub(super) const MAX_DICTIONARY_BYTES: u32 = 64 << 10;
 
-/// Some pages of a layer with so many versions of blocks: neighbours, at places from all over; none if there are few. `read` reads
-/// the nth version and says whether it has a page that could be read.
+/// Some pages of a layer with so many versions of blocks: neighbours, at places from all over; none
+/// if there are few. `read` reads the nth version and says whether it has a page that could be
+/// read.
 pub(super) fn sample(versions: u64, mut read: impl FnMut(u64, &mut [u8]) -> bool) -> Vec<u8> {
     let places = if versions < LEAST_VERSIONS { 0 } else { PLACES };
     let mut pages = Vec::new();
@@ -67,9 +72,13 @@ impl Packing {
         let dictionary = zstd::dict::from_continuous(samples, &lengths, DICTIONARY_BYTES)?;
         let mut compressor = Compressor::with_dictionary(LEVEL, &dictionary)?;
         let mut packed = |pages: usize| -> io::Result<usize> {
-            samples.chunks(pages * PAGE_BYTES).map(|group| Ok(compressor.compress(group)?.len())).sum()
+            samples
+                .chunks(pages * PAGE_BYTES)
+                .map(|group| Ok(compressor.compress(group)?.len()))
+                .sum()
         };
-        let together = if packed(1)? * 7 > packed(PAGES_TOGETHER)? * 8 { PAGES_TOGETHER } else { 1 };
+        let together =
+            if packed(1)? * 7 > packed(PAGES_TOGETHER)? * 8 { PAGES_TOGETHER } else { 1 };
         Ok(Self { dictionary, together, compressor })
     }
 }
@@ -86,7 +95,12 @@ struct Unpacker {
 }
 
 impl Unpacker {
-    fn unpack(&mut self, bytes: &[u8], dictionary: Option<&DDict<'_>>, most: usize) -> Option<&[u8]> {
+    fn unpack(
+        &mut self,
+        bytes: &[u8],
+        dictionary: Option<&DDict<'_>>,
+        most: usize,
+    ) -> Option<&[u8]> {
         if self.context.is_none() {
             self.context = Some(DCtx::try_create()?);
         }

@@ -1,14 +1,16 @@
-//! Files of a local disk that are written past the operating system's page cache: those that are appended to, and those that are
-//! filled with zeros beforehand.
+//! Files of a local disk that are written past the operating system's page cache: those that are
+//! appended to, and those that are filled with zeros beforehand.
 //!
-//! What is written is copied into a buffer. A full one is written by a thread behind everybody's back, so that appending
-//! waits for the disk only when it outruns it; the rest stays in memory until the next sync, which for a file whose blocks were
-//! written before is one system call. Through the page cache each page costs memory that is fresh, is kept twice, since
-//! the mount above keeps what was written as well, and is looked for once more when it is written back.
+//! What is written is copied into a buffer. A full one is written by a thread behind everybody's
+//! back, so that appending waits for the disk only when it outruns it; the rest stays in memory
+//! until the next sync, which for a file whose blocks were written before is one system call.
+//! Through the page cache each page costs memory that is fresh, is kept twice, since the mount
+//! above keeps what was written as well, and is looked for once more when it is written back.
 //!
-//! Invariants: writes go to the end. The buffers in `leaving`, oldest first, and `filling` hold all of the file from where the
-//! first of them begins; what lies before it is handed to the disk. A last block that is not full is written again together
-//! with what comes next; its first bytes are the same then, so that a write cut short leaves them as they were.
+//! Invariants: writes go to the end. The buffers in `leaving`, oldest first, and `filling` hold all
+//! of the file from where the first of them begins; what lies before it is handed to the disk. A
+//! last block that is not full is written again together with what comes next; its first bytes are
+//! the same then, so that a write cut short leaves them as they were.
 
 mod buffer;
 #[cfg(test)]
@@ -42,8 +44,8 @@ static ALIGNED_ZEROS: Aligned = Aligned([0; PIECE_BYTES]);
 /// Zeros in memory as direct I/O wants it.
 pub(super) static ZEROS: &[u8] = &ALIGNED_ZEROS.0;
 
-/// Opens a file to write to it past the page cache, in whole blocks, and clears its first one; `None` if the file system has no
-/// direct I/O.
+/// Opens a file to write to it past the page cache, in whole blocks, and clears its first one;
+/// `None` if the file system has no direct I/O.
 pub(super) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
     let options = nix::libc::O_DIRECT | flags;
     // Some file systems take the flag, and then no write.
@@ -98,7 +100,8 @@ struct State {
     called: bool,
     /// Whether nothing is written any more.
     finished: bool,
-    /// Why something was lost that was to be written, so that nobody may be told that it is on the disk.
+    /// Why something was lost that was to be written, so that nobody may be told that it is on the
+    /// disk.
     failed: Option<Failure>,
 }
 
@@ -144,7 +147,8 @@ struct Appended {
 }
 
 impl Appended {
-    /// Writes as many of the buffers that are leaving, oldest first, as `count` says once it is this one's turn.
+    /// Writes as many of the buffers that are leaving, oldest first, as `count` says once it is
+    /// this one's turn.
     fn write_out(&self, count: impl FnOnce(&mut State) -> usize) -> io::Result<()> {
         let _turn = lock(&self.writing);
         let count = {
@@ -168,7 +172,8 @@ impl Appended {
         Ok(())
     }
 
-    /// Writes one full buffer; whether there are more. Whoever appends or syncs next learns of an error.
+    /// Writes one full buffer; whether there are more. Whoever appends or syncs next learns of an
+    /// error.
     fn write_behind(&self) -> bool {
         let watch = Watch::new("write of a log");
         let written = self.write_out(|state| state.leaving.len().min(1));
@@ -178,7 +183,8 @@ impl Appended {
         state.called
     }
 
-    /// Writes until there is room again for what is appended. A sync has written it, or waits for its turn.
+    /// Writes until there is room again for what is appended. A sync has written it, or waits for
+    /// its turn.
     fn catch_up(&self) -> io::Result<()> {
         while lock(&self.state).leaving.len() > MAX_LEAVING {
             self.write_out(|state| usize::from(state.leaving.len() > MAX_LEAVING))?;
@@ -209,8 +215,8 @@ pub(super) struct DirectFile {
 }
 
 impl DirectFile {
-    /// Opens a file whose blocks have been written before, to append to it from its beginning; `None` if the file system has no
-    /// direct I/O.
+    /// Opens a file whose blocks have been written before, to append to it from its beginning;
+    /// `None` if the file system has no direct I/O.
     pub(super) fn open(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
         let file = Self::open_with(path, nix::libc::O_DSYNC, writers)?;
         if let Some(file) = &file {
@@ -271,8 +277,8 @@ impl DiskFile for DirectFile {
             // Of a block that two hold the newer one has more.
             held.map(|held| (held.copy_to(buffer, offset), held.start()).1).min()
         };
-        let on_disk =
-            in_memory.map_or(buffer.len(), |start| distance(offset, start.max(offset)).min(buffer.len()));
+        let on_disk = in_memory
+            .map_or(buffer.len(), |start| distance(offset, start.max(offset)).min(buffer.len()));
         self.cached.read_exact_at(&mut buffer[..on_disk], offset)
     }
 
@@ -322,8 +328,10 @@ impl DiskFile for DirectFile {
     fn give_up(&self) -> bool {
         let _nobody_writes = lock(&self.appended.writing);
         let mut state = lock(&self.appended.state);
-        let given_up = Failure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
-        let before = std::mem::replace(&mut *state, State { failed: Some(given_up), ..State::default() });
+        let given_up =
+            Failure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
+        let before =
+            std::mem::replace(&mut *state, State { failed: Some(given_up), ..State::default() });
         before.failed.is_none()
     }
 

@@ -1,8 +1,9 @@
 //! The only door from the page store to a file system.
 //!
-//! Names are relative to the store's directory and have at most one `/`. Every call either does all it says or
-//! returns the error; of a write that may stay in memory, the next write or sync of the file returns it. Nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is the twin
-//! that forgets unsynced bytes on command.
+//! Names are relative to the store's directory and have at most one `/`. Every call either does all
+//! it says or returns the error; of a write that may stay in memory, the next write or sync of the
+//! file returns it. Nothing here retries a failed write or sync. [`crate::storage::sim_disk`] is
+//! the twin that forgets unsynced bytes on command.
 
 use crate::storage::direct::{self, DirectFile, Writers};
 use crate::sys;
@@ -20,7 +21,8 @@ pub type Mapping = Box<dyn AsRef<[u8]> + Send + Sync>;
 pub trait DiskFile: Send + Sync {
     /// Fills `buffer` from `offset`; `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
-    /// The same of a file that never changes again. If the medium has to be asked, it is for what lies around as well.
+    /// The same of a file that never changes again. If the medium has to be asked, it is for what
+    /// lies around as well.
     fn read_around_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(buffer, offset)
     }
@@ -32,20 +34,22 @@ pub trait DiskFile: Send + Sync {
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
     /// Makes the contents, and the length if it changed, survive a power loss.
     fn sync(&self) -> io::Result<()>;
-    /// Brings `length` bytes from `offset` to the medium now, so that the sync that is to follow has little left to do. By itself it
-    /// makes nothing durable.
+    /// Brings `length` bytes from `offset` to the medium now, so that the sync that is to follow
+    /// has little left to do. By itself it makes nothing durable.
     fn write_out(&self, offset: u64, length: u64) -> io::Result<()> {
         let _ = (offset, length);
         Ok(())
     }
-    /// Waits, if more of what was written is in memory than there should be, until it is on its way to the medium.
+    /// Waits, if more of what was written is in memory than there should be, until it is on its way
+    /// to the medium.
     fn catch_up(&self) -> io::Result<()> {
         Ok(())
     }
-    /// Nothing more is written. What writing takes is let go of when all that was written has been synced.
+    /// Nothing more is written. What writing takes is let go of when all that was written has been
+    /// synced.
     fn finish(&self) {}
-    /// What was written and not synced need not be kept. When it returns, nothing of it is on its way to the medium. False if
-    /// a write that was on its way had failed.
+    /// What was written and not synced need not be kept. When it returns, nothing of it is on its
+    /// way to the medium. False if a write that was on its way had failed.
     fn give_up(&self) -> bool {
         true
     }
@@ -55,8 +59,8 @@ pub trait DiskFile: Send + Sync {
     fn len_bytes(&self) -> io::Result<u64>;
     /// Shows `length` bytes from `offset`, a multiple of 4096, of a file that never changes again.
     fn map(&self, offset: u64, length: usize) -> io::Result<Mapping>;
-    /// Forgets what is cached, so that the next read asks the medium: after a failed sync the cache may hold
-    /// bytes that never reached it.
+    /// Forgets what is cached, so that the next read asks the medium: after a failed sync the cache
+    /// may hold bytes that never reached it.
     fn drop_cache(&self) -> io::Result<()>;
 }
 
@@ -64,20 +68,20 @@ pub trait DiskFile: Send + Sync {
 pub trait Disk: Send + Sync {
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Opens an existing file whose blocks have all been written before, to write to it in order from its beginning. What is
-    /// written may stay in memory until the next sync.
+    /// Opens an existing file whose blocks have all been written before, to write to it in order
+    /// from its beginning. What is written may stay in memory until the next sync.
     fn open_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.open(name)
     }
     /// Makes a new, empty file; `AlreadyExists` if there is one.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Makes a new, empty file to write to it in order from its beginning; `AlreadyExists` if there is one. What is written may stay
-    /// in memory until the next sync.
+    /// Makes a new, empty file to write to it in order from its beginning; `AlreadyExists` if there
+    /// is one. What is written may stay in memory until the next sync.
     fn create_to_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.create(name)
     }
-    /// Makes a new file to fill it once: in whole blocks of 4096 bytes, from memory that begins at a multiple of that. After an
-    /// error there may be an empty one.
+    /// Makes a new file to fill it once: in whole blocks of 4096 bytes, from memory that begins at
+    /// a multiple of that. After an error there may be an empty one.
     fn create_to_fill(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.create(name)
     }
@@ -113,7 +117,8 @@ impl LocalDisk {
     }
 }
 
-/// What is read together: of compressed pages, which lie close, the next that is wanted is likely in it.
+/// What is read together: of compressed pages, which lie close, the next that is wanted is likely
+/// in it.
 const AROUND_BYTES: u64 = 32 << 10;
 
 /// A file through the page cache.
@@ -179,7 +184,11 @@ impl DiskFile for LocalFile {
 
     fn map(&self, offset: u64, length: usize) -> io::Result<Mapping> {
         // An empty mapping is an error of mmap(2).
-        if length == 0 { Ok(Box::new(Vec::new())) } else { crate::sys::map(&self.0, offset, length) }
+        if length == 0 {
+            Ok(Box::new(Vec::new()))
+        } else {
+            crate::sys::map(&self.0, offset, length)
+        }
     }
 
     fn drop_cache(&self) -> io::Result<()> {
@@ -321,7 +330,8 @@ mod tests {
         if read(AROUND_BYTES + 5000, 100) == 0 {
             return println!("skipped: nothing was read from a medium, or it is not counted");
         }
-        let near = [AROUND_BYTES, AROUND_BYTES + 20_000, 2 * AROUND_BYTES - 100].map(|at| read(at, 100));
+        let near =
+            [AROUND_BYTES, AROUND_BYTES + 20_000, 2 * AROUND_BYTES - 100].map(|at| read(at, 100));
         assert_eq!(near, [0; 3], "read once more");
         assert!(read(3 * AROUND_BYTES, 100) > 0, "read without being asked for");
         assert!(read(4 * AROUND_BYTES - 10, 110) > 0);

@@ -1,7 +1,9 @@
-//! Encoding and decoding of lane files: the file header, the record header and the changes in a record.
+//! Encoding and decoding of lane files: the file header, the record header and the changes in a
+//! record.
 //!
-//! `docs/format.md` is the description of every byte; this module is its only implementation. Decoding trusts
-//! nothing: each length is checked against its limit and against what is there before it is used.
+//! `docs/format.md` is the description of every byte; this module is its only implementation.
+//! Decoding trusts nothing: each length is checked against its limit and against what is there
+//! before it is used.
 
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 
@@ -99,7 +101,8 @@ pub struct Attributes {
 pub enum Change {
     /// The next `crcs.len()` pages of the record's payload are blocks `block..` of `inode`.
     Pages { inode: u64, block: u32, crcs: Vec<u32> },
-    /// `block` of `inode` is as before but for `bytes` at `start`; `crc` is the checksum of the whole page then.
+    /// `block` of `inode` is as before but for `bytes` at `start`; `crc` is the checksum of the
+    /// whole page then.
     Part { inode: u64, block: u32, start: u16, crc: u32, bytes: Vec<u8> },
     /// Blocks `block..block + count` read as zeros; `count` may be [`TO_END`].
     Zeros { inode: u64, block: u32, count: u32 },
@@ -113,8 +116,8 @@ pub enum Change {
     Name { directory: u64, name: Vec<u8>, inode: u64, kind: FileKind },
     /// `name` in `directory` leads nowhere.
     NoName { directory: u64, name: Vec<u8> },
-    /// At `time_ns` the timeline was what it is at this record's position, which can be gone back to; `kept` as long as
-    /// the window.
+    /// At `time_ns` the timeline was what it is at this record's position, which can be gone back
+    /// to; `kept` as long as the window.
     Mark { time_ns: i64, kept: bool },
     /// The mark of this position cannot be gone back to any more.
     NoMark { mark: Position },
@@ -164,7 +167,8 @@ impl RecordHeader {
     }
 }
 
-/// The value that begins each checksum of a file, so that records of an earlier use of a recycled file do not check.
+/// The value that begins each checksum of a file, so that records of an earlier use of a recycled
+/// file do not check.
 pub fn salt(store: u64, file: LaneFileId) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&store.to_le_bytes());
@@ -200,7 +204,10 @@ pub enum HeaderFault {
 /// Whether `bytes` are the header of `file`.
 pub fn check_file_header(bytes: &[u8], store: u64, file: LaneFileId) -> Result<(), HeaderFault> {
     let expected = encode_file_header(store, file);
-    if bytes.len() < FILE_HEADER_BYTES || bytes[0..8] != FILE_MAGIC || bytes[12..64] != expected[12..] {
+    if bytes.len() < FILE_HEADER_BYTES
+        || bytes[0..8] != FILE_MAGIC
+        || bytes[12..64] != expected[12..]
+    {
         return Err(HeaderFault::Damaged);
     }
     let version = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
@@ -217,7 +224,10 @@ pub fn encode_record(
     pages: usize,
 ) -> Vec<u8> {
     assert!(pages <= MAX_PAGES, "{pages} pages in a record");
-    assert!(position > previous && previous >= durable, "{position} {previous} {durable} out of order");
+    assert!(
+        position > previous && previous >= durable,
+        "{position} {previous} {durable} out of order"
+    );
     let mut bytes = vec![0; RECORD_HEADER_BYTES];
     for change in changes {
         let before = bytes.len();
@@ -263,7 +273,8 @@ pub fn decode_header(bytes: &[u8]) -> Option<RecordHeader> {
 
 /// Whether the header and changes in `bytes` are what was written under `salt`.
 pub fn record_checks(header: &RecordHeader, salt: u32, bytes: &[u8]) -> bool {
-    bytes.len() >= header.pages_offset() && record_crc(salt, &bytes[..header.pages_offset()]) == header.crc
+    bytes.len() >= header.pages_offset()
+        && record_crc(salt, &bytes[..header.pages_offset()]) == header.crc
 }
 
 fn record_crc(salt: u32, header_and_changes: &[u8]) -> u32 {
@@ -282,7 +293,8 @@ pub fn decode_changes(header: &RecordHeader, bytes: &[u8]) -> Result<Vec<Change>
         if tag == 0 {
             break;
         }
-        let change = decode_change(tag, &mut reader).ok_or_else(|| format!("bad change of kind {tag}"))?;
+        let change =
+            decode_change(tag, &mut reader).ok_or_else(|| format!("bad change of kind {tag}"))?;
         if let Change::Pages { crcs, .. } = &change {
             pages += crcs.len();
         }
@@ -375,7 +387,11 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
 }
 
 fn encode_attributes(attributes: &Attributes, out: &mut Vec<u8>) {
-    assert!(attributes.target.len() <= MAX_TARGET_BYTES, "link target of {} bytes", attributes.target.len());
+    assert!(
+        attributes.target.len() <= MAX_TARGET_BYTES,
+        "link target of {} bytes",
+        attributes.target.len()
+    );
     out.push(attributes.kind as u8);
     out.extend_from_slice(&attributes.mode.to_le_bytes());
     out.extend_from_slice(&attributes.uid.to_le_bytes());
@@ -416,13 +432,15 @@ fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
         4 => Change::Size { inode: reader.u64()?, size: reader.u64()?, modified_ns: reader.i64()? },
         5 => Change::Gone { inode: reader.u64()? },
         6 => {
-            let (directory, inode, kind) = (reader.u64()?, reader.u64()?, decode_kind(reader.u8()?)?);
+            let (directory, inode, kind) =
+                (reader.u64()?, reader.u64()?, decode_kind(reader.u8()?)?);
             Change::Name { directory, name: decode_name(reader)?, inode, kind }
         }
         7 => Change::NoName { directory: reader.u64()?, name: decode_name(reader)? },
         8 => {
             let (inode, block, crc) = (reader.u64()?, reader.u32()?, reader.u32()?);
-            let (start, length) = (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
+            let (start, length) =
+                (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
             let (first, length) = (usize::from(start), usize::from(length));
             if !(1..=MAX_PART_BYTES).contains(&length) || first + length > PAGE_BYTES {
                 return None;
@@ -533,8 +551,9 @@ const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 const _: () = assert!(FILE_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 const _: () = assert!(PAGE_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 /// The largest change, a run of the most pages, fits a record.
-const _: () =
-    assert!(17 + 4 * MAX_PAGES + MAX_TARGET_BYTES + PART_HEAD_BYTES + MAX_PART_BYTES < MAX_CHANGES_BYTES);
+const _: () = assert!(
+    17 + 4 * MAX_PAGES + MAX_TARGET_BYTES + PART_HEAD_BYTES + MAX_PART_BYTES < MAX_CHANGES_BYTES
+);
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,9 @@
-//! The moments of a timeline: forking from now or from a mark, taking marks, and letting go of them.
+//! The moments of a timeline: forking from now or from a mark, taking marks, and letting go of
+//! them.
 //!
-//! A retained point is a position at which both lanes stay readable: where a child was forked, or a mark. A mark that is let go of is a record as well, and it is durable before anybody drops what only that
-//! mark saw, so no reopening brings it back.
+//! A retained point is a position at which both lanes stay readable: where a child was forked, or a
+//! mark. A mark that is let go of is a record as well, and it is durable before anybody drops what
+//! only that mark saw, so no reopening brings it back.
 
 use crate::error::{Error, Result};
 use crate::locks::{read, write};
@@ -17,8 +19,8 @@ use std::sync::atomic::Ordering;
 const MAX_LET_GO: usize = MAX_CHANGES_BYTES / 16;
 
 impl Timeline {
-    /// Takes a position that sees everything so far and keeps it readable. Returns it with the time and the newest
-    /// positions of the lanes, which are durable up to it afterwards.
+    /// Takes a position that sees everything so far and keeps it readable. Returns it with the time
+    /// and the newest positions of the lanes, which are durable up to it afterwards.
     pub fn fork_point(self: &Arc<Self>) -> Result<(Position, i64, [Position; 2])> {
         let (position, time_ns, last) = {
             let mut data = write(&self.lanes[0].state);
@@ -35,13 +37,14 @@ impl Timeline {
         Ok((position, time_ns, last))
     }
 
-    /// Keeps what a reader at retained points sees for one more of them. Returns the newest positions of
-    /// the lanes, as [`Timeline::fork_point`] does.
+    /// Keeps what a reader at retained points sees for one more of them. Returns the newest
+    /// positions of the lanes, as [`Timeline::fork_point`] does.
     pub fn fork_point_at(self: &Arc<Self>, at: [Position; 2]) -> Result<[Position; 2]> {
         let last = {
             let mut lanes = self.lanes.each_ref().map(|lane| write(&lane.state));
-            let readable =
-                |(lane, at): (usize, Position)| at <= self.begin() || lanes[lane].index.retained().has(at);
+            let readable = |(lane, at): (usize, Position)| {
+                at <= self.begin() || lanes[lane].index.retained().has(at)
+            };
             if !at.into_iter().enumerate().all(readable) {
                 let detail = "the moment was let go of meanwhile; ask for the history again";
                 return Err(Error::not_found("moment_gone", detail));
@@ -82,15 +85,18 @@ impl Timeline {
         Ok(())
     }
 
-    /// Marks this moment if anything changed since the last one, and lets go of those that are due. Returns the newest.
+    /// Marks this moment if anything changed since the last one, and lets go of those that are due.
+    /// Returns the newest.
     pub fn mark(&self, kept: bool) -> Result<Option<Mark>> {
         let mut data = write(&self.lanes[0].state);
         let mut wal = write(&self.lanes[1].state);
-        // Under both locks, so that the mark has all that was appended before this time, and nothing that came later.
+        // Under both locks, so that the mark has all that was appended before this time, and
+        // nothing that came later.
         let now_ns = self.shared.clock.now_ns();
         self.refuse_if_latched()?;
         let newest = data.index.marks().newest();
-        let unchanged = newest.map_or(0, |newest| newest.position) >= self.changed.load(Ordering::SeqCst);
+        let unchanged =
+            newest.map_or(0, |newest| newest.position) >= self.changed.load(Ordering::SeqCst);
         if unchanged && (!kept || newest.is_some_and(|newest| newest.kept)) {
             return Ok(newest);
         }
@@ -99,7 +105,8 @@ impl Timeline {
         let mut due = data.index.marks().due(now_ns, self.window_ns());
         due.truncate(MAX_LET_GO);
         let position = self.take_position();
-        let mut changes: Vec<Change> = due.iter().map(|mark| Change::NoMark { mark: *mark }).collect();
+        let mut changes: Vec<Change> =
+            due.iter().map(|mark| Change::NoMark { mark: *mark }).collect();
         changes.push(Change::Mark { time_ns, kept });
         self.append_marks(&mut data, position, &changes)?;
         due.iter().for_each(|mark| wal.index.release(*mark));
@@ -125,9 +132,11 @@ impl Timeline {
             let mut data = write(&self.lanes[0].state);
             let mut wal = write(&self.lanes[1].state);
             self.refuse_if_latched()?;
-            let known = |mark: &&Position| data.index.marks().all().iter().any(|m| m.position == **mark);
+            let known =
+                |mark: &&Position| data.index.marks().all().iter().any(|m| m.position == **mark);
             let known: Vec<Position> = some.iter().filter(known).copied().collect();
-            let changes: Vec<Change> = known.iter().map(|mark| Change::NoMark { mark: *mark }).collect();
+            let changes: Vec<Change> =
+                known.iter().map(|mark| Change::NoMark { mark: *mark }).collect();
             let position = self.take_position();
             if !changes.is_empty() {
                 self.append_marks(&mut data, position, &changes)?;
@@ -145,7 +154,12 @@ impl Timeline {
         read(&self.lanes[0].state).index.marks().due_at_rest(now_ns, self.window_ns())
     }
 
-    fn append_marks(&self, data: &mut LaneState, position: Position, changes: &[Change]) -> Result<()> {
+    fn append_marks(
+        &self,
+        data: &mut LaneState,
+        position: Position,
+        changes: &[Change],
+    ) -> Result<()> {
         let lane = &self.lanes[0];
         let durable = lane.durable.load(Ordering::SeqCst);
         let (sequence, offset) =
@@ -155,8 +169,9 @@ impl Timeline {
         Ok(())
     }
 
-    /// Called before write-ahead files are removed, which means that a checkpoint was completed: marks the moment before
-    /// the first removal since the data lane was synced. So the files that some mark needs are there at the next one.
+    /// Called before write-ahead files are removed, which means that a checkpoint was completed:
+    /// marks the moment before the first removal since the data lane was synced. So the files that
+    /// some mark needs are there at the next one.
     pub fn mark_before_removal(&self) -> Result<()> {
         if self.window_ns() > 0
             && self.in_use.load(Ordering::SeqCst)

@@ -1,8 +1,9 @@
 //! The index of a lane: all it knows of files and names, and where the blocks in its log are.
 //!
-//! Of each key it holds the newest version and the older ones that a retained point still sees. What sealed layers hold
-//! of blocks, and what an ancestor holds, is the timeline's business. The index is a pure function of the
-//! records applied and the retained points, so replaying a log gives the same index.
+//! Of each key it holds the newest version and the older ones that a retained point still sees.
+//! What sealed layers hold of blocks, and what an ancestor holds, is the timeline's business. The
+//! index is a pure function of the records applied and the retained points, so replaying a log
+//! gives the same index.
 
 use crate::storage::format::{
     Attributes, Change, FileKind, PART_HEAD_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, TO_END,
@@ -72,7 +73,8 @@ pub struct Target {
 #[derive(Default)]
 struct Inode {
     attributes: Option<Versions<Option<Attributes>>>,
-    /// Truncations: from this block on, what is older than the position reads as zeros. Oldest first.
+    /// Truncations: from this block on, what is older than the position reads as zeros. Oldest
+    /// first.
     cuts: Vec<(Position, u32)>,
 }
 
@@ -96,7 +98,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// An empty index that keeps what `retained` sees, of a timeline that inherits up to `base` (0 for a root).
+    /// An empty index that keeps what `retained` sees, of a timeline that inherits up to `base` (0
+    /// for a root).
     pub fn new(base: Position, retained: Retained) -> Self {
         Self { retained, base, ..Self::default() }
     }
@@ -127,7 +130,8 @@ impl Index {
                 }
                 Change::Part { inode, block, start, crc, bytes } => {
                     let (offset, length) = (offset_u32(at + PART_HEAD_BYTES), bytes.len());
-                    let length = u16::try_from(length).unwrap_or_else(|_| panic!("a part of {length} bytes"));
+                    let length = u16::try_from(length)
+                        .unwrap_or_else(|_| panic!("a part of {length} bytes"));
                     let part = PartAt { sequence, offset, start: *start, length };
                     self.put_part(position, (*inode, *block), part, *crc);
                 }
@@ -145,9 +149,16 @@ impl Index {
                 }
                 Change::Gone { inode } => self.gone(position, *inode),
                 Change::Name { directory, name, inode, kind } => {
-                    self.put_name(position, *directory, name, Some(Target { inode: *inode, kind: *kind }));
+                    self.put_name(
+                        position,
+                        *directory,
+                        name,
+                        Some(Target { inode: *inode, kind: *kind }),
+                    );
                 }
-                Change::NoName { directory, name } => self.put_name(position, *directory, name, None),
+                Change::NoName { directory, name } => {
+                    self.put_name(position, *directory, name, None)
+                }
                 Change::Mark { time_ns, kept } => {
                     self.marks.add(Mark { position, time_ns: *time_ns, kept: *kept });
                     self.retain(position);
@@ -164,7 +175,9 @@ impl Index {
 
     fn put_part(&mut self, position: Position, (inode, block): (u64, u32), part: PartAt, crc: u32) {
         let mut parts = match self.newest_block(inode, block) {
-            Some(Block::Page(base)) => Parts { base: Some(base), parts: Vec::with_capacity(1), crc },
+            Some(Block::Page(base)) => {
+                Parts { base: Some(base), parts: Vec::with_capacity(1), crc }
+            }
             Some(Block::Parts(parts)) => Parts { crc, ..*parts },
             Some(Block::Zeros) | None => Parts { base: None, parts: Vec::with_capacity(1), crc },
         };
@@ -197,14 +210,16 @@ impl Index {
     }
 
     fn put_size(&mut self, position: Position, inode: u64, size: u64, modified_ns: i64) {
-        // The writer sends all attributes before the first bare size, so a miss is damage that the check reports.
+        // The writer sends all attributes before the first bare size, so a miss is damage that the
+        // check reports.
         if let Some(Some(known)) = self.attributes(inode, Position::MAX) {
             let attributes = Attributes { size, modified_ns, ..known.clone() };
             self.put_attributes(position, inode, Some(attributes));
         }
     }
 
-    /// Whether an inode's end leaves nothing to remember: no ancestor and no retained point knows it.
+    /// Whether an inode's end leaves nothing to remember: no ancestor and no retained point knows
+    /// it.
     fn forgettable(&self, inode: u64, position: Position) -> bool {
         let created = inode_created(inode);
         created > self.base && !self.retained.sees(created, position)
@@ -214,8 +229,10 @@ impl Index {
         let own_directory = inode_created(directory) > self.base;
         let names = self.directories.entry(directory).or_default();
         if value.is_none() && own_directory {
-            let unseen =
-                |old: &Versions<_>| matches!(old, Versions::One(at, _) if !self.retained.sees(*at, position));
+            let unseen = |old: &Versions<_>| match old {
+                Versions::One(at, _) => !self.retained.sees(*at, position),
+                _ => false,
+            };
             if names.get(name).is_none_or(unseen) {
                 names.remove(name);
                 return;
@@ -235,7 +252,9 @@ impl Index {
         let unseen = |at: Position| !retained.sees(at, position);
         if let Some(blocks) = self.blocks.get_mut(&number) {
             blocks.retain(|block, versions| {
-                *block < from || matches!(versions, Versions::Many(_)) || !unseen(versions.newest().0)
+                *block < from
+                    || matches!(versions, Versions::Many(_))
+                    || !unseen(versions.newest().0)
             });
         }
         while inode.cuts.last().is_some_and(|(at, older)| *older >= from && unseen(*at)) {
@@ -255,7 +274,8 @@ impl Index {
         self.put_attributes(position, inode, None);
     }
 
-    /// Attributes as of `position`: `None` if this lane does not say, `Some(None)` if the inode is gone.
+    /// Attributes as of `position`: `None` if this lane does not say, `Some(None)` if the inode is
+    /// gone.
     pub fn attributes(&self, inode: u64, position: Position) -> Option<Option<&Attributes>> {
         let (_, value) = self.inodes.get(&inode)?.attributes.as_ref()?.at(position)?;
         Some(value.as_ref())
@@ -266,7 +286,8 @@ impl Index {
         self.inodes.get(&inode).is_some_and(|inode| inode.attributes.is_some())
     }
 
-    /// Calls `found` with each version that a reader at `position` sees of the `blocks` in the log, cut off or not.
+    /// Calls `found` with each version that a reader at `position` sees of the `blocks` in the log,
+    /// cut off or not.
     pub fn blocks(
         &self,
         inode: u64,
@@ -276,7 +297,8 @@ impl Index {
     ) {
         // What is in the log is newer than what is being sealed.
         for part in [&self.blocks, &*self.frozen] {
-            for (block, versions) in part.get(&inode).into_iter().flat_map(|part| part.range(blocks.clone()))
+            for (block, versions) in
+                part.get(&inode).into_iter().flat_map(|part| part.range(blocks.clone()))
             {
                 if let Some((at, value)) = versions.at(position) {
                     found(*block, at, value);
@@ -300,14 +322,15 @@ impl Index {
         inode_created(inode) <= self.base
     }
 
-    /// When the block was last cut off, as a reader at `position` sees it: older versions read as zeros.
+    /// When the block was last cut off, as a reader at `position` sees it: older versions read as
+    /// zeros.
     pub fn cut_at(&self, inode: u64, block: u32, position: Position) -> Option<Position> {
         let cuts = &self.inodes.get(&inode)?.cuts;
         cuts.iter().rev().find(|(at, from)| *at <= position && *from <= block).map(|(at, _)| *at)
     }
 
-    /// Forgets what no reader can see any more, now that points may have gone: removed files and names, and cuts behind
-    /// which another came.
+    /// Forgets what no reader can see any more, now that points may have gone: removed files and
+    /// names, and cuts behind which another came.
     pub(super) fn sweep(&mut self) {
         let (retained, base) = (&self.retained, self.base);
         let mut forgotten = Vec::new();
@@ -315,12 +338,14 @@ impl Index {
             inode.attributes.iter_mut().for_each(|versions| versions.trim(retained));
             let ends: Vec<(Position, u32)> = inode.cuts.clone();
             let hidden = |(at, from): &(Position, u32)| {
-                ends.iter().any(|(later, lower)| later > at && lower <= from && !retained.sees(*at, *later))
+                ends.iter().any(|(later, lower)| {
+                    later > at && lower <= from && !retained.sees(*at, *later)
+                })
             };
             inode.cuts.retain(|cut| !hidden(cut));
             // No older version is left that anybody sees.
-            let gone =
-                matches!(&inode.attributes, Some(Versions::One(_, None))) && inode_created(*number) > base;
+            let gone = matches!(&inode.attributes, Some(Versions::One(_, None)))
+                && inode_created(*number) > base;
             if gone {
                 forgotten.push(*number);
             }
@@ -348,7 +373,8 @@ impl Index {
 
     /// Whether the block is in what was set aside, and not in the log since.
     pub(super) fn is_frozen(&self, inode: u64, block: u32) -> bool {
-        let holds = |blocks: &Blocks| blocks.get(&inode).is_some_and(|blocks| blocks.contains_key(&block));
+        let holds =
+            |blocks: &Blocks| blocks.get(&inode).is_some_and(|blocks| blocks.contains_key(&block));
         holds(&self.frozen) && !holds(&self.blocks)
     }
 
@@ -377,8 +403,9 @@ impl Index {
         let mut changes = Vec::new();
         for (inode, known) in &self.inodes {
             let inode = *inode;
-            let cut =
-                |(at, block): &(Position, u32)| (*at, Change::Zeros { inode, block: *block, count: TO_END });
+            let cut = |(at, block): &(Position, u32)| {
+                (*at, Change::Zeros { inode, block: *block, count: TO_END })
+            };
             changes.extend(known.cuts.iter().map(cut));
             for (at, attributes) in known.attributes.iter().flat_map(Versions::all) {
                 changes.push((
@@ -399,19 +426,23 @@ impl Index {
                 changes.push((
                     at,
                     match *target {
-                        Some(Target { inode, kind }) => Change::Name { directory, name, inode, kind },
+                        Some(Target { inode, kind }) => {
+                            Change::Name { directory, name, inode, kind }
+                        }
                         None => Change::NoName { directory, name },
                     },
                 ));
             }
         }
-        let mark = |mark: &Mark| (mark.position, Change::Mark { time_ns: mark.time_ns, kept: mark.kept });
+        let mark =
+            |mark: &Mark| (mark.position, Change::Mark { time_ns: mark.time_ns, kept: mark.kept });
         changes.extend(self.marks.all().iter().map(mark));
         changes.sort_by_key(|(at, _)| *at);
         changes
     }
 
-    /// What `name` leads to as of `position`: `None` if this lane does not say, `Some(None)` if nowhere.
+    /// What `name` leads to as of `position`: `None` if this lane does not say, `Some(None)` if
+    /// nowhere.
     pub fn name(
         &self,
         directory: u64,

@@ -1,9 +1,10 @@
 //! The files of all lanes: their names, and a pool of written-out spare ones.
 //!
-//! A lane file is `lanes/TIMELINE.d.SEQUENCE` or `lanes/TIMELINE.w.SEQUENCE`, numbers in hexadecimal. Syncing into a
-//! file whose blocks were written before needs no journal commit, so the write-ahead lane, which syncs at every
-//! commit, takes its files from the pool `lanes/spare.N`. Files of sealed and dropped timelines go back to it, if they
-//! were not there at the start. The data lane syncs at checkpoints and grows its files instead. A directory entry is
+//! A lane file is `lanes/TIMELINE.d.SEQUENCE` or `lanes/TIMELINE.w.SEQUENCE`, numbers in
+//! hexadecimal. Syncing into a file whose blocks were written before needs no journal commit, so
+//! the write-ahead lane, which syncs at every commit, takes its files from the pool
+//! `lanes/spare.N`. Files of sealed and dropped timelines go back to it, if they were not there at
+//! the start. The data lane syncs at checkpoints and grows its files instead. A directory entry is
 //! durable after the lane's next sync.
 
 use crate::error::{Error, Result};
@@ -22,8 +23,8 @@ pub const LANES_DIRECTORY: &str = "lanes";
 pub const WAL_FILE_BYTES: u64 = 16 << 20;
 /// Length at which the data lane begins its next file.
 pub const DATA_FILE_BYTES: u64 = 64 << 20;
-/// Spare files kept ready at rest, but for one that may be on loan: a wake takes one until its log is sealed, and a busy branch
-/// takes one every 16 MiB of log.
+/// Spare files kept ready at rest, but for one that may be on loan: a wake takes one until its log
+/// is sealed, and a busy branch takes one every 16 MiB of log.
 const SPARES: usize = 3;
 /// Spare files kept ready at most, when lanes found none.
 const MAX_SPARES: usize = 32;
@@ -48,8 +49,9 @@ pub struct LaneFiles {
     disk: Arc<dyn Disk>,
     store: u64,
     spares: Mutex<Vec<String>>,
-    /// Files of lanes that were there at the start. They are not recycled: a crash may have lost the name under which they
-    /// were another lane's last, and in the same place of that lane they would bring back records that were seen to be lost.
+    /// Files of lanes that were there at the start. They are not recycled: a crash may have lost
+    /// the name under which they were another lane's last, and in the same place of that lane they
+    /// would bring back records that were seen to be lost.
     found: HashSet<LaneFileId>,
     next_spare: AtomicU64,
     /// Files that are out of their lanes, but may still be read.
@@ -59,8 +61,8 @@ pub struct LaneFiles {
     synced: AtomicUsize,
     /// Spare files to keep ready.
     wanted: AtomicUsize,
-    /// Whether they are being written, until all are there. One that a wake takes comes back when its log is sealed, so at
-    /// rest the first one is not replaced.
+    /// Whether they are being written, until all are there. One that a wake takes comes back when
+    /// its log is sealed, so at rest the first one is not replaced.
     filling: AtomicBool,
     /// Refills since a file was begun.
     quiet: AtomicUsize,
@@ -94,8 +96,9 @@ fn parse_file_name(name: &str) -> Option<LaneFileId> {
     (file_name(id) == name).then_some(id)
 }
 
-/// Takes away what a spare file begins with: like a lane's that is found at a start, it may be another lane's whose name is
-/// lost. What is read there may not be what is on the medium, so nobody looks. False if the disk refuses.
+/// Takes away what a spare file begins with: like a lane's that is found at a start, it may be
+/// another lane's whose name is lost. What is read there may not be what is on the medium, so
+/// nobody looks. False if the disk refuses.
 fn clear(disk: &dyn Disk, name: &str) -> bool {
     let cleared = disk.open(&path(name)).and_then(|file| {
         file.write_all_at(&[&ZEROS[..FILE_HEADER_BYTES + RECORD_HEADER_BYTES]], 0)?;
@@ -108,22 +111,27 @@ fn clear(disk: &dyn Disk, name: &str) -> bool {
 }
 
 impl LaneFiles {
-    /// The lane files of the store with this number, and what is there: each timeline's files with their lengths.
+    /// The lane files of the store with this number, and what is there: each timeline's files with
+    /// their lengths.
     pub fn open(disk: Arc<dyn Disk>, store: u64) -> Result<(Self, FilesByTimeline)> {
         let (mut spares, mut next_spare) = (Vec::new(), 0);
         let mut found = FilesByTimeline::new();
-        let listed = disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
+        let listed =
+            disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
         for (name, length) in listed {
             if let Some(number) = name.strip_prefix(SPARE_PREFIX) {
                 next_spare = next_spare.max(number.parse().unwrap_or(0) + 1);
-                // One cut short by a crash is made anew, and so is one that the disk will not have cleared.
+                // One cut short by a crash is made anew, and so is one that the disk will not have
+                // cleared.
                 if length == WAL_FILE_BYTES && clear(&*disk, &name) {
                     spares.push(name);
                 } else {
-                    disk.remove(&path(&name)).map_err(|e| Error::io(format!("remove {name}"), &e))?;
+                    disk.remove(&path(&name))
+                        .map_err(|e| Error::io(format!("remove {name}"), &e))?;
                 }
             } else if let Some(id) = parse_file_name(&name) {
-                // A server that was killed after a failed sync leaves in the cache what never reached the medium.
+                // A server that was killed after a failed sync leaves in the cache what never
+                // reached the medium.
                 let dropped = disk.open(&path(&name)).and_then(|file| file.drop_cache());
                 dropped.map_err(|e| Error::io(format!("drop the cache of {name}"), &e))?;
                 found.entry(id.timeline).or_default().push((id, length));
@@ -171,8 +179,8 @@ impl LaneFiles {
         !self.spares.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Makes a lane file: a spare one, which the second value tells, if there is one and the lane wants it, else an
-    /// empty one.
+    /// Makes a lane file: a spare one, which the second value tells, if there is one and the lane
+    /// wants it, else an empty one.
     pub fn create_file(&self, id: LaneFileId) -> Result<(Arc<dyn DiskFile>, bool)> {
         let name = Self::describe(id);
         // A rename would replace a file that its lane did not know of.
@@ -216,8 +224,10 @@ impl LaneFiles {
 
     /// The files of one timeline with their lengths, as the disk has them.
     pub fn files_of(&self, timeline: TimelineId) -> Result<Vec<(LaneFileId, u64)>> {
-        let listed = self.disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
-        let parsed = listed.into_iter().filter_map(|(name, length)| Some((parse_file_name(&name)?, length)));
+        let listed =
+            self.disk.list(LANES_DIRECTORY).map_err(|e| Error::io("list the lane files", &e))?;
+        let parsed =
+            listed.into_iter().filter_map(|(name, length)| Some((parse_file_name(&name)?, length)));
         Ok(parsed.filter(|(id, _)| id.timeline == timeline).collect())
     }
 
@@ -227,7 +237,8 @@ impl LaneFiles {
         self.disk.remove(&name).map_err(|e| Error::io(format!("remove {name}"), &e))
     }
 
-    /// Takes a file out of its lane: into the pool or away. The names are durable after the next directory sync.
+    /// Takes a file out of its lane: into the pool or away. The names are durable after the next
+    /// directory sync.
     pub fn retire(&self, id: LaneFileId, length: u64) -> Result<()> {
         let name = Self::describe(id);
         let recycle = || {
@@ -238,13 +249,15 @@ impl LaneFiles {
             let spare = self.spare_name();
             self.disk.rename(&name, &path(&spare)).map(|()| spares.push(spare))
         };
-        let recyclable = id.lane == LaneKind::Wal && length == WAL_FILE_BYTES && !self.found.contains(&id);
+        let recyclable =
+            id.lane == LaneKind::Wal && length == WAL_FILE_BYTES && !self.found.contains(&id);
         let outcome = if recyclable { recycle() } else { self.disk.remove(&name) };
         outcome.map_err(|e| Error::io(format!("recycle {name}"), &e))
     }
 
-    /// Takes files out of their lanes as soon as nobody reads them any more: a recycled file would show a reader what
-    /// it holds next. Unless `recycle` they are only removed, which no reader notices.
+    /// Takes files out of their lanes as soon as nobody reads them any more: a recycled file would
+    /// show a reader what it holds next. Unless `recycle` they are only removed, which no reader
+    /// notices.
     pub fn retire_later(&self, files: Vec<Leaving>, recycle: bool) {
         if !recycle {
             let removed = files.iter().try_for_each(|(id, ..)| self.remove(*id));
@@ -259,8 +272,9 @@ impl LaneFiles {
     /// Retires those of the leaving files that nobody reads any more.
     pub fn retire_unread(&self) {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        let (unread, read): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut *leaving).into_iter().partition(|(.., file)| Arc::strong_count(file) == 1);
+        let (unread, read): (Vec<_>, Vec<_>) = std::mem::take(&mut *leaving)
+            .into_iter()
+            .partition(|(.., file)| Arc::strong_count(file) == 1);
         *leaving = read;
         drop(leaving);
         for (id, length, file) in unread {
@@ -272,11 +286,12 @@ impl LaneFiles {
         }
     }
 
-    /// Writes out a spare file if too few are ready; true if it made one. How many there should be follows how many were
-    /// missed. Not during a bulk load, which goes through files quickly and syncs rarely: the writing would take the
-    /// disk from it.
+    /// Writes out a spare file if too few are ready; true if it made one. How many there should be
+    /// follows how many were missed. Not during a bulk load, which goes through files quickly and
+    /// syncs rarely: the writing would take the disk from it.
     pub fn refill(&self) -> Result<bool> {
-        let (begun, synced) = (self.begun.swap(0, Ordering::Relaxed), self.synced.swap(0, Ordering::Relaxed));
+        let (begun, synced) =
+            (self.begun.swap(0, Ordering::Relaxed), self.synced.swap(0, Ordering::Relaxed));
         if begun == 0 {
             self.keep_fewer()?;
         } else {
@@ -371,10 +386,13 @@ mod tests {
 
     #[test]
     fn names_read_back_and_others_are_left_alone() {
-        let id = LaneFileId { timeline: TimelineId(0x1_0000_0001), lane: LaneKind::Wal, sequence: 17 };
+        let id =
+            LaneFileId { timeline: TimelineId(0x1_0000_0001), lane: LaneKind::Wal, sequence: 17 };
         assert_eq!(file_name(id), "100000001.w.00000011");
         assert_eq!(parse_file_name(&file_name(id)), Some(id));
-        for name in ["", "x", "00000001.d", "00000001.q.00000000", "1.d.0", "00000001.d.00000000.old"] {
+        for name in
+            ["", "x", "00000001.d", "00000001.q.00000000", "1.d.0", "00000001.d.00000000.old"]
+        {
             assert_eq!(parse_file_name(name), None, "{name}");
         }
     }
@@ -440,7 +458,8 @@ mod tests {
         assert_eq!((fill(), fill()), (0, 1));
     }
 
-    /// A crash may have lost the name under which it held another lane's first record, and kept this older one.
+    /// A crash may have lost the name under which it held another lane's first record, and kept
+    /// this older one.
     #[test]
     fn a_file_that_was_there_at_the_start_is_not_recycled() {
         let disk = SimDisk::default();

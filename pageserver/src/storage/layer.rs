@@ -1,8 +1,11 @@
-//! Sealed layers: what a lane's log held up to a position, sorted, compressed and never changed again.
+//! Sealed layers: what a lane's log held up to a position, sorted, compressed and never changed
+//! again.
 //!
-//! A layer is one file: groups of pages, the lane's metadata, an index entry for each version of a block, a table of
-//! the groups, and a footer; the last three are there twice, as is the dictionary of the pages of a layer that has many.
-//! `docs/format.md` describes the bytes; `layer_writer` writes them. The index is mapped and checked block by block when it is used; pages are read, so that a bad disk is an error.
+//! A layer is one file: groups of pages, the lane's metadata, an index entry for each version of a
+//! block, a table of the groups, and a footer; the last three are there twice, as is the dictionary
+//! of the pages of a layer that has many. `docs/format.md` describes the bytes; `layer_writer`
+//! writes them. The index is mapped and checked block by block when it is used; pages are read, so
+//! that a bad disk is an error.
 
 use crate::error::{Error, Result};
 use crate::storage::dictionary::{self, MAX_DICTIONARY_BYTES};
@@ -150,7 +153,9 @@ impl Footer {
         let short = |at: usize| bytes.get(at..at + 4).and_then(|bytes| Reader(bytes).u32());
         let read = || Some((Self::of(bytes, id)?, short(8)?, short(12)?));
         let (footer, version, crc) = read().ok_or_else(damaged)?;
-        if bytes.len() != FOOTER_BYTES || bytes[0..8] != FOOTER_MAGIC || crc32fast::hash(&bytes[16..]) != crc
+        if bytes.len() != FOOTER_BYTES
+            || bytes[0..8] != FOOTER_MAGIC
+            || crc32fast::hash(&bytes[16..]) != crc
         {
             return Err(damaged());
         }
@@ -161,7 +166,11 @@ impl Footer {
         if footer.store != store || footer.encode() != *bytes {
             return Err("it is another layer's file".to_owned());
         }
-        if footer.fits(length).is_some() && footer.from <= footer.to { Ok(footer) } else { Err(damaged()) }
+        if footer.fits(length).is_some() && footer.from <= footer.to {
+            Ok(footer)
+        } else {
+            Err(damaged())
+        }
     }
 
     /// What the bytes say, unchecked.
@@ -192,7 +201,9 @@ impl Footer {
             && self.index_offset.is_multiple_of(BLOCK_BYTES as u64)
             && self.dictionary_bytes <= MAX_DICTIONARY_BYTES
             && HEADER_BYTES as u64 + u64::from(self.dictionary_bytes) <= self.meta_offset
-            && self.meta_offset.checked_add(u64::from(self.meta_bytes) + u64::from(self.dictionary_bytes))?
+            && self
+                .meta_offset
+                .checked_add(u64::from(self.meta_bytes) + u64::from(self.dictionary_bytes))?
                 <= self.index_offset
             && self.meta_raw_bytes as usize <= MAX_META_BYTES;
         sound.then_some(())
@@ -275,7 +286,9 @@ impl Layer {
             if e.kind() != std::io::ErrorKind::NotFound {
                 return io;
             }
-            Error::corrupt(format!("{name} is missing: restore the file from a backup of the store"))
+            Error::corrupt(format!(
+                "{name} is missing: restore the file from a backup of the store"
+            ))
         };
         let file = disk.open(&name).map_err(missing)?;
         let failed = |e| Error::io(format!("read layer {name}"), &e);
@@ -283,7 +296,9 @@ impl Layer {
             Error::corrupt(format!("{name}: {what}; restore the file from a backup of the store"))
         };
         let bytes = file.len_bytes().map_err(failed)?;
-        let end = bytes.checked_sub(2 * FOOTER_BYTES as u64).ok_or_else(|| bad("the file is cut short"))?;
+        let end = bytes
+            .checked_sub(2 * FOOTER_BYTES as u64)
+            .ok_or_else(|| bad("the file is cut short"))?;
         let mut footers = [0; 2 * FOOTER_BYTES];
         file.read_exact_at(&mut footers, end).map_err(failed)?;
         let (first, second) = footers.split_at(FOOTER_BYTES);
@@ -379,7 +394,8 @@ impl Layer {
         })
     }
 
-    /// Calls `found` with the version that a reader at `at` sees of each of the `blocks` that the layer holds.
+    /// Calls `found` with the version that a reader at `at` sees of each of the `blocks` that the
+    /// layer holds.
     pub fn find(
         &self,
         inode: u64,
@@ -387,7 +403,10 @@ impl Layer {
         at: Position,
         mut found: impl FnMut(Entry),
     ) -> Result<()> {
-        let start = self.firsts.partition_point(|first| *first < (inode, blocks.start, 0)).saturating_sub(1);
+        let start = self
+            .firsts
+            .partition_point(|first| *first < (inode, blocks.start, 0))
+            .saturating_sub(1);
         let mut seen: Option<Entry> = None;
         for nth in start..self.firsts.len() {
             if self.firsts[nth] >= (inode, blocks.end, 0) {
@@ -408,7 +427,8 @@ impl Layer {
 
     /// Where groups are in the file: offset, stored bytes, and whether they are compressed.
     fn places(&self, groups: Range<u32>) -> Result<Vec<(u64, usize, bool)>> {
-        let outside = || self.damaged(self.footer.index_offset, "the index names a group that is not there");
+        let outside =
+            || self.damaged(self.footer.index_offset, "the index names a group that is not there");
         if groups.end > self.footer.groups {
             return Err(outside());
         }
@@ -418,7 +438,8 @@ impl Layer {
         while start + places.len() < end {
             let nth = start + places.len();
             let (_, entries) = self.block(tables + nth / BLOCK_GROUPS)?;
-            let entries = entries.chunks_exact(GROUP_ENTRY_BYTES).take(BLOCK_GROUPS).skip(nth % BLOCK_GROUPS);
+            let entries =
+                entries.chunks_exact(GROUP_ENTRY_BYTES).take(BLOCK_GROUPS).skip(nth % BLOCK_GROUPS);
             for entry in entries.take(end - nth) {
                 places.push(self.place(entry).ok_or_else(outside)?);
             }
@@ -446,12 +467,17 @@ impl Layer {
         let bytes = match self.dictionary_at(first, length)? {
             Some(bytes) => Some(bytes),
             None => {
-                tracing::warn!(file = self.footer.id.path(), offset = first, "{what}; its copy is used");
+                tracing::warn!(
+                    file = self.footer.id.path(),
+                    offset = first,
+                    "{what}; its copy is used"
+                );
                 self.dictionary_at(copy, length)?
             }
         };
-        let made =
-            bytes.and_then(|bytes| DDict::try_create(&bytes)).ok_or_else(|| self.damaged(first, what))?;
+        let made = bytes
+            .and_then(|bytes| DDict::try_create(&bytes))
+            .ok_or_else(|| self.damaged(first, what))?;
         Ok(Some(self.dictionary.get_or_init(|| made)))
     }
 
@@ -463,7 +489,8 @@ impl Layer {
         Ok((crc32fast::hash(&bytes) == self.footer.dictionary_crc).then_some(bytes))
     }
 
-    /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with the pages of each.
+    /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with
+    /// the pages of each.
     pub fn read_groups(
         &self,
         groups: Range<u32>,
@@ -475,7 +502,9 @@ impl Layer {
         let mut total = 0;
         for (offset, length, _) in &places {
             if *offset != start + total as u64 {
-                return Err(self.damaged(*offset, "a group of pages is not where the one before ends"));
+                return Err(
+                    self.damaged(*offset, "a group of pages is not where the one before ends")
+                );
             }
             total += length;
         }
@@ -492,7 +521,9 @@ impl Layer {
             let damaged = || self.damaged(*offset, "a group of pages is not what was written");
             if *compressed {
                 let (dictionary, most) = (self.dictionary()?, GROUP_PAGES * PAGE_BYTES);
-                dictionary::unpack(bytes, dictionary, most, |pages| take(group, pages.ok_or_else(damaged)));
+                dictionary::unpack(bytes, dictionary, most, |pages| {
+                    take(group, pages.ok_or_else(damaged))
+                });
             } else {
                 take(group, Ok(bytes));
             }
@@ -507,29 +538,39 @@ impl Layer {
             return Ok(());
         };
         let slot = slot as usize;
-        let bytes =
-            group.as_ref().ok().and_then(|pages| pages.get(slot * PAGE_BYTES..(slot + 1) * PAGE_BYTES));
-        let sound = |bytes: &&[u8]| crc32fast::hash(bytes) == crc || sabotage::active(Defect::PageChecksum);
+        let bytes = group
+            .as_ref()
+            .ok()
+            .and_then(|pages| pages.get(slot * PAGE_BYTES..(slot + 1) * PAGE_BYTES));
+        let sound =
+            |bytes: &&[u8]| crc32fast::hash(bytes) == crc || sabotage::active(Defect::PageChecksum);
         if let Some(bytes) = bytes.filter(sound) {
             page.copy_from_slice(bytes);
             return Ok(());
         }
-        let offset = self.places(number..number.saturating_add(1))?.first().map_or(0, |(offset, ..)| *offset);
+        let offset = self
+            .places(number..number.saturating_add(1))?
+            .first()
+            .map_or(0, |(offset, ..)| *offset);
         let Entry { inode, block, .. } = entry;
-        Err(self.damaged(offset, &format!("block {block} of inode {inode:#x} is not what was written")))
+        Err(self
+            .damaged(offset, &format!("block {block} of inode {inode:#x} is not what was written")))
     }
 
     /// All that the lane knew of files and names when the layer was made, as changes in order.
     pub fn metadata(&self) -> Result<Vec<(Position, Change)>> {
-        let damaged = || self.damaged(self.footer.meta_offset, "the metadata is not what was written");
+        let damaged =
+            || self.damaged(self.footer.meta_offset, "the metadata is not what was written");
         let mut stored = vec![0; self.footer.meta_bytes as usize];
-        let failed =
-            |e| Error::io(format!("read {} at {}", self.footer.id.path(), self.footer.meta_offset), &e);
+        let failed = |e| {
+            Error::io(format!("read {} at {}", self.footer.id.path(), self.footer.meta_offset), &e)
+        };
         self.file.read_exact_at(&mut stored, self.footer.meta_offset).map_err(failed)?;
         if crc32fast::hash(&stored) != self.footer.meta_crc {
             return Err(damaged());
         }
-        // Grows with what comes out, so that the length that the footer names costs nothing by itself.
+        // Grows with what comes out, so that the length that the footer names costs nothing by
+        // itself.
         let (mut raw, length) = (Vec::new(), u64::from(self.footer.meta_raw_bytes));
         let unpacked = zstd::stream::read::Decoder::with_buffer(&stored[..])
             .and_then(|decoder| decoder.take(length + 1).read_to_end(&mut raw));

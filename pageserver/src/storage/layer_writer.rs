@@ -1,7 +1,8 @@
-//! Writes a sealed layer: pages in the order of their keys, then metadata, index, group table and footer.
+//! Writes a sealed layer: pages in the order of their keys, then metadata, index, group table and
+//! footer.
 //!
-//! The file gets its name only when it is whole and synced; until then it is `layers/new.NUMBER`, which an opening of
-//! the store removes. It counts once the catalog names it.
+//! The file gets its name only when it is whole and synced; until then it is `layers/new.NUMBER`,
+//! which an opening of the store removes. It counts once the catalog names it.
 
 use crate::error::{Error, Result};
 use crate::storage::dictionary::{LEVEL, PAGES_TOGETHER, Packing};
@@ -16,8 +17,8 @@ use crate::storage::sabotage::{self, Defect};
 use crate::sys;
 use std::sync::Arc;
 
-/// Bytes gathered before they are written and brought to the medium. Were all of a layer brought there at its end, or with a sync
-/// each time, the commits of others would wait behind that.
+/// Bytes gathered before they are written and brought to the medium. Were all of a layer brought
+/// there at its end, or with a sync each time, the commits of others would wait behind that.
 const BUFFER_BYTES: usize = 256 << 10;
 /// Bytes after which it is synced all the same, for file systems on which the former does nothing.
 const SYNC_BYTES: u64 = 32 << 20;
@@ -47,8 +48,8 @@ pub(super) struct LayerWriter<'d> {
 }
 
 impl<'d> LayerWriter<'d> {
-    /// Begins layer `id` of the store with this number, for what was appended after `from` up to `to`. The `samples` are pages as
-    /// will be in it; none if there will be few.
+    /// Begins layer `id` of the store with this number, for what was appended after `from` up to
+    /// `to`. The `samples` are pages as will be in it; none if there will be few.
     pub(super) fn begin(
         disk: &'d dyn Disk,
         store: u64,
@@ -58,7 +59,8 @@ impl<'d> LayerWriter<'d> {
     ) -> Result<Self> {
         let unfinished = format!("{LAYERS_DIRECTORY}/{UNFINISHED_PREFIX}{:016x}", id.number);
         let failed = |e| Error::io(format!("create {unfinished}"), &e);
-        let packing = Packing::of(samples).map_err(|e| Error::io("prepare to compress pages", &e))?;
+        let packing =
+            Packing::of(samples).map_err(|e| Error::io("prepare to compress pages", &e))?;
         let file = disk.create(&unfinished).map_err(failed)?;
         let mut buffer = LAYER_MAGIC.to_vec();
         buffer.resize(HEADER_BYTES, 0);
@@ -116,7 +118,11 @@ impl<'d> LayerWriter<'d> {
         };
         put(&mut self.index, &layer::encode_entry(&Entry { inode, block, position, page }));
         self.entries += 1;
-        if self.group.len() == self.packing.together * PAGE_BYTES { self.end_group() } else { Ok(()) }
+        if self.group.len() == self.packing.together * PAGE_BYTES {
+            self.end_group()
+        } else {
+            Ok(())
+        }
     }
 
     fn end_group(&mut self) -> Result<()> {
@@ -124,7 +130,8 @@ impl<'d> LayerWriter<'d> {
             return Ok(());
         }
         let failed = |e| Error::io("compress a group of pages", &e);
-        let compressed = sys::when_idle(|| self.packing.compressor.compress(&self.group)).map_err(failed)?;
+        let compressed =
+            sys::when_idle(|| self.packing.compressor.compress(&self.group)).map_err(failed)?;
         // Bytes that save little are kept as they are, which a read need not unpack.
         let raw = compressed.len() > self.group.len() / 8 * 7;
         let bytes = if raw { std::mem::take(&mut self.group) } else { compressed };
@@ -145,10 +152,13 @@ impl<'d> LayerWriter<'d> {
 
     fn flush(&mut self) -> Result<()> {
         let written = self.file.write_all_at(&[&self.buffer], self.offset);
-        written.map_err(|e| Error::io(format!("write {} at {}", self.unfinished, self.offset), &e))?;
+        written
+            .map_err(|e| Error::io(format!("write {} at {}", self.unfinished, self.offset), &e))?;
         let length = self.buffer.len() as u64;
         let out = self.file.write_out(self.offset, length);
-        out.map_err(|e| Error::io(format!("write out {} at {}", self.unfinished, self.offset), &e))?;
+        out.map_err(|e| {
+            Error::io(format!("write out {} at {}", self.unfinished, self.offset), &e)
+        })?;
         self.offset += length;
         self.buffer.clear();
         if self.offset - self.synced >= SYNC_BYTES && !sabotage::active(Defect::LayerSync) {
@@ -158,7 +168,8 @@ impl<'d> LayerWriter<'d> {
         Ok(())
     }
 
-    /// Ends the layer with the lane's metadata and makes it durable under its name. Returns its length.
+    /// Ends the layer with the lane's metadata and makes it durable under its name. Returns its
+    /// length.
     pub(super) fn finish(mut self, metadata: &[(Position, Change)]) -> Result<u64> {
         let finished = self.finish_file(metadata);
         if finished.is_err() {
@@ -178,7 +189,8 @@ impl<'d> LayerWriter<'d> {
                 format!("{} has too many files", self.id.path()),
             ));
         }
-        let meta = zstd::bulk::compress(&raw, LEVEL).map_err(|e| Error::io("compress metadata", &e))?;
+        let meta =
+            zstd::bulk::compress(&raw, LEVEL).map_err(|e| Error::io("compress metadata", &e))?;
         let meta_offset = self.offset + self.buffer.len() as u64;
         self.write(&meta)?;
         let dictionary = std::mem::take(&mut self.packing.dictionary);
@@ -208,7 +220,9 @@ impl<'d> LayerWriter<'d> {
         self.flush()?;
         let failed = |e| Error::io(format!("finish {}", self.id.path()), &e);
         let footer = footer.encode();
-        self.file.write_all_at(&[&tables, &tables, &footer, &footer], self.offset).map_err(failed)?;
+        self.file
+            .write_all_at(&[&tables, &tables, &footer, &footer], self.offset)
+            .map_err(failed)?;
         self.offset += 2 * (tables.len() + footer.len()) as u64;
         if !sabotage::active(Defect::LayerSync) {
             self.file.sync().map_err(failed)?;

@@ -1,7 +1,8 @@
 //! One lane: an append-only log in a row of files.
 //!
-//! The log appends records and says which files a sync must reach; it keeps no index and takes no locks. Bytes once
-//! appended never change, so a reader needs only the file. Recovery of a log is in [`crate::storage::recovery`].
+//! The log appends records and says which files a sync must reach; it keeps no index and takes no
+//! locks. Bytes once appended never change, so a reader needs only the file. Recovery of a log is
+//! in [`crate::storage::recovery`].
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
@@ -48,7 +49,8 @@ impl SyncWork {
 
 /// The log of one lane.
 ///
-/// Invariants: positions strictly increase; `tail` is the file of the highest sequence; files but the tail are full.
+/// Invariants: positions strictly increase; `tail` is the file of the highest sequence; files but
+/// the tail are full.
 pub struct Log {
     pub(super) lane_files: Arc<LaneFiles>,
     pub(super) timeline: TimelineId,
@@ -67,7 +69,12 @@ pub struct Log {
 
 impl Log {
     /// The log of a lane that has no files yet and begins at `start`.
-    pub fn new(lane_files: Arc<LaneFiles>, timeline: TimelineId, lane: LaneKind, start: Start) -> Self {
+    pub fn new(
+        lane_files: Arc<LaneFiles>,
+        timeline: TimelineId,
+        lane: LaneKind,
+        start: Start,
+    ) -> Self {
         Self {
             lane_files,
             timeline,
@@ -93,7 +100,8 @@ impl Log {
         self.unsynced_bytes
     }
 
-    /// Bytes of all files of the lane, with the room that was made beforehand, without what is only in memory so far.
+    /// Bytes of all files of the lane, with the room that was made beforehand, without what is only
+    /// in memory so far.
     pub fn bytes(&self) -> u64 {
         self.list().iter().map(|(_, length)| length).sum()
     }
@@ -117,8 +125,8 @@ impl Log {
             .collect()
     }
 
-    /// Gives up what is not on the disk. Returns all files with their lengths, as 0 that of one to which a write failed, so
-    /// that nobody uses it again.
+    /// Gives up what is not on the disk. Returns all files with their lengths, as 0 that of one to
+    /// which a write failed, so that nobody uses it again.
     pub fn give_up(&self) -> Vec<(LaneFileId, u64)> {
         let mut files = self.list();
         for ((_, length), file) in files.iter_mut().zip(self.files.values()) {
@@ -143,8 +151,8 @@ impl Log {
         LaneFiles::describe(self.id(sequence))
     }
 
-    /// Appends a record of `changes` and the `pages` they name, each a whole page or a run of them. Returns the
-    /// file and the offset of the record. After an error nothing more may be appended.
+    /// Appends a record of `changes` and the `pages` they name, each a whole page or a run of them.
+    /// Returns the file and the offset of the record. After an error nothing more may be appended.
     pub fn append(
         &mut self,
         position: Position,
@@ -157,7 +165,14 @@ impl Log {
         assert!(page_bytes.is_multiple_of(PAGE_BYTES), "{page_bytes} bytes are no whole pages");
         let id = self.tail.as_ref().map(|tail| tail.salt);
         let encode = |salt| {
-            format::encode_record(salt, position, self.last, durable, changes, page_bytes / PAGE_BYTES)
+            format::encode_record(
+                salt,
+                position,
+                self.last,
+                durable,
+                changes,
+                page_bytes / PAGE_BYTES,
+            )
         };
         let length = |head: &[u8]| (head.len() + page_bytes) as u64;
         let mut head = id.map(encode).unwrap_or_default();
@@ -172,7 +187,10 @@ impl Log {
         parts.push(head.as_slice());
         parts.extend_from_slice(pages);
         if let Err(error) = tail.file.write_all_at(&parts, offset) {
-            return Err(Error::io(format!("append to {} at {offset}", self.describe(sequence)), &error));
+            return Err(Error::io(
+                format!("append to {} at {offset}", self.describe(sequence)),
+                &error,
+            ));
         }
         tail.offset += length(&head);
         self.unsynced_bytes += length(&head);
@@ -185,8 +203,8 @@ impl Log {
         self.files.keys().next_back().map_or(self.first, |last| last + 1)
     }
 
-    /// Ends the tail, so that what is appended from now on goes to other files. Returns all files so far, and where
-    /// the log goes on.
+    /// Ends the tail, so that what is appended from now on goes to other files. Returns all files
+    /// so far, and where the log goes on.
     pub fn freeze(&mut self) -> (BTreeMap<u32, Arc<dyn DiskFile>>, Start) {
         self.leave_tail();
         (self.files.clone(), Start { sealed: self.last, sequence: self.next_sequence() })
@@ -215,9 +233,11 @@ impl Log {
             LaneKind::Wal => WAL_FILE_BYTES,
             LaneKind::Data => DATA_FILE_BYTES,
         };
-        // A write-ahead lane gets away from a file that grows, where each sync is dear, as soon as it can.
-        let stay =
-            |tail: &Tail| self.lane == LaneKind::Data || tail.written_out || !self.lane_files.has_spare();
+        // A write-ahead lane gets away from a file that grows, where each sync is dear, as soon as
+        // it can.
+        let stay = |tail: &Tail| {
+            self.lane == LaneKind::Data || tail.written_out || !self.lane_files.has_spare()
+        };
         self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit && stay(tail))
     }
 
@@ -236,7 +256,8 @@ impl Log {
         let store = self.lane_files.store();
         let header = format::encode_file_header(store, id);
         if let Err(error) = file.write_all_at(&[&header], 0) {
-            // The timeline is latched now; its next opening must not find half a file of it in the way.
+            // The timeline is latched now; its next opening must not find half a file of it in the
+            // way.
             let _ = self.lane_files.remove(id);
             return Err(Error::io(format!("begin {}", LaneFiles::describe(id)), &error));
         }
@@ -245,12 +266,13 @@ impl Log {
         self.tail_unsynced = true;
         self.files.insert(sequence, Arc::clone(&file));
         let salt = format::salt(store, id);
-        self.tail = Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
+        self.tail =
+            Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
         Ok(())
     }
 
-    /// What a sync of everything appended so far has to reach; counts as begun. If it fails the caller must stop
-    /// using the log: what did not become durable is not remembered here.
+    /// What a sync of everything appended so far has to reach; counts as begun. If it fails the
+    /// caller must stop using the log: what did not become durable is not remembered here.
     pub fn begin_sync(&mut self) -> SyncWork {
         let mut files = std::mem::take(&mut self.unsynced);
         if let Some(tail) = &self.tail
@@ -260,6 +282,10 @@ impl Log {
         }
         self.tail_unsynced = false;
         self.unsynced_bytes = 0;
-        SyncWork { files, directory: std::mem::take(&mut self.directory_unsynced), target: self.last }
+        SyncWork {
+            files,
+            directory: std::mem::take(&mut self.directory_unsynced),
+            target: self.last,
+        }
     }
 }

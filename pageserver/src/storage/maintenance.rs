@@ -1,7 +1,7 @@
 //! Keeping a store in shape behind its users' backs: sealing logs and merging layers.
 //!
-//! One thread seals, another does the rest, each one thing at a time. What they make counts from one catalog transaction on; whatever fails before
-//! leaves all as it was and is tried again later.
+//! One thread seals, another does the rest, each one thing at a time. What they make counts from
+//! one catalog transaction on; whatever fails before leaves all as it was and is tried again later.
 
 use crate::error::{Kind, Result};
 use crate::locks::lock;
@@ -37,7 +37,8 @@ pub struct Limits {
     pub max_history_bytes: u64,
 }
 
-/// What a pass is for. Sealing and everything else go on side by side, so that a long merge lets no log grow.
+/// What a pass is for. Sealing and everything else go on side by side, so that a long merge lets no
+/// log grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// Logs become layers.
@@ -55,16 +56,20 @@ struct Due {
 }
 
 impl Due {
-    /// How many times over its limit that lane is that is furthest behind. One that cannot be worked on is not looked at.
+    /// How many times over its limit that lane is that is furthest behind. One that cannot be
+    /// worked on is not looked at.
     fn excess(&self, store: &Store) -> u64 {
         let timelines = store.open_timelines();
         let healthy = timelines.iter().filter(|timeline| timeline.latched().is_none());
         let lanes = healthy.flat_map(|timeline| LaneKind::ALL.map(|lane| (timeline, lane)));
-        let possible = lanes.filter(|(timeline, lane)| !self.failed.contains_key(&(timeline.id(), *lane)));
+        let possible =
+            lanes.filter(|(timeline, lane)| !self.failed.contains_key(&(timeline.id(), *lane)));
         let excess = possible.map(|(timeline, lane)| {
             let (shape, _) = timeline.shape(lane, Position::MAX);
             match self.duty {
-                Duty::Seal => (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1),
+                Duty::Seal => {
+                    (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1)
+                }
                 Duty::Tidy => compaction::excess(&shape.layers),
             }
         });
@@ -93,8 +98,8 @@ impl Maintenance {
         }
     }
 
-    /// Does what is due for each lane, one thing at most, so that a lane that always has more keeps none waiting. Whether
-    /// there may be more.
+    /// Does what is due for each lane, one thing at most, so that a lane that always has more keeps
+    /// none waiting. Whether there may be more.
     pub fn pass(&mut self, store: &Store, stop: &AtomicBool) -> bool {
         if self.due.duty == Duty::Tidy {
             store.open_due();
@@ -133,7 +138,10 @@ impl Maintenance {
             // There may be another.
             Ok(true) => {}
             Err(error) if error.code != STOPPING && error.kind != Kind::NotFound => {
-                tracing::error!(%error, "a timeline at the end of a long chain stays there; it is tried again later");
+                tracing::error!(
+                    %error,
+                    "a timeline at the end of a long chain stays there; it is tried again later"
+                );
                 self.looked = Instant::now() + RETRY;
             }
             _ => self.looked = Instant::now(),
@@ -142,7 +150,10 @@ impl Maintenance {
 
     /// Since when the lane is as it is.
     fn quiet_since(&self, id: TimelineId, lane: LaneKind) -> Option<Position> {
-        let quiet = self.seen.get(&(id, lane)).filter(|(_, since)| since.elapsed() >= self.due.limits.quiet);
+        let quiet = self
+            .seen
+            .get(&(id, lane))
+            .filter(|(_, since)| since.elapsed() >= self.due.limits.quiet);
         quiet.map(|(last, _)| *last)
     }
 
@@ -159,17 +170,26 @@ impl Maintenance {
         if let Err(error) = looked
             && error.code != STOPPING
         {
-            tracing::error!(timeline = %timeline.id(), %error, "what a timeline keeps of its past could not be looked at");
+            tracing::error!(
+                timeline = %timeline.id(), %error,
+                "what a timeline keeps of its past could not be looked at"
+            );
         }
     }
 
     /// Does one thing to a lane; false if there is nothing to do.
-    fn lane(&mut self, (store, stop): (&Store, &AtomicBool), timeline: &Timeline, lane: LaneKind) -> bool {
+    fn lane(
+        &mut self,
+        (store, stop): (&Store, &AtomicBool),
+        timeline: &Timeline,
+        lane: LaneKind,
+    ) -> bool {
         let (id, began) = (timeline.id(), Instant::now());
         if self.due.failed.contains_key(&(id, lane)) {
             return false;
         }
-        let (mut shape, last) = timeline.shape(lane, self.quiet_since(id, lane).unwrap_or(Position::MAX));
+        let (mut shape, last) =
+            timeline.shape(lane, self.quiet_since(id, lane).unwrap_or(Position::MAX));
         shape.garbage = self.retention.garbage(id, lane);
         let seen = self.seen.entry((id, lane)).or_insert((last, began));
         if seen.0 != last {
@@ -205,7 +225,10 @@ impl Maintenance {
             Err(error) if error.code == STOPPING || error.kind == Kind::NotFound => false,
             Err(error) => {
                 self.due.failed.insert((id, lane), Instant::now());
-                tracing::error!(timeline = %id, ?lane, %error, "sealing or merging failed; nothing is lost, it is tried again later");
+                tracing::error!(
+                    timeline = %id, ?lane, %error,
+                    "sealing or merging failed; nothing is lost, it is tried again later"
+                );
                 false
             }
         }
@@ -213,7 +236,8 @@ impl Maintenance {
 }
 
 impl Store {
-    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes worked on.
+    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes
+    /// worked on.
     pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
         self.catalog().require()?;
         let slot = self.slot(id)?;
@@ -259,7 +283,8 @@ impl Store {
         Ok(done)
     }
 
-    /// Publishes the `record` of what a lane is made of with the new `layer`, and lets readers turn to it.
+    /// Publishes the `record` of what a lane is made of with the new `layer`, and lets readers turn
+    /// to it.
     fn publish_lane<W>(
         &self,
         slot: &Mutex<Slot>,
@@ -271,7 +296,8 @@ impl Store {
     ) -> Result<bool> {
         // What the layer leaves out may have been kept for a mark, which no crash may bring back.
         timeline.sync_data_and_wait().inspect_err(|_| self.remove_layer(layer))?;
-        // Nobody may open the timeline anew, or drop it, between what the catalog says and what readers see.
+        // Nobody may open the timeline anew, or drop it, between what the catalog says and what
+        // readers see.
         let mut slot = lock(slot);
         let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));
         let published = if !same || timeline.latched().is_some() {
@@ -345,7 +371,8 @@ mod tests {
         let (store, id) = new_store(&SimDisk::default());
         let (main, stop) = (tree(&store, id), AtomicBool::new(false));
         let inode = make(&main, b"f");
-        let write = |nth: u64| main.write(inode, nth % 1024 * PAGE_BYTES as u64, &[7; PAGE_BYTES]).unwrap();
+        let write =
+            |nth: u64| main.write(inode, nth % 1024 * PAGE_BYTES as u64, &[7; PAGE_BYTES]).unwrap();
         let mut maintenance = Maintenance::new(LIMITS, Duty::Seal);
         let (ended, end) = std::sync::mpsc::channel();
         (0..1024).for_each(write);

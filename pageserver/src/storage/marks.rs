@@ -1,7 +1,8 @@
 //! Marks: the moments of a timeline that can be gone back to, and for how long.
 //!
-//! A mark is a record of the data lane that says what time it was; its position is a point at which both lanes stay
-//! readable. Marks are thinned as they age: all of the last hour, then one for each minute, none beyond the window.
+//! A mark is a record of the data lane that says what time it was; its position is a point at which
+//! both lanes stay readable. Marks are thinned as they age: all of the last hour, then one for each
+//! minute, none beyond the window.
 
 use crate::storage::page::Position;
 
@@ -53,7 +54,8 @@ impl Marks {
     pub(super) fn due(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
         let mut kept_minute = None;
         // The newest one from before the window is what was when it began.
-        let outside = self.0.partition_point(|mark| now_ns.saturating_sub(mark.time_ns) > window_ns);
+        let outside =
+            self.0.partition_point(|mark| now_ns.saturating_sub(mark.time_ns) > window_ns);
         let floor = outside.checked_sub(1).map(|floor| self.0[floor].position);
         let due = |mark: &&Mark| {
             let age = now_ns.saturating_sub(mark.time_ns);
@@ -69,8 +71,8 @@ impl Marks {
         self.0.iter().filter(due).map(|mark| mark.position).collect()
     }
 
-    /// Those to let go of in a timeline that rests: thinned once when the newest is old enough, and all but the newest when
-    /// all are too old. In between each would cost it its rest.
+    /// Those to let go of in a timeline that rests: thinned once when the newest is old enough, and
+    /// all but the newest when all are too old. In between each would cost it its rest.
     pub(super) fn due_at_rest(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
         match self.newest().map(|newest| now_ns.saturating_sub(newest.time_ns)) {
             Some(age) if age > window_ns => self.due(now_ns, window_ns),
@@ -108,9 +110,14 @@ mod tests {
         for position in marks.due(now, day) {
             assert!(marks.remove(position));
         }
-        // Older than an hour are the first 400 seconds: one for each minute, and the one that is kept.
-        let old: Vec<i64> =
-            marks.all().iter().map(|mark| mark.time_ns / SECOND).filter(|second| *second < 400).collect();
+        // Older than an hour are the first 400 seconds: one for each minute, and the one that is
+        // kept.
+        let old: Vec<i64> = marks
+            .all()
+            .iter()
+            .map(|mark| mark.time_ns / SECOND)
+            .filter(|second| *second < 400)
+            .collect();
         assert_eq!(old, [0, 60, 90, 120, 180, 240, 300, 360]);
         assert_eq!(marks.all().len(), 8 + 3_600);
         assert_eq!(marks.due(now, day), [] as [Position; 0], "all is done");

@@ -1,9 +1,10 @@
 //! The page store: keeps histories of data directories in layered copy-on-write logs.
 //!
-//! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`] (and its twin
-//! [`sim_disk`]), [`mod@format`], `versions` and [`index`], [`log`] and [`recovery`], [`layer`] and `layer_writer`,
-//! [`timeline`] with [`commit`], `parts`, `names` and `read`, [`syncer`], `seal` and [`compaction`], [`catalog`], [`store`],
-//! [`maintenance`], [`check`]; [`property`] is for fuzzing, [`sabotage`] for seeing that tests can fail.
+//! Synchronous, and ignorant of FUSE, Postgres and HTTP. Read in this order: [`page`], [`disk`]
+//! (and its twin [`sim_disk`]), [`mod@format`], `versions` and [`index`], [`log`] and [`recovery`],
+//! [`layer`] and `layer_writer`, [`timeline`] with [`commit`], `parts`, `names` and `read`,
+//! [`syncer`], `seal` and [`compaction`], [`catalog`], [`store`], [`maintenance`], [`check`];
+//! [`property`] is for fuzzing, [`sabotage`] for seeing that tests can fail.
 
 pub mod catalog;
 mod catalog_database;

@@ -1,5 +1,5 @@
-//! Names and attributes of files, and the sums of their sizes: what the lanes of a timeline say of inodes, and its ancestors'
-//! where they say nothing.
+//! Names and attributes of files, and the sums of their sizes: what the lanes of a timeline say of
+//! inodes, and its ancestors' where they say nothing.
 
 use crate::locks::{lock, read};
 use crate::storage::format::{Attributes, LaneKind};
@@ -40,8 +40,9 @@ impl Timeline {
                 seen.entry(name.to_vec()).or_insert((position, target));
             });
         }
-        let present =
-            seen.into_iter().filter_map(|(name, (position, target))| Some((position, name, target?)));
+        let present = seen
+            .into_iter()
+            .filter_map(|(name, (position, target))| Some((position, name, target?)));
         let mut names: Vec<_> = present.collect();
         names.sort_unstable_by_key(|(position, ..)| *position);
         names
@@ -52,7 +53,10 @@ impl Timeline {
         let mut found = Vec::new();
         for lane in &self.lanes {
             let state = read(&lane.state);
-            let nameless = |inode: &u64| matches!(state.index.attributes(*inode, HEAD), Some(Some(attributes)) if attributes.links == 0);
+            let nameless = |inode: &u64| {
+                let attributes = state.index.attributes(*inode, HEAD);
+                matches!(attributes, Some(Some(attributes)) if attributes.links == 0)
+            };
             found.extend(state.index.inodes().filter(nameless));
         }
         found

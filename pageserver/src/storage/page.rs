@@ -33,10 +33,12 @@ impl FromStr for TimelineId {
 /// Inode of a timeline's own directory.
 pub const ROOT_INODE: u64 = 1;
 
-/// Bit of an inode number that says it belongs to the write-ahead log: `pg_wal` and everything below.
+/// Bit of an inode number that says it belongs to the write-ahead log: `pg_wal` and everything
+/// below.
 pub const WAL_CLASS: u64 = 1 << 63;
 
-/// Position at which an inode was made: its number without the class bit, so that no number is used twice.
+/// Position at which an inode was made: its number without the class bit, so that no number is used
+/// twice.
 pub fn inode_created(inode: u64) -> Position {
     inode & !WAL_CLASS
 }

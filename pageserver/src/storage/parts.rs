@@ -1,8 +1,9 @@
 //! Pages written in parts: a page of the write-ahead log grows with every commit until it is full.
 //!
-//! The kernel hands over the whole page each time, though all but a few hundred bytes are as before. The lane
-//! remembers the page that it was last given and logs only what changed, so a commit writes about as many bytes
-//! as Postgres logged. After [`MAX_PARTS`] parts the page is written whole, which bounds what a read gathers.
+//! The kernel hands over the whole page each time, though all but a few hundred bytes are as
+//! before. The lane remembers the page that it was last given and logs only what changed, so a
+//! commit writes about as many bytes as Postgres logged. After [`MAX_PARTS`] parts the page is
+//! written whole, which bounds what a read gathers.
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
@@ -31,7 +32,8 @@ pub(super) fn changed(
     page: &[u8],
 ) -> Option<Range<usize>> {
     const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-    // Recovery replays what is being sealed along with the log, so a part over nothing must have nothing there either.
+    // Recovery replays what is being sealed along with the log, so a part over nothing must have
+    // nothing there either.
     if index.is_frozen(inode, block) {
         return None;
     }
@@ -72,8 +74,12 @@ pub(super) fn read(
     page: &mut [u8],
 ) -> Result<()> {
     let name = || LaneFiles::describe(last);
-    let failed =
-        |e| Error::io(format!("read the parts of block {block} of inode {inode:#x} from {}", name()), &e);
+    let failed = |e| {
+        Error::io(
+            format!("read the parts of block {block} of inode {inode:#x} from {}", name()),
+            &e,
+        )
+    };
     let mut files = files.iter();
     let mut fill = |offset: u32, bytes: &mut [u8]| match files.next() {
         Some(file) => file.read_exact_at(bytes, u64::from(offset)).map_err(failed),
@@ -92,7 +98,8 @@ pub(super) fn read(
     }
     let offset = parts.parts[parts.parts.len() - 1].offset;
     Err(Error::corrupt(format!(
-        "{} at {offset}: block {block} of inode {inode:#x}, written in parts, is not what was written",
+        "{} at {offset}: block {block} of inode {inode:#x}, written in parts, is not what was \
+         written",
         name()
     )))
 }

@@ -1,8 +1,9 @@
 //! What must hold for any bytes that a disk gives back, for fuzzing and random tests.
 //!
-//! Invariants of [`record`]: nothing panics; a decoded record header keeps within its limits; changes that decode encode
-//! to a record that checks and decodes to the same; one flipped bit of it, or one missing byte, does not check. Those of
-//! [`layer`] and [`catalog`] are in the files of the same names.
+//! Invariants of [`record`]: nothing panics; a decoded record header keeps within its limits;
+//! changes that decode encode to a record that checks and decodes to the same; one flipped bit of
+//! it, or one missing byte, does not check. Those of [`layer`] and [`catalog`] are in the files of
+//! the same names.
 
 mod catalog;
 mod layer;
@@ -11,8 +12,8 @@ pub use catalog::catalog;
 pub use layer::layer;
 
 use crate::storage::format::{
-    self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKind, MAX_CHANGES_BYTES, MAX_PAGES, RECORD_ALIGNMENT,
-    RECORD_HEADER_BYTES, RecordHeader,
+    self, Change, FILE_HEADER_BYTES, LaneFileId, LaneKind, MAX_CHANGES_BYTES, MAX_PAGES,
+    RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader,
 };
 use crate::storage::page::TimelineId;
 
@@ -29,7 +30,11 @@ pub fn record(bytes: &[u8]) {
     let Some(header) = format::decode_header(bytes) else { return };
     assert!(header.changes_bytes <= MAX_CHANGES_BYTES, "{} bytes of changes", header.changes_bytes);
     assert!(header.pages <= MAX_PAGES, "{} pages", header.pages);
-    assert!(header.total_bytes().is_multiple_of(RECORD_ALIGNMENT), "{} bytes", header.total_bytes());
+    assert!(
+        header.total_bytes().is_multiple_of(RECORD_ALIGNMENT),
+        "{} bytes",
+        header.total_bytes()
+    );
     format::record_checks(&header, format::salt(STORE, FILE), bytes);
     // Tried whether or not the record checks, or few mutants would get further than the checksum.
     let changes = &bytes[RECORD_HEADER_BYTES..header.pages_offset().min(bytes.len())];
@@ -50,16 +55,30 @@ fn round_trip(header: &RecordHeader, changes: &[Change], input: &[u8]) {
     let salt = format::salt(STORE, FILE);
     let RecordHeader { position, previous, durable, pages, .. } = *header;
     let mut bytes = format::encode_record(salt, position, previous, durable, changes, pages);
-    assert!(bytes.len() <= header.pages_offset(), "{} bytes, longer than what came in", bytes.len());
+    assert!(
+        bytes.len() <= header.pages_offset(),
+        "{} bytes, longer than what came in",
+        bytes.len()
+    );
     let again = format::decode_header(&bytes).expect("what was encoded has a header");
-    let same = RecordHeader { crc: again.crc, changes_bytes: bytes.len() - RECORD_HEADER_BYTES, ..*header };
+    let same = RecordHeader {
+        crc: again.crc,
+        changes_bytes: bytes.len() - RECORD_HEADER_BYTES,
+        ..*header
+    };
     assert_eq!(again, same);
     assert!(format::record_checks(&again, salt, &bytes), "what was encoded checks");
-    assert_eq!(format::decode_changes(&again, &bytes[RECORD_HEADER_BYTES..]).as_deref(), Ok(changes));
+    assert_eq!(
+        format::decode_changes(&again, &bytes[RECORD_HEADER_BYTES..]).as_deref(),
+        Ok(changes)
+    );
     assert!(!format::record_checks(&again, salt, &bytes[..bytes.len() - 1]), "a cut record checks");
     let bit = flip_a_bit(&mut bytes, input);
     let damaged = format::decode_header(&bytes);
-    assert!(!damaged.is_some_and(|h| format::record_checks(&h, salt, &bytes)), "bit {bit} passed unnoticed");
+    assert!(
+        !damaged.is_some_and(|h| format::record_checks(&h, salt, &bytes)),
+        "bit {bit} passed unnoticed"
+    );
 }
 
 /// Flips a bit that follows from `input`, so that the same input tries the same bit again.

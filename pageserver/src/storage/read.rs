@@ -1,7 +1,9 @@
-//! Reading blocks: finds each in the log, the layers or an ancestor, then reads neighbours with one I/O.
+//! Reading blocks: finds each in the log, the layers or an ancestor, then reads neighbours with one
+//! I/O.
 //!
-//! Within a timeline the newest version that the reader's position sees counts, unless the file was cut shorter since;
-//! a timeline that says nothing of a block leaves it to its ancestor, as of the fork.
+//! Within a timeline the newest version that the reader's position sees counts, unless the file was
+//! cut shorter since; a timeline that says nothing of a block leaves it to its ancestor, as of the
+//! fork.
 
 use crate::error::{Error, Result};
 use crate::locks::read;
@@ -37,7 +39,8 @@ impl Timeline {
         fetch(inode, first, &sources, buffer)
     }
 
-    /// Finds the blocks, one pass over each timeline of the chain. The caller holds this timeline's lane.
+    /// Finds the blocks, one pass over each timeline of the chain. The caller holds this timeline's
+    /// lane.
     pub(super) fn resolve(
         self: &Arc<Self>,
         own: &LaneState,
@@ -46,7 +49,8 @@ impl Timeline {
         count: usize,
     ) -> Result<Vec<Option<Source>>> {
         let kind = lane_of(inode);
-        let range: Range<u32> = first..first.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        let range: Range<u32> =
+            first..first.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         let mut sources: Vec<Option<Source>> = (0..count).map(|_| None).collect();
         for (timeline, at) in self.chain(kind, inode_created(inode)) {
             if Arc::ptr_eq(timeline, self) {
@@ -63,7 +67,8 @@ impl Timeline {
 }
 
 impl LaneState {
-    /// Fills in what this lane says of the blocks of `range` that have no source yet, to a reader at `at`.
+    /// Fills in what this lane says of the blocks of `range` that have no source yet, to a reader
+    /// at `at`.
     fn find(
         &self,
         inode: u64,
@@ -79,13 +84,19 @@ impl LaneState {
             }
         });
         for layer in self.layers.iter().filter(|layer| layer.from() < at) {
-            if found.iter().zip(&*sources).all(|(found, source)| found.is_some() || source.is_some()) {
+            if found
+                .iter()
+                .zip(&*sources)
+                .all(|(found, source)| found.is_some() || source.is_some())
+            {
                 break;
             }
             layer.find(inode, range.clone(), at, |entry| {
                 if found[nth(entry.block)].is_none() {
-                    let source = entry.page.map(|page| Source::Layer(Arc::clone(layer), entry, page));
-                    found[nth(entry.block)] = Some((entry.position, source.unwrap_or(Source::Zeros)));
+                    let source =
+                        entry.page.map(|page| Source::Layer(Arc::clone(layer), entry, page));
+                    found[nth(entry.block)] =
+                        Some((entry.position, source.unwrap_or(Source::Zeros)));
                 }
             })?;
         }
@@ -96,7 +107,9 @@ impl LaneState {
             }
             let cut = if cuts { self.index.cut_at(inode, block, at) } else { None };
             *source = match (found, cut) {
-                (Some((position, found)), cut) if cut.is_none_or(|cut| position >= cut) => Some(found),
+                (Some((position, found)), cut) if cut.is_none_or(|cut| position >= cut) => {
+                    Some(found)
+                }
                 (_, Some(_)) => Some(Source::Zeros),
                 (_, None) => None,
             };
@@ -107,11 +120,14 @@ impl LaneState {
     fn source(&self, block: &Block) -> Source {
         match block {
             Block::Zeros => Source::Zeros,
-            Block::Page(page) => {
-                Source::Page(Arc::clone(self.log.file(page.sequence)), self.log.id(page.sequence), *page)
-            }
+            Block::Page(page) => Source::Page(
+                Arc::clone(self.log.file(page.sequence)),
+                self.log.id(page.sequence),
+                *page,
+            ),
             Block::Parts(at) => {
-                let files = parts::files(at).map(|sequence| Arc::clone(self.log.file(sequence))).collect();
+                let files =
+                    parts::files(at).map(|sequence| Arc::clone(self.log.file(sequence))).collect();
                 let last = at.parts[at.parts.len() - 1].sequence;
                 Source::Parts(files, self.log.id(last), at.clone())
             }
@@ -120,13 +136,23 @@ impl LaneState {
 }
 
 /// Reads `bytes`, pages from that at `at` on, out of a lane file.
-pub(super) fn read_pages(file: &dyn DiskFile, id: LaneFileId, at: &PageAt, bytes: &mut [u8]) -> Result<()> {
+pub(super) fn read_pages(
+    file: &dyn DiskFile,
+    id: LaneFileId,
+    at: &PageAt,
+    bytes: &mut [u8],
+) -> Result<()> {
     let failed = |e| Error::io(format!("read {} at {}", LaneFiles::describe(id), at.offset), &e);
     file.read_exact_at(bytes, u64::from(at.offset)).map_err(failed)
 }
 
 /// Refuses a page of file `id` that is not what was written of a block of an inode.
-pub(super) fn check_page(page: &[u8], id: LaneFileId, at: &PageAt, (inode, block): (u64, u32)) -> Result<()> {
+pub(super) fn check_page(
+    page: &[u8],
+    id: LaneFileId,
+    at: &PageAt,
+    (inode, block): (u64, u32),
+) -> Result<()> {
     if crc32fast::hash(page) == at.crc || sabotage::active(Defect::PageChecksum) {
         return Ok(());
     }
@@ -137,7 +163,12 @@ pub(super) fn check_page(page: &[u8], id: LaneFileId, at: &PageAt, (inode, block
 }
 
 /// Reads and checks what was found; neighbours in a file with one I/O.
-pub(super) fn fetch(inode: u64, first: u32, sources: &[Option<Source>], buffer: &mut [u8]) -> Result<()> {
+pub(super) fn fetch(
+    inode: u64,
+    first: u32,
+    sources: &[Option<Source>],
+    buffer: &mut [u8],
+) -> Result<()> {
     let mut at = 0;
     while at < sources.len() {
         let rest = &sources[at..];
@@ -157,14 +188,18 @@ pub(super) fn fetch(inode: u64, first: u32, sources: &[Option<Source>], buffer: 
         match &rest[0] {
             Some(Source::Page(file, id, page)) => {
                 read_pages(&**file, *id, page, bytes)?;
-                for ((source, bytes), block) in rest.iter().zip(bytes.chunks_exact(PAGE_BYTES)).zip(block..) {
+                for ((source, bytes), block) in
+                    rest.iter().zip(bytes.chunks_exact(PAGE_BYTES)).zip(block..)
+                {
                     if let Some(Source::Page(_, id, expected)) = source {
                         check_page(bytes, *id, expected, (inode, block))?;
                     }
                 }
             }
             Some(Source::Layer(layer, ..)) => fetch_from_layer(layer, &rest[..count], bytes)?,
-            Some(Source::Parts(files, id, parts)) => parts::read(files, *id, parts, (inode, block), bytes)?,
+            Some(Source::Parts(files, id, parts)) => {
+                parts::read(files, *id, parts, (inode, block), bytes)?
+            }
             Some(Source::Zeros) | None => bytes.fill(0),
         }
         at += count;
@@ -172,12 +207,14 @@ pub(super) fn fetch(inode: u64, first: u32, sources: &[Option<Source>], buffer: 
     Ok(())
 }
 
-/// How many sources from the first on are in the same layer, in its group or the one behind the one before.
+/// How many sources from the first on are in the same layer, in its group or the one behind the one
+/// before.
 fn groups_in_a_row(layer: &Arc<Layer>, first: &LayerPage, sources: &[Option<Source>]) -> usize {
     let mut group = first.group;
     let in_a_row = |source: &&Option<Source>| match source {
         Some(Source::Layer(other, _, page)) => {
-            let near = Arc::ptr_eq(other, layer) && (page.group == group || page.group == group + 1);
+            let near =
+                Arc::ptr_eq(other, layer) && (page.group == group || page.group == group + 1);
             group = page.group;
             near
         }
@@ -190,13 +227,16 @@ fn groups_in_a_row(layer: &Arc<Layer>, first: &LayerPage, sources: &[Option<Sour
 const FEW_BLOCKS: usize = 8;
 
 fn fetch_from_layer(layer: &Layer, sources: &[Option<Source>], buffer: &mut [u8]) -> Result<()> {
-    let wanted: Vec<(&Entry, &LayerPage)> =
-        sources
-            .iter()
-            .filter_map(|source| {
-                if let Some(Source::Layer(_, entry, page)) = source { Some((entry, page)) } else { None }
-            })
-            .collect();
+    let wanted: Vec<(&Entry, &LayerPage)> = sources
+        .iter()
+        .filter_map(|source| {
+            if let Some(Source::Layer(_, entry, page)) = source {
+                Some((entry, page))
+            } else {
+                None
+            }
+        })
+        .collect();
     let (first, last) = (wanted[0].1.group, wanted[wanted.len() - 1].1.group);
     let (mut nth, mut outcome) = (0, Ok(()));
     let access = if sources.len() > FEW_BLOCKS { Access::InOrder } else { Access::Scattered };

@@ -1,9 +1,10 @@
 //! Recovery of a lane: replays its files up to the first record that does not check.
 //!
-//! What lies behind that record is the lost tail of a crash, unless something proves that it had been synced: a
-//! newer record of this lane that says so, or a child that was forked from there. Then acknowledged commits are
-//! damaged, and the lane refuses to open, naming file and offset. Pages of records that were synced are checked when
-//! they are read; those of the unsynced tail are checked here, because a crash may have torn them.
+//! What lies behind that record is the lost tail of a crash, unless something proves that it had
+//! been synced: a newer record of this lane that says so, or a child that was forked from there.
+//! Then acknowledged commits are damaged, and the lane refuses to open, naming file and offset.
+//! Pages of records that were synced are checked when they are read; those of the unsynced tail are
+//! checked here, because a crash may have torn them.
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
@@ -52,12 +53,14 @@ struct Scanner {
 }
 
 impl Scanner {
-    /// `None` if the file has no valid header: then no sync has reached it, or [`Replay::refuse_loss`] finds out.
+    /// `None` if the file has no valid header: then no sync has reached it, or
+    /// [`Replay::refuse_loss`] finds out.
     fn open(lane_files: &LaneFiles, id: LaneFileId) -> Result<Option<Self>> {
         match Self::open_any(lane_files, id)? {
             (scanner, Ok(())) => Ok(Some(scanner)),
             (_, Err(HeaderFault::Version(version))) => Err(Error::corrupt(format!(
-                "{} has format version {version}, this build reads {}: use the build that wrote the store",
+                "{} has format version {version}, this build reads {}: use the build that wrote \
+                 the store",
                 LaneFiles::describe(id),
                 format::FORMAT_VERSION
             ))),
@@ -79,7 +82,8 @@ impl Scanner {
             window: Vec::new(),
             window_start: 0,
         };
-        let header = format::check_file_header(scanner.bytes(0, FILE_HEADER_BYTES)?, lane_files.store(), id);
+        let header =
+            format::check_file_header(scanner.bytes(0, FILE_HEADER_BYTES)?, lane_files.store(), id);
         Ok((scanner, header))
     }
 
@@ -100,25 +104,29 @@ impl Scanner {
 
     /// The record at `offset` if one checks there.
     fn record_at(&mut self, offset: u64) -> Result<Option<(RecordHeader, Vec<u8>)>> {
-        let Some(header) = format::decode_header(self.bytes(offset, format::RECORD_HEADER_BYTES)?) else {
+        let Some(header) = format::decode_header(self.bytes(offset, format::RECORD_HEADER_BYTES)?)
+        else {
             return Ok(None);
         };
         if offset + header.total_bytes() as u64 > self.length {
             return Ok(None);
         }
-        let (salt, head) = (self.salt, self.bytes(offset, header.pages_offset().min(MAX_HEAD_BYTES))?);
+        let (salt, head) =
+            (self.salt, self.bytes(offset, header.pages_offset().min(MAX_HEAD_BYTES))?);
         let checks = format::record_checks(&header, salt, head);
         Ok(checks.then(|| (header, head[format::RECORD_HEADER_BYTES..].to_vec())))
     }
 
-    /// What the window holds from `offset` on, at least a record's header; reads on if it holds less.
+    /// What the window holds from `offset` on, at least a record's header; reads on if it holds
+    /// less.
     fn held_from(&mut self, offset: u64) -> Result<&[u8]> {
         self.bytes(offset, format::RECORD_HEADER_BYTES)?;
         let start = usize::try_from(offset - self.window_start).unwrap_or(0);
         Ok(&self.window[start..])
     }
 
-    /// The newest position that any record from `offset` on claims was synced, of records newer than `last`.
+    /// The newest position that any record from `offset` on claims was synced, of records newer
+    /// than `last`.
     fn claim_beyond(&mut self, mut offset: u64, last: Position) -> Result<Position> {
         let mut claim = 0;
         while offset + (format::RECORD_HEADER_BYTES as u64) <= self.length {
@@ -153,7 +161,8 @@ struct End {
 /// What receives the records that count, in order, with the file they are in.
 pub type Visit<'a> = dyn FnMut(&Found, &Arc<dyn DiskFile>) -> Result<()> + 'a;
 
-/// A pass over the files of a lane. Records wait in `pending` until a later one, or the caller, proves them synced.
+/// A pass over the files of a lane. Records wait in `pending` until a later one, or the caller,
+/// proves them synced.
 struct Replay<'a, 'v> {
     lane_files: &'a LaneFiles,
     visit: &'a mut Visit<'v>,
@@ -197,12 +206,16 @@ impl Replay<'_, '_> {
         Ok(())
     }
 
-    /// Hands on the unsynced records up to the first whose pages do not check, and ends the log there.
+    /// Hands on the unsynced records up to the first whose pages do not check, and ends the log
+    /// there.
     fn finish(&mut self) -> Result<()> {
         while let Some((found, file)) = self.pending.pop_front() {
             if first_bad_page(&found, &*file)?.is_some() {
-                self.end =
-                    End { sequence: found.sequence, offset: found.offset, last: found.header.previous };
+                self.end = End {
+                    sequence: found.sequence,
+                    offset: found.offset,
+                    last: found.header.previous,
+                };
                 self.pending.clear();
                 return Ok(());
             }
@@ -212,12 +225,19 @@ impl Replay<'_, '_> {
     }
 
     /// Refuses a lane that ends before what is known to have been synced.
-    fn refuse_loss(&self, (timeline, lane): (TimelineId, LaneKind), ids: &[LaneFileId]) -> Result<()> {
+    fn refuse_loss(
+        &self,
+        (timeline, lane): (TimelineId, LaneKind),
+        ids: &[LaneFileId],
+    ) -> Result<()> {
         let mut synced = self.durable;
         for id in ids.iter().filter(|id| id.sequence >= self.end.sequence) {
             let (mut scanner, _) = Scanner::open_any(self.lane_files, *id)?;
-            let from =
-                if id.sequence == self.end.sequence { self.end.offset } else { FILE_HEADER_BYTES as u64 };
+            let from = if id.sequence == self.end.sequence {
+                self.end.offset
+            } else {
+                FILE_HEADER_BYTES as u64
+            };
             synced = synced.max(scanner.claim_beyond(from, self.end.last)?);
         }
         if synced <= self.end.last || sabotage::active(Defect::LaneLoss) {
@@ -225,8 +245,8 @@ impl Replay<'_, '_> {
         }
         let id = LaneFileId { timeline, lane, sequence: self.end.sequence };
         Err(Error::corrupt(format!(
-            "{} is damaged at offset {}: the log ends at position {} there, but was synced up to {synced}; \
-             restore the file from a backup of the store",
+            "{} is damaged at offset {}: the log ends at position {} there, but was synced up to \
+             {synced}; restore the file from a backup of the store",
             LaneFiles::describe(id),
             self.end.offset,
             self.end.last,
@@ -291,8 +311,8 @@ pub fn inspect(
     replay(lane_files, lane, ids, from, visit).map(|_| ())
 }
 
-/// Takes away the head of a record that a crash tore. It could be made whole by what is written over it: if that is torn as
-/// well, and the two end alike, what was lost would be there again.
+/// Takes away the head of a record that a crash tore. It could be made whole by what is written
+/// over it: if that is torn as well, and the two end alike, what was lost would be there again.
 fn wipe(file: &dyn DiskFile, offset: u64) -> Result<()> {
     let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
     let left = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -300,13 +320,15 @@ fn wipe(file: &dyn DiskFile, offset: u64) -> Result<()> {
     file.read_exact_at(&mut head, offset).map_err(|e| Error::io("read a lane file", &e))?;
     if head.iter().any(|byte| *byte != 0) {
         head.fill(0);
-        file.write_all_at(&[&head], offset).map_err(|e| Error::io("end a recovered lane file", &e))?;
+        file.write_all_at(&[&head], offset)
+            .map_err(|e| Error::io("end a recovered lane file", &e))?;
     }
     Ok(())
 }
 
-/// Replays the files `ids` of a lane, sorted, into `visit`, drops the lost tail of a crash, and returns the log,
-/// all of it durable, ready to append. The log begins at `start`. Refuses if it ends before `required`, a position known to have been synced.
+/// Replays the files `ids` of a lane, sorted, into `visit`, drops the lost tail of a crash, and
+/// returns the log, all of it durable, ready to append. The log begins at `start`. Refuses if it
+/// ends before `required`, a position known to have been synced.
 pub fn recover(
     lane_files: &Arc<LaneFiles>,
     (timeline, lane): (TimelineId, LaneKind),
@@ -314,7 +336,10 @@ pub fn recover(
     (start, required): (Start, Position),
     visit: &mut Visit<'_>,
 ) -> Result<Log> {
-    assert!(ids.is_sorted() && ids.iter().all(|id| (id.timeline, id.lane) == (timeline, lane)), "{ids:?}");
+    assert!(
+        ids.is_sorted() && ids.iter().all(|id| (id.timeline, id.lane) == (timeline, lane)),
+        "{ids:?}"
+    );
     assert!(ids.iter().all(|id| id.sequence >= start.sequence), "{ids:?} before {start:?}");
     let mut log = Log::new(Arc::clone(lane_files), timeline, lane, start);
     if ids.is_empty() && required <= start.sealed {
@@ -333,7 +358,8 @@ pub fn recover(
     if let Some(file) = log.files.get(&end.sequence) {
         wipe(&**file, end.offset)?;
     }
-    // What was read may so far be only in the cache, in any of the files; whoever reads it from now on may rely on it.
+    // What was read may so far be only in the cache, in any of the files; whoever reads it from now
+    // on may rely on it.
     for file in log.files.values().filter(|_| !sabotage::active(Defect::RecoverySync)) {
         file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;
     }

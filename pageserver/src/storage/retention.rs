@@ -1,7 +1,8 @@
-//! How long moments are kept: marks are let go of with time and above a byte limit, and what only they saw is found.
+//! How long moments are kept: marks are let go of with time and above a byte limit, and what only
+//! they saw is found.
 //!
-//! A timeline that is written to lets go of marks as it makes new ones. One that rests does it here, at few moments, since each
-//! time costs it its rest.
+//! A timeline that is written to lets go of marks as it makes new ones. One that rests does it
+//! here, at few moments, since each time costs it its rest.
 
 use crate::error::Result;
 use crate::storage::catalog::LaneRecord;
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 const MAX_OPENED: usize = 4;
 /// How long one is then left alone.
 const NOT_BEFORE_NS: i64 = 3_600_000_000_000;
-/// With the same layers and forks, only marks went since the last survey; that is looked at no more often.
+/// With the same layers and forks, only marks went since the last survey; that is looked at no more
+/// often.
 const SURVEY_AGAIN: Duration = Duration::from_secs(300);
 /// Surveys of a timeline take at most one part in so many of the time.
 const SURVEY_SHARE: u32 = 20;
@@ -70,8 +72,8 @@ impl Retention {
         self.garbage.retain(|(id, _), _| open.contains(id));
     }
 
-    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. Where layers have piled up there is no
-    /// looking through them before they are merged.
+    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. Where layers
+    /// have piled up there is no looking through them before they are merged.
     pub(super) fn look(
         &mut self,
         store: &Store,
@@ -88,8 +90,10 @@ impl Retention {
             timeline.let_go(&timeline.due_at_rest())?;
         }
         let forks = store.catalog().forks(id);
-        let newest = LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
-        let seen: Seen = (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
+        let newest =
+            LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
+        let seen: Seen =
+            (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
         let enough = self.surveyed.get(&id).is_some_and(|before| before.is_enough(&seen, every));
         if enough || seen.1.iter().any(|layers| *layers > MAX_INPUTS) {
             return Ok(());
@@ -109,7 +113,10 @@ impl Retention {
         if cutoff > 0 {
             let marks = timeline.marks().into_iter().map(|mark| mark.position);
             let marks: Vec<Position> = marks.filter(|mark| *mark < cutoff).collect();
-            tracing::info!(timeline = %id, moments = marks.len(), "history is over its limit: the oldest moments go");
+            tracing::info!(
+                timeline = %id, moments = marks.len(),
+                "history is over its limit: the oldest moments go"
+            );
             timeline.let_go(&marks)?;
         }
         Ok(())
@@ -117,8 +124,8 @@ impl Retention {
 }
 
 impl Store {
-    /// Lets go of marks of timelines that are closed, and opens those whose logs a killed server left to be sealed; a few
-    /// at a time.
+    /// Lets go of marks of timelines that are closed, and opens those whose logs a killed server
+    /// left to be sealed; a few at a time.
     pub(super) fn open_due(&self) {
         let (now_ns, window_ns) = (self.clock().now_ns(), self.window_ns());
         let mut opened = 0;
@@ -126,8 +133,9 @@ impl Store {
             let due = slot.try_lock().is_ok_and(|mut slot| {
                 let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes[0];
                 let marks = marks > 1 && Marks::due_at_rest_ns(newest_mark_ns, window_ns) <= now_ns;
-                let due =
-                    slot.timeline.is_none() && now_ns >= slot.not_before_ns && (marks || slot.has_log());
+                let due = slot.timeline.is_none()
+                    && now_ns >= slot.not_before_ns
+                    && (marks || slot.has_log());
                 if due {
                     slot.not_before_ns = now_ns.saturating_add(NOT_BEFORE_NS);
                 }
@@ -136,9 +144,13 @@ impl Store {
             if !due {
                 continue;
             }
-            let outcome = self.timeline(id).and_then(|timeline| timeline.let_go(&timeline.due_at_rest()));
+            let outcome =
+                self.timeline(id).and_then(|timeline| timeline.let_go(&timeline.due_at_rest()));
             if let Err(error) = outcome {
-                tracing::warn!(timeline = %id, %error, "a timeline that rests could not be looked after");
+                tracing::warn!(
+                    timeline = %id, %error,
+                    "a timeline that rests could not be looked after"
+                );
             }
             opened += 1;
             if opened == MAX_OPENED {

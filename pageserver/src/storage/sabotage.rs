@@ -1,7 +1,7 @@
 //! Deliberate defects, to see that the simulation finds them.
 //!
-//! They exist only in a build with the feature `sabotage`; `COPPICE_SABOTAGE` chooses one. In any other build
-//! `active` is false at compile time.
+//! They exist only in a build with the feature `sabotage`; `COPPICE_SABOTAGE` chooses one. In any
+//! other build `active` is false at compile time.
 
 /// A place where something is left out that must not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! Sealing: the log of a lane becomes a layer, and its files are free again.
 //!
-//! The log is cut: what was appended so far is frozen, and goes on being read from its files while it is written into
-//! a layer in the order of keys. Then one catalog transaction says that the layer counts and the files do not, and only
-//! then do readers turn to the layer. If anything fails in between the frozen part stays as it is, and is tried again.
+//! The log is cut: what was appended so far is frozen, and goes on being read from its files while
+//! it is written into a layer in the order of keys. Then one catalog transaction says that the
+//! layer counts and the files do not, and only then do readers turn to the layer. If anything fails
+//! in between the frozen part stays as it is, and is tried again.
 
 use crate::error::Result;
 use crate::locks::write;
@@ -89,7 +90,11 @@ impl Timeline {
     }
 
     /// Writes what was frozen as a layer.
-    pub(super) fn write_layer(self: &Arc<Self>, frozen: &Frozen, pace: &mut Pace<'_>) -> Result<Sealed> {
+    pub(super) fn write_layer(
+        self: &Arc<Self>,
+        frozen: &Frozen,
+        pace: &mut Pace<'_>,
+    ) -> Result<Sealed> {
         let lane_files = self.lane_files();
         let number = self.take_position();
         let id = LayerId { timeline: self.id(), lane: frozen.lane, number };
@@ -100,7 +105,8 @@ impl Timeline {
             let ((inode, block, _), value) = versions[usize::try_from(nth).unwrap_or(0)];
             *value != Block::Zeros && frozen.read(self.id(), value, (inode, block), page).is_ok()
         });
-        let mut writer = LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range, &samples)?;
+        let mut writer =
+            LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range, &samples)?;
         if let Err(error) = self.write_blocks(frozen, &versions, &mut writer, pace) {
             writer.abandon();
             return Err(error);
@@ -136,7 +142,8 @@ impl Timeline {
         Ok(())
     }
 
-    /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came from.
+    /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came
+    /// from.
     pub(super) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
         let Sealed { layer, start, .. } = sealed;
         let gone = {
@@ -182,15 +189,18 @@ impl Frozen {
                 Block::Page(at) => note(at.sequence, at.offset, PAGE_BYTES),
                 Block::Parts(at) => {
                     at.base.iter().for_each(|base| note(base.sequence, base.offset, PAGE_BYTES));
-                    at.parts.iter().for_each(|part| note(part.sequence, part.offset, part.length.into()));
+                    at.parts
+                        .iter()
+                        .for_each(|part| note(part.sequence, part.offset, part.length.into()));
                 }
             }
         }
         ends
     }
 
-    /// Has the system read the files as they lie, a piece at a time, so that commits do not wait behind it. In the order of
-    /// keys each page would be a read of the disk of its own. Of an error whoever needs the page hears.
+    /// Has the system read the files as they lie, a piece at a time, so that commits do not wait
+    /// behind it. In the order of keys each page would be a read of the disk of its own. Of an
+    /// error whoever needs the page hears.
     fn bring_near(&self, versions: &[Version<'_>], pace: &mut Pace<'_>) -> Result<()> {
         for (sequence, end) in Self::ends(versions) {
             let file = &self.files[&sequence];
@@ -205,7 +215,13 @@ impl Frozen {
         Ok(())
     }
 
-    fn read(&self, timeline: TimelineId, value: &Block, of: (u64, u32), page: &mut [u8]) -> Result<()> {
+    fn read(
+        &self,
+        timeline: TimelineId,
+        value: &Block,
+        of: (u64, u32),
+        page: &mut [u8],
+    ) -> Result<()> {
         let id = |sequence| LaneFileId { timeline, lane: self.lane, sequence };
         match value {
             Block::Zeros => page.fill(0),

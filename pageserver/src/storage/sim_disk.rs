@@ -1,11 +1,13 @@
-//! A disk in memory that can lose what was not synced: the twin of [`LocalDisk`](crate::storage::disk::LocalDisk)
-//! for tests.
+//! A disk in memory that can lose what was not synced: the twin of
+//! [`LocalDisk`](crate::storage::disk::LocalDisk) for tests.
 //!
-//! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults it injects:
-//! power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors and changes of directories, a process that
-//! is killed, failure of the n-th write, sync or read, a write that goes elsewhere, a sync that takes its time or only says that it was done, a full
-//! disk, and bytes changed at rest. A write that fails leaves some of its bytes, from the front. After a failed sync the cache
-//! shows what never reached the medium, as Linux does, until it is dropped.
+//! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults
+//! it injects: power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors
+//! and changes of directories, a process that is killed, failure of the n-th write, sync or read, a
+//! write that goes elsewhere, a sync that takes its time or only says that it was done, a full
+//! disk, and bytes changed at rest. A write that fails leaves some of its bytes, from the front.
+//! After a failed sync the cache shows what never reached the medium, as Linux does, until it is
+//! dropped.
 
 mod contents;
 
@@ -120,8 +122,8 @@ impl SimDisk {
         SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
-    /// The disk as a process finds it that starts after another was killed: as that wrote it, and no more of it synced. Of what was
-    /// appended, an end is lost with the memory that it was in.
+    /// The disk as a process finds it that starts after another was killed: as that wrote it, and
+    /// no more of it synced. Of what was appended, an end is lost with the memory that it was in.
     pub fn after_kill(&self) -> SimDisk {
         let state = self.state();
         let mut contents = state.contents.clone();
@@ -143,7 +145,8 @@ impl SimDisk {
         self.state().failure = count.map(|count| (Failure::All, count));
     }
 
-    /// Lets `count` more writes and syncs be done, and the process that asks for more be stopped in the midst of the next.
+    /// Lets `count` more writes and syncs be done, and the process that asks for more be stopped in
+    /// the midst of the next.
     pub fn stop_after(&self, count: u64) {
         self.state().failure = Some((Failure::Stop, count));
     }
@@ -158,7 +161,8 @@ impl SimDisk {
         self.state().failure = Some((Failure::OneOf(name), count));
     }
 
-    /// Lets `count` more syncs be done, and one only say so. The next one of the same file or directory does it for both.
+    /// Lets `count` more syncs be done, and one only say so. The next one of the same file or
+    /// directory does it for both.
     pub fn lie_after(&self, count: u64) {
         self.state().lie_after = Some(count);
     }
@@ -168,7 +172,8 @@ impl SimDisk {
         self.state().lie_after.is_some()
     }
 
-    /// Lets the next sync of a lane's file take until [`SimDisk::end_stall`] is called. What is written meanwhile it does not reach.
+    /// Lets the next sync of a lane's file take until [`SimDisk::end_stall`] is called. What is
+    /// written meanwhile it does not reach.
     pub fn stall_next(&self) {
         self.state().stall = Stall::Next;
     }
@@ -242,7 +247,8 @@ impl SimDisk {
 
 /// The names in each directory, as they are or as they were synced.
 fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
-    let directory = |name: &str| name.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
+    let directory =
+        |name: &str| name.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
     let mut survived = BTreeMap::new();
     for name in state.names.keys().chain(state.synced_names.keys()) {
         survived.entry(directory(name)).or_insert_with(|| random.below(2) == 1);
@@ -324,7 +330,11 @@ impl DiskFile for SimFile {
         }
         let bytes = state.contents.get(&self.number).ok_or(io::ErrorKind::NotFound)?;
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        if bytes.written.read(start, buffer) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        if bytes.written.read(start, buffer) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
     }
 
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
@@ -334,7 +344,8 @@ impl DiskFile for SimFile {
         let mut start = usize::try_from(offset).map_err(io::Error::other)?;
         let mut room = length;
         if outcome.is_err() {
-            room = usize::try_from(Random(state.trace.len() as u64).below(length as u64 + 1)).unwrap_or(0);
+            room = usize::try_from(Random(state.trace.len() as u64).below(length as u64 + 1))
+                .unwrap_or(0);
         }
         let used: usize = state.contents.values().map(|c| c.written.len()).sum();
         let capacity = state.capacity_bytes;
@@ -347,7 +358,11 @@ impl DiskFile for SimFile {
             room = room.min(length - grown + usize::try_from(free).unwrap_or(usize::MAX));
         }
         if misdirected {
-            start = if start >= MISDIRECTED_BY { start - MISDIRECTED_BY } else { start + MISDIRECTED_BY };
+            start = if start >= MISDIRECTED_BY {
+                start - MISDIRECTED_BY
+            } else {
+                start + MISDIRECTED_BY
+            };
         }
         for part in parts {
             let count = part.len().min(room);
@@ -365,8 +380,10 @@ impl DiskFile for SimFile {
         let outcome = state.step("sync", &self.name, "");
         let seed = state.trace.len() as u64;
         let lies = state.lies();
-        let stalls =
-            outcome.is_ok() && !lies && state.stall == Stall::Next && self.name.starts_with("lanes/");
+        let stalls = outcome.is_ok()
+            && !lies
+            && state.stall == Stall::Next
+            && self.name.starts_with("lanes/");
         let stops = matches!(state.failure, Some((Failure::Stop, _)));
         let contents = state.contents.entry(self.number).or_default();
         match &outcome {
@@ -493,7 +510,8 @@ impl Disk for SimDisk {
         let state = self.state();
         let files = state.names.iter().filter_map(|(name, number)| {
             let (parent, base) = name.rsplit_once('/').unwrap_or(("", name));
-            (parent == directory).then(|| (base.to_owned(), state.contents[number].written.len() as u64))
+            (parent == directory)
+                .then(|| (base.to_owned(), state.contents[number].written.len() as u64))
         });
         Ok(files.collect())
     }
@@ -504,9 +522,14 @@ impl Disk for SimDisk {
         if state.lies() {
             return Ok(());
         }
-        let inside = |name: &str| name.rsplit_once('/').map_or("", |(parent, _)| parent) == directory;
-        let current: Vec<_> =
-            state.names.iter().filter(|(name, _)| inside(name)).map(|(n, f)| (n.clone(), *f)).collect();
+        let inside =
+            |name: &str| name.rsplit_once('/').map_or("", |(parent, _)| parent) == directory;
+        let current: Vec<_> = state
+            .names
+            .iter()
+            .filter(|(name, _)| inside(name))
+            .map(|(n, f)| (n.clone(), *f))
+            .collect();
         state.synced_names.retain(|name, _| !inside(name));
         state.synced_names.extend(current);
         Ok(())

@@ -1,7 +1,7 @@
 //! How long work behind everybody's back goes on between rests.
 //!
-//! One thread does it for all lanes, so the next one waits for what it is at. Work rests less the further any lane is
-//! behind: whoever writes so fast is slowed down before the disk is full.
+//! One thread does it for all lanes, so the next one waits for what it is at. Work rests less the
+//! further any lane is behind: whoever writes so fast is slowed down before the disk is full.
 
 use crate::error::{Error, Kind, Result};
 use crate::storage::page::Position;
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes worked on between two looks at who else wants the machine.
 const SLICE_BYTES: u64 = 1 << 20;
-/// While others append, the work rests for so many times as long as it works, so that they hardly notice.
+/// While others append, the work rests for so many times as long as it works, so that they hardly
+/// notice.
 const REST: u32 = 4;
 /// How long work waits for idle cores, when there is no hurry.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,7 +45,17 @@ impl<'a> Slices<'a> {
     pub(super) fn new(store: &'a Store, stop: &'a AtomicBool, excess: &'a dyn Fn() -> u64) -> Self {
         let (now, seen) = (Instant::now(), store.newest_position());
         sys::be_patient(true);
-        Self { store, stop, excess, since: now, began: now, looked: None, worked: 0, seen, rest: REST }
+        Self {
+            store,
+            stop,
+            excess,
+            since: now,
+            began: now,
+            looked: None,
+            worked: 0,
+            seen,
+            rest: REST,
+        }
     }
 
     /// To be called with the bytes worked on; an error ends the work.
@@ -88,7 +99,9 @@ mod tests {
             (new_store(&SimDisk::default()), AtomicBool::new(false), Cell::new(0));
         let excess = || behind.get();
         let mut pace = Slices::new(&store, &stop, &excess);
-        for (excess, rest) in [(0, REST), (1, REST / 2), (2, REST / 4), (3, 0), (u64::MAX, 0), (0, REST)] {
+        for (excess, rest) in
+            [(0, REST), (1, REST / 2), (2, REST / 4), (3, 0), (u64::MAX, 0), (0, REST)]
+        {
             (pace.looked, pace.rest) = (None, REST);
             behind.set(excess);
             pace.worked(SLICE_BYTES - 1).unwrap();

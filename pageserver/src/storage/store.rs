@@ -1,8 +1,9 @@
 //! The store: one directory with the catalog and the lane files. The facade of the page store.
 //!
-//! Timelines open when first needed, with their ancestors, and close when nothing uses them and all of them is sealed:
-//! then they are their entry in the catalog and their layers. Forking takes a position, syncs the
-//! parent up to it if it is open, and publishes one record: nothing is read and no file is made.
+//! Timelines open when first needed, with their ancestors, and close when nothing uses them and all
+//! of them is sealed: then they are their entry in the catalog and their layers. Forking takes a
+//! position, syncs the parent up to it if it is open, and publishes one record: nothing is read and
+//! no file is made.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::lock;
@@ -28,8 +29,8 @@ pub const STORE_DIRECTORIES: [&str; 2] = [LANES_DIRECTORY, LAYERS_DIRECTORY];
 /// A timeline that changes is marked once in such a time.
 const MARK_EVERY_NS: i64 = 1_000_000_000;
 
-/// A position is the number of the run of the server above this many bits, and a counter below, so that no
-/// position is taken twice even if a crash loses the newest records.
+/// A position is the number of the run of the server above this many bits, and a counter below, so
+/// that no position is taken twice even if a crash loses the newest records.
 const COUNTER_BITS: u32 = 40;
 /// Runs that fit above the counter and below the class bit of inode numbers.
 const MAX_RUNS: u64 = 1 << (63 - COUNTER_BITS);
@@ -50,12 +51,25 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    fn closed(ancestor: Option<AncestorRecord>, lanes: [LaneRecord; 2], files: Files) -> Arc<Mutex<Self>> {
+    fn closed(
+        ancestor: Option<AncestorRecord>,
+        lanes: [LaneRecord; 2],
+        files: Files,
+    ) -> Arc<Mutex<Self>> {
         let (timeline, not_before_ns, kept_for, reopened) = (None, 0, HashSet::new(), false);
-        Arc::new(Mutex::new(Self { ancestor, lanes, files, timeline, not_before_ns, kept_for, reopened }))
+        Arc::new(Mutex::new(Self {
+            ancestor,
+            lanes,
+            files,
+            timeline,
+            not_before_ns,
+            kept_for,
+            reopened,
+        }))
     }
 
-    /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it had.
+    /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it
+    /// had.
     pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) -> Option<AncestorRecord> {
         (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
         self.ancestor.take()
@@ -122,7 +136,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the store on `disk`, and frees what a crash left half done. `new_store` numbers a new one.
+    /// Opens or makes the store on `disk`, and frees what a crash left half done. `new_store`
+    /// numbers a new one.
     pub fn open(disk: Arc<dyn Disk>, new_store: u64) -> Result<Self> {
         require_catalog(&disk)?;
         let catalog = Catalog::open(&disk, new_store)?;
@@ -136,8 +151,13 @@ impl Store {
         let positions = Positions::starting_at(catalog.run() << COUNTER_BITS);
         let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
         let (lane_files, positions) = (Arc::new(lane_files), Arc::new(positions));
-        let shared =
-            Shared { lane_files, positions, syncer, clock: Arc::default(), window_ns: Arc::default() };
+        let shared = Shared {
+            lane_files,
+            positions,
+            syncer,
+            clock: Arc::default(),
+            window_ns: Arc::default(),
+        };
         catalog.remove_unneeded()?;
         let (mut slots, mut layers) = (HashMap::new(), HashSet::new());
         for id in catalog.timelines() {
@@ -161,7 +181,8 @@ impl Store {
         &self.catalog
     }
 
-    /// Makes an empty timeline that is held until a name is given to it or [`Store::release`] is called.
+    /// Makes an empty timeline that is held until a name is given to it or [`Store::release`] is
+    /// called.
     pub fn create_root(&self) -> Result<TimelineId> {
         let id = self.catalog.new_timeline();
         let add_timelines = vec![(id, TimelineRecord::default())];
@@ -171,9 +192,9 @@ impl Store {
         Ok(id)
     }
 
-    /// Makes a timeline that starts from `origin`. `update` says what else to publish with it: without a name it is
-    /// held as [`Store::create_root`] does. Returns the timeline and those that the update leaves unneeded, as
-    /// [`Store::publish`] does.
+    /// Makes a timeline that starts from `origin`. `update` says what else to publish with it:
+    /// without a name it is held as [`Store::create_root`] does. Returns the timeline and those
+    /// that the update leaves unneeded, as [`Store::publish`] does.
     pub fn fork(
         &self,
         origin: impl Into<Origin>,
@@ -184,7 +205,8 @@ impl Store {
             self.timeline(parent)?;
         }
         let slot = self.slot(parent)?;
-        // A closed parent stays closed until the child is published, so that its opening knows of the fork.
+        // A closed parent stays closed until the child is published, so that its opening knows of
+        // the fork.
         let mut slot = lock(&slot);
         let (Past { at, time_ns }, synced) = match (&slot.timeline, past) {
             (Some(timeline), Some(past)) => (past, timeline.fork_point_at(past.at)?),
@@ -203,13 +225,15 @@ impl Store {
         };
         let id = self.catalog.new_timeline();
         let mut update = update(id);
-        let begins_ns = if unfinished { 0 } else { past.map_or(time_ns, |_| self.shared.clock.now_ns()) };
+        let begins_ns =
+            if unfinished { 0 } else { past.map_or(time_ns, |_| self.shared.clock.now_ns()) };
         let logical_bytes = match (&slot.timeline, past) {
             (Some(timeline), Some(_)) => timeline.view(at).logical_bytes(),
             (Some(timeline), None) => timeline.logical_bytes(),
             (None, _) => slot.sealed_logical_bytes(),
         };
-        let ancestor = AncestorRecord { timeline: parent.0, at, synced, time_ns, begins_ns, logical_bytes };
+        let ancestor =
+            AncestorRecord { timeline: parent.0, at, synced, time_ns, begins_ns, logical_bytes };
         self.add_slot(id, Some(ancestor.clone()));
         update
             .add_timelines
@@ -224,8 +248,8 @@ impl Store {
         Ok((id, self.keep_slot_if_ok(id, published)?))
     }
 
-    /// Publishes `update`. Returns the timelines that are out of the catalog with it; once nothing uses them any
-    /// more, [`Store::free`] recycles or removes their files.
+    /// Publishes `update`. Returns the timelines that are out of the catalog with it; once nothing
+    /// uses them any more, [`Store::free`] recycles or removes their files.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
         self.catalog.publish(update)
     }
@@ -243,7 +267,8 @@ impl Store {
         published.inspect_err(|_| drop(lock(&self.slots).remove(&id)))
     }
 
-    /// Recycles or removes the files of timelines that are out of the catalog. A failure leaves them to the next start.
+    /// Recycles or removes the files of timelines that are out of the catalog. A failure leaves
+    /// them to the next start.
     pub fn free(&self, freed: &[TimelineId]) {
         for id in freed {
             let Some(slot) = lock(&self.slots).remove(id) else { continue };
@@ -256,19 +281,25 @@ impl Store {
             }
             for path in layer_paths(*id, &slot.lanes) {
                 if let Err(error) = self.disk.remove(&path) {
-                    tracing::error!(timeline = %id, %error, path, "a layer of a dropped timeline stays until the next start");
+                    tracing::error!(
+                        timeline = %id, %error, path,
+                        "a layer of a dropped timeline stays until the next start"
+                    );
                 }
             }
             for (file, length) in std::mem::take(&mut slot.files) {
                 if let Err(error) = self.shared.lane_files.retire(file, length) {
-                    tracing::error!(timeline = %id, %error, "a file of a dropped timeline stays until the next start");
+                    tracing::error!(
+                        timeline = %id, %error,
+                        "a file of a dropped timeline stays until the next start"
+                    );
                 }
             }
         }
     }
 
-    /// The ancestor keeps nothing for a timeline any more. A closed one learns that from the catalog, and one that was opened
-    /// since has never heard of it.
+    /// The ancestor keeps nothing for a timeline any more. A closed one learns that from the
+    /// catalog, and one that was opened since has never heard of it.
     pub(super) fn release_fork(&self, id: TimelineId, ancestor: &AncestorRecord) {
         let Ok(parent) = self.slot(TimelineId(ancestor.timeline)) else { return };
         let mut parent = lock(&parent);
@@ -280,8 +311,9 @@ impl Store {
     }
 
     pub(super) fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<Slot>>> {
-        let missing =
-            || Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"));
+        let missing = || {
+            Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"))
+        };
         lock(&self.slots).get(&id).cloned().ok_or_else(missing)
     }
 
@@ -301,14 +333,19 @@ impl Store {
         opened.ok_or_else(|| unreachable!("the chain begins with the timeline itself"))
     }
 
-    fn open_timeline(&self, id: TimelineId, ancestor: Option<Arc<Timeline>>) -> Result<Arc<Timeline>> {
+    fn open_timeline(
+        &self,
+        id: TimelineId,
+        ancestor: Option<Arc<Timeline>>,
+    ) -> Result<Arc<Timeline>> {
         let slot = self.slot(id)?;
         let mut slot = lock(&slot);
         if let Some(timeline) = &slot.timeline {
             return Ok(Arc::clone(timeline));
         }
         let record = self.catalog.timeline(id).and_then(|record| record.ancestor);
-        let ancestor = record.zip(ancestor).map(|(record, timeline)| Ancestor { timeline, at: record.at });
+        let ancestor =
+            record.zip(ancestor).map(|(record, timeline)| Ancestor { timeline, at: record.at });
         let (mut retained, mut required) = ([Retained::default(), Retained::default()], [0, 0]);
         let children = self.catalog.children(id);
         slot.kept_for = children.iter().map(|(child, _)| *child).collect();
@@ -338,11 +375,14 @@ impl Store {
         Ok(timeline)
     }
 
-    /// Opens a latched timeline anew from what the disk really has. What has it open must let go of it before.
+    /// Opens a latched timeline anew from what the disk really has. What has it open must let go of
+    /// it before.
     pub fn reopen_if_latched(&self, id: TimelineId) -> Result<()> {
         let slot = self.slot(id)?;
         let mut slot = lock(&slot);
-        if let Some(timeline) = slot.timeline.as_ref().filter(|timeline| timeline.latched().is_some()) {
+        if let Some(timeline) =
+            slot.timeline.as_ref().filter(|timeline| timeline.latched().is_some())
+        {
             timeline.drop_cache()?;
             // As the disk has them: what failed may have been the beginning of a file.
             slot.files = split_sealed(self.shared.lane_files.files_of(id)?, &slot.lanes).0;
@@ -359,13 +399,17 @@ impl Store {
         slots.iter().filter_map(|slot| slot.try_lock().ok()?.timeline.clone()).collect()
     }
 
-    /// Closes the timelines that nothing uses and whose logs are empty. They keep no file open and next to no memory.
+    /// Closes the timelines that nothing uses and whose logs are empty. They keep no file open and
+    /// next to no memory.
     pub fn close_unused(&self) {
         for (id, slot) in self.slots() {
             let Ok(mut slot) = slot.try_lock() else { continue };
             let unused = |timeline: &Arc<Timeline>| {
-                // Whoever else has it open, a child as well, has a clone; nobody gets one without the slot's lock.
-                Arc::strong_count(timeline) == 1 && timeline.latched().is_none() && timeline.is_sealed()
+                // Whoever else has it open, a child as well, has a clone; nobody gets one without
+                // the slot's lock.
+                Arc::strong_count(timeline) == 1
+                    && timeline.latched().is_none()
+                    && timeline.is_sealed()
             };
             if slot.timeline.as_ref().is_some_and(unused) {
                 (slot.timeline, slot.files) = (None, Vec::new());
@@ -374,14 +418,16 @@ impl Store {
         }
     }
 
-    /// Bytes of a timeline's own files, and of what it shows unless a killed server left that to be found out.
+    /// Bytes of a timeline's own files, and of what it shows unless a killed server left that to be
+    /// found out.
     pub fn sizes(&self, id: TimelineId) -> Result<(u64, Option<u64>)> {
         let slot = self.slot(id)?;
         let slot = lock(&slot);
         Ok(match &slot.timeline {
             Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes().iter().sum())),
             None => {
-                let layers = slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
+                let layers =
+                    slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
                 let own = slot.files.iter().map(|(_, length)| *length).chain(layers).sum();
                 (own, (!slot.has_log()).then(|| slot.sealed_logical_bytes().iter().sum()))
             }
@@ -418,12 +464,16 @@ impl Store {
     pub fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
         for directory in ["", LANES_DIRECTORY, LAYERS_DIRECTORY] {
-            let files = self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e))?;
+            let files =
+                self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e))?;
             for (name, length) in files {
-                // Whatever does not begin with the number of a timeline belongs to none: spare files and the catalog.
-                let owner = name.split_once('.').and_then(|(owner, _)| owner.parse::<TimelineId>().ok());
-                *owner.map_or(&mut usage.reserve, |owner| usage.timelines.entry(owner).or_default()) +=
-                    length;
+                // Whatever does not begin with the number of a timeline belongs to none: spare
+                // files and the catalog.
+                let owner =
+                    name.split_once('.').and_then(|(owner, _)| owner.parse::<TimelineId>().ok());
+                *owner.map_or(&mut usage.reserve, |owner| {
+                    usage.timelines.entry(owner).or_default()
+                }) += length;
             }
         }
         Ok(usage)
@@ -434,7 +484,8 @@ impl Store {
         &self.shared.clock
     }
 
-    /// Lets moments be gone back to for so long. What a shorter window has let go of does not come back with a longer one.
+    /// Lets moments be gone back to for so long. What a shorter window has let go of does not come
+    /// back with a longer one.
     pub fn keep_history(&self, window: Duration) -> Result<()> {
         let window_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX);
         let from_ns = self.catalog.note_window(window_ns, self.shared.clock.now_ns())?;
@@ -443,19 +494,22 @@ impl Store {
         Ok(())
     }
 
-    /// Whether where a timeline was forked may be gone back to, now or if the clock is set back a little.
+    /// Whether where a timeline was forked may be gone back to, now or if the clock is set back a
+    /// little.
     pub(super) fn is_recent(&self, fork: &AncestorRecord) -> bool {
         const MARGIN_NS: i64 = 600_000_000_000;
         fork.begins_ns.max(fork.time_ns) >= self.oldest_ns().saturating_sub(MARGIN_NS)
     }
 
-    /// Refuses work that writes so many bytes if it could fill the disk, which is for what clients write.
+    /// Refuses work that writes so many bytes if it could fill the disk, which is for what clients
+    /// write.
     pub(super) fn require_room(&self, bytes: u64) -> Result<()> {
         let (free, total) = self.space()?;
         if free >= bytes.saturating_add(total / 50) {
             return Ok(());
         }
-        let detail = format!("{free} bytes are free, {bytes} may be needed for a while; free some space");
+        let detail =
+            format!("{free} bytes are free, {bytes} may be needed for a while; free some space");
         Err(Error::new(Kind::Full, "disk_full", detail))
     }
 
@@ -470,8 +524,8 @@ impl Store {
         self.shared.window_ns.load(Ordering::Relaxed)
     }
 
-    /// Work to be done now and then: marks the moment of timelines that changed, syncs what was not asked for, and
-    /// keeps spare files ready.
+    /// Work to be done now and then: marks the moment of timelines that changed, syncs what was not
+    /// asked for, and keeps spare files ready.
     pub fn tick(&self) {
         let history = self.window_ns() > 0;
         for timeline in self.open_timelines() {
@@ -493,7 +547,8 @@ impl Store {
         }
         self.catalog.sync_witness();
         self.shared.lane_files.retire_unread();
-        // One at a time: under a bulk load, writing out spare files would take the disk from the load itself.
+        // One at a time: under a bulk load, writing out spare files would take the disk from the
+        // load itself.
         if let Err(error) = self.shared.lane_files.refill() {
             tracing::warn!(%error, "no spare lane file could be written");
         }
@@ -529,5 +584,8 @@ fn remove_unnamed_layers(disk: &dyn Disk, named: &HashSet<String>) -> Result<()>
     let failed = |e: std::io::Error| Error::io("remove unfinished layers", &e);
     let paths = disk.list(LAYERS_DIRECTORY).map_err(failed)?.into_iter();
     let paths = paths.map(|(name, _)| format!("{LAYERS_DIRECTORY}/{name}"));
-    paths.filter(|path| !named.contains(path)).try_for_each(|path| disk.remove(&path)).map_err(failed)
+    paths
+        .filter(|path| !named.contains(path))
+        .try_for_each(|path| disk.remove(&path))
+        .map_err(failed)
 }

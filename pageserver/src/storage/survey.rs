@@ -1,6 +1,7 @@
 //! What a lane's layers hold for whom: for the head and for forks, for marks alone, or for nobody.
 //!
-//! Only indexes are read, no pages. A page counts as the average of its layer, so the sums are those of the files.
+//! Only indexes are read, no pages. A page counts as the average of its layer, so the sums are
+//! those of the files.
 
 use crate::error::Result;
 use crate::storage::children::{self, Child};
@@ -25,10 +26,14 @@ pub(super) struct Survey {
 impl Survey {
     pub(super) fn add(&mut self, other: Survey) {
         self.garbage += other.garbage;
-        other.history.into_iter().for_each(|(end, bytes)| *self.history.entry(end).or_default() += bytes);
+        other
+            .history
+            .into_iter()
+            .for_each(|(end, bytes)| *self.history.entry(end).or_default() += bytes);
     }
 
-    /// The position before which marks have to go so that history takes at most `limit` bytes; 0 if it does.
+    /// The position before which marks have to go so that history takes at most `limit` bytes; 0 if
+    /// it does.
     pub(super) fn cutoff(&self, limit: u64) -> Position {
         let mut kept = 0;
         for (end, bytes) in self.history.iter().rev() {
@@ -42,7 +47,8 @@ impl Survey {
 }
 
 impl Timeline {
-    /// Looks at all layers of a lane, of which `forks` are where children were forked, and `children` some of these.
+    /// Looks at all layers of a lane, of which `forks` are where children were forked, and
+    /// `children` some of these.
     pub(super) fn survey(
         self: &Arc<Self>,
         lane: LaneKind,
@@ -53,8 +59,10 @@ impl Timeline {
         let layers = self.layers(lane);
         let share: Vec<u64> =
             layers.iter().rev().map(|layer| layer.bytes() / layer.entries().max(1)).collect();
-        let mut inputs: Vec<_> = layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
-        let (mut fate, mut of_forks, mut survey) = (Fate::default(), Fate::default(), Survey::default());
+        let mut inputs: Vec<_> =
+            layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
+        let (mut fate, mut of_forks, mut survey) =
+            (Fate::default(), Fate::default(), Survey::default());
         while let Some(versions) = next_block(&mut inputs)? {
             pace((versions.len() * ENTRY_BYTES) as u64)?;
             let inode = versions[0].0.inode;
@@ -63,8 +71,11 @@ impl Timeline {
                 of_forks = Fate { retained: forks.clone(), ..fate.clone() };
             }
             let block = versions[0].0.block;
-            let covered =
-                if fate.are_old(&versions) { children::covered(children, inode, block)? } else { Vec::new() };
+            let covered = if fate.are_old(&versions) {
+                children::covered(children, inode, block)?
+            } else {
+                Vec::new()
+            };
             let kept = |fate: &Fate| -> Vec<Position> {
                 fate.kept(&versions, &covered).iter().map(|(entry, _)| entry.position).collect()
             };

@@ -1,7 +1,8 @@
-//! Threads that make lanes durable, so that few file system threads wait for the disk: at most [`MAX_INLINE`].
+//! Threads that make lanes durable, so that few file system threads wait for the disk: at most
+//! [`MAX_INLINE`].
 //!
-//! Requests for the same lane that arrive while a sync runs share the next one. A lane is synced by one thread at a
-//! time; different lanes sync in parallel.
+//! Requests for the same lane that arrive while a sync runs share the next one. A lane is synced by
+//! one thread at a time; different lanes sync in parallel.
 
 use crate::error::Result;
 use crate::locks::lock;
@@ -89,9 +90,9 @@ impl Syncer {
         Ok(Self { sender, inline: Arc::default() })
     }
 
-    /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so at the moment, else on one
-    /// of the syncer's, which serve what was asked meanwhile in any case: the caller's own answer may go out only when this
-    /// returns.
+    /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so
+    /// at the moment, else on one of the syncer's, which serve what was asked meanwhile in any
+    /// case: the caller's own answer may go out only when this returns.
     pub(super) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
         let served = inline && run_once(timeline, lane);

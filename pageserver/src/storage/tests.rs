@@ -93,7 +93,11 @@ fn a_page_of_the_write_ahead_log_is_written_in_parts() {
         main.write(inode, 0, &page).unwrap();
         let trace = disk.take_trace();
         written += trace.len();
-        assert_eq!(main.read(inode, 0, 8192).unwrap().0, page, "{filled} bytes of the page are filled");
+        assert_eq!(
+            main.read(inode, 0, 8192).unwrap().0,
+            page,
+            "{filled} bytes of the page are filled"
+        );
         if random.below(4) == 0 {
             let (child, _) = store.fork(id, |t| named(&format!("c{}", t.0), t)).unwrap();
             forks.push((child, page));
@@ -169,13 +173,20 @@ fn the_order_of_durability_is_data_then_names() {
     sync(&tree, inode).unwrap();
     sync(&tree, inode).unwrap();
     let trace = disk.take_trace();
-    assert_eq!(trace.len(), 2, "one write, one sync, and nothing for a sync with nothing new: {trace:?}");
+    assert_eq!(
+        trace.len(),
+        2,
+        "one write, one sync, and nothing for a sync with nothing new: {trace:?}"
+    );
     assert!(trace[0].starts_with("write lanes/00000001.d.00000000 "), "{trace:?}");
     assert_eq!(trace[1], "sync lanes/00000001.d.00000000");
     let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
     let fork = disk.take_trace();
     let [change, synced, noted] = &fork[..] else { panic!("{fork:?}") };
-    assert!(change.starts_with("write journal ") && change.ends_with("+4096"), "not one block: {fork:?}");
+    assert!(
+        change.starts_with("write journal ") && change.ends_with("+4096"),
+        "not one block: {fork:?}"
+    );
     assert_eq!(synced, "sync journal");
     assert!(noted.starts_with("write witness "), "what is noted is durable: {fork:?}");
     let child = Tree::new(store.timeline(child).unwrap());
@@ -218,7 +229,8 @@ fn a_log_cut_at_every_byte_gives_a_prefix() {
     let (store, id) = new_store(&disk);
     let tree_ = tree(&store, id);
     let inode = make(&tree_, b"f");
-    let versions: Vec<Vec<u8>> = (1..=4u8).map(|fill| vec![fill; 100 * usize::from(fill)]).collect();
+    let versions: Vec<Vec<u8>> =
+        (1..=4u8).map(|fill| vec![fill; 100 * usize::from(fill)]).collect();
     for version in &versions {
         tree_.write(inode, 0, version).unwrap();
     }
@@ -229,7 +241,8 @@ fn a_log_cut_at_every_byte_gives_a_prefix() {
     let alone = SimDisk::default();
     alone.create(name).unwrap();
     let (lane_files, mut found) = LaneFiles::open(Arc::new(alone.clone()), 5).unwrap();
-    let ids: Vec<LaneFileId> = found.remove(&id).unwrap().into_iter().map(|(file, _)| file).collect();
+    let ids: Vec<LaneFileId> =
+        found.remove(&id).unwrap().into_iter().map(|(file, _)| file).collect();
     let mut records = 0;
     for cut in 0..=log.len() {
         alone.alter(name, |bytes| *bytes = log[..cut].to_vec());
@@ -260,7 +273,8 @@ fn a_log_cut_at_every_byte_gives_a_prefix() {
         image.alter(name, |bytes| bytes.truncate(cut));
         let store = open(&image).unwrap();
         let Some(found) = contents(&tree(&store, id), b"f") else { continue };
-        let version = versions.iter().rposition(|version| *version == found).map_or(0, |nth| nth + 1);
+        let version =
+            versions.iter().rposition(|version| *version == found).map_or(0, |nth| nth + 1);
         assert!(
             version > 0 || found.is_empty(),
             "cut at {cut}: {} bytes that were never written",
@@ -320,7 +334,9 @@ fn a_dropped_timeline_writes_into_nobodys_file() {
     let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
     let old = tree(&store, child);
     let inode = make(&old, b"f");
-    let freed = store.publish(Update { remove_branches: vec!["child".into()], ..Update::default() }).unwrap();
+    let freed = store
+        .publish(Update { remove_branches: vec!["child".into()], ..Update::default() })
+        .unwrap();
     store.free(&freed);
     let error = old.write(inode, 0, b"late").unwrap_err();
     assert_eq!(error.errno(), nix::errno::Errno::EIO);
@@ -361,11 +377,14 @@ impl World {
             11 if count > 6 => {
                 let (gone, _) = self.branches.remove(count - 1);
                 let remove_branches = vec![format!("b{}", count - 1)];
-                let freed = self.store.publish(Update { remove_branches, ..Update::default() }).unwrap();
+                let freed =
+                    self.store.publish(Update { remove_branches, ..Update::default() }).unwrap();
                 assert_eq!(freed.contains(&gone), !self.has_children(gone));
                 self.store.free(&freed);
             }
-            1 if model.remove(&name).is_some() => main.remove(ROOT_INODE, name.as_bytes(), false, 0).unwrap(),
+            1 if model.remove(&name).is_some() => {
+                main.remove(ROOT_INODE, name.as_bytes(), false, 0).unwrap()
+            }
             2 => {
                 if let Ok((inode, _)) = main.lookup(ROOT_INODE, name.as_bytes()) {
                     let wanted = Wanted { size: Some(offset), ..Wanted::default() };
@@ -376,7 +395,8 @@ impl World {
             3 => {
                 let other = format!("f{}", self.random.below(4));
                 if other != name && model.contains_key(&name) {
-                    let (from, to) = ((ROOT_INODE, name.as_bytes()), (ROOT_INODE, other.as_bytes()));
+                    let (from, to) =
+                        ((ROOT_INODE, name.as_bytes()), (ROOT_INODE, other.as_bytes()));
                     main.rename(from, to, false, 0).unwrap();
                     let moved = model.remove(&name).unwrap();
                     model.insert(other, moved);
@@ -424,7 +444,11 @@ impl World {
             assert_eq!(sorted, model.keys().cloned().collect::<Vec<_>>(), "{when}: names of {id}");
             for (name, expected) in model {
                 let found = contents(&tree, name.as_bytes()).unwrap();
-                assert!(found == *expected, "{when}: {name} of {id} differs ({} bytes)", expected.len());
+                assert!(
+                    found == *expected,
+                    "{when}: {name} of {id} differs ({} bytes)",
+                    expected.len()
+                );
             }
         }
     }
@@ -447,7 +471,8 @@ fn random_operations_agree_with_a_plain_model_across_forks_and_crashes() {
             for (id, _) in &world.branches {
                 world.store.timeline(*id).unwrap().sync_and_wait().unwrap();
             }
-            let unsynced = if round % 2 == 0 { Unsynced::Lost } else { Unsynced::Mixed(seed + round) };
+            let unsynced =
+                if round % 2 == 0 { Unsynced::Lost } else { Unsynced::Mixed(seed + round) };
             world.disk = world.disk.after_power_loss(unsynced);
             world.store = open(&world.disk).unwrap();
             world.compare(&format!("{when}, after a crash"));
@@ -464,7 +489,8 @@ fn a_lane_goes_on_in_further_files() {
     let (wal, _) = main.make(ROOT_INODE, b"pg_wal", &new, 0).unwrap();
     let file = NewInode { kind: FileKind::File, ..new };
     let (inode, _) = main.make(wal, b"1", &file, 0).unwrap();
-    let megabyte: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 2] | 1).collect();
+    let megabyte: Vec<u8> =
+        (0..1 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 2] | 1).collect();
     for nth in 0..40 {
         main.write(inode, nth << 20, &megabyte).unwrap();
     }
@@ -522,7 +548,10 @@ fn a_lost_catalog_or_lane_is_refused_and_nothing_is_removed() {
     image.remove("catalog").unwrap();
     for _ in 0..2 {
         assert_eq!(open(&image).err().unwrap().code, "corrupt");
-        assert_eq!(check::check(&(Arc::new(image.clone()) as Arc<dyn Disk>)).err().unwrap().code, "corrupt");
+        assert_eq!(
+            check::check(&(Arc::new(image.clone()) as Arc<dyn Disk>)).err().unwrap().code,
+            "corrupt"
+        );
     }
     assert_eq!(image.list("lanes").unwrap().len(), 1);
     disk.remove("lanes/00000001.d.00000000").unwrap();

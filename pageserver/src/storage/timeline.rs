@@ -1,9 +1,11 @@
-//! One history of one data directory: two lanes with their indexes, and the ancestor for what they do not hold.
+//! One history of one data directory: two lanes with their indexes, and the ancestor for what they
+//! do not hold.
 //!
-//! Everything is read at the head. A change takes a position, goes to its lane's log and enters the index under one
-//! lock, so a lane is always in the order of positions. Lock order: data lane, write-ahead lane, then those of the
-//! ancestor. After a failed write or sync the timeline is latched: it refuses changes and syncs until it is opened
-//! anew, because nobody can know what reached the disk.
+//! Everything is read at the head. A change takes a position, goes to its lane's log and enters the
+//! index under one lock, so a lane is always in the order of positions. Lock order: data lane,
+//! write-ahead lane, then those of the ancestor. After a failed write or sync the timeline is
+//! latched: it refuses changes and syncs until it is opened anew, because nobody can know what
+//! reached the disk.
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{read, write};
@@ -27,7 +29,8 @@ use crate::storage::watch::Watch;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-/// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits for much.
+/// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits
+/// for much.
 const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
 
 /// Unsynced bytes of a lane at which whoever has appended waits for a sync.
@@ -94,7 +97,8 @@ pub(super) struct Lane {
     pub(super) appended: AtomicU64,
     pub(super) durable: AtomicU64,
     queue: SyncQueue,
-    /// Position of the newest record when the lane was opened, if that says that all before it is synced.
+    /// Position of the newest record when the lane was opened, if that says that all before it is
+    /// synced.
     pub(super) closed_at: Position,
 }
 
@@ -131,7 +135,8 @@ pub struct Opening {
     pub lanes: [LaneRecord; 2],
     /// The files of its logs, in any order.
     pub files: Vec<LaneFileId>,
-    /// Whether it was open before, in this run: a child may still read its files through what was open then.
+    /// Whether it was open before, in this run: a child may still read its files through what was
+    /// open then.
     pub reopened: bool,
 }
 
@@ -176,13 +181,16 @@ impl Timeline {
         let open_lane = |lane: LaneKind, retained: &Retained| -> Result<Lane> {
             let base = opening.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
             let mut index = Index::new(base, retained.clone());
-            let ids: Vec<LaneFileId> = opening.files.iter().filter(|id| id.lane == lane).copied().collect();
+            let ids: Vec<LaneFileId> =
+                opening.files.iter().filter(|id| id.lane == lane).copied().collect();
             let required = opening.required[lane as usize];
             let record = opening.lanes[lane as usize].clone();
             let layers = open_layers(&shared.lane_files, (opening.id, lane), &record)?;
             if let Some(newest) = layers.first() {
                 let metadata = newest.metadata()?;
-                metadata.into_iter().for_each(|(position, change)| index.apply(position, &[change], 0, 0));
+                metadata
+                    .into_iter()
+                    .for_each(|(position, change)| index.apply(position, &[change], 0, 0));
             }
             let start = Start { sealed: record.sealed, sequence: record.sequence };
             let mut closed_at = 0;
@@ -203,7 +211,14 @@ impl Timeline {
             )?;
             let last = log.last();
             Ok(Lane {
-                state: RwLock::new(LaneState { log, index, hot: None, layers, record, frozen: None }),
+                state: RwLock::new(LaneState {
+                    log,
+                    index,
+                    hot: None,
+                    layers,
+                    record,
+                    frozen: None,
+                }),
                 appended: AtomicU64::new(last),
                 durable: AtomicU64::new(last),
                 queue: SyncQueue::default(),
@@ -223,7 +238,8 @@ impl Timeline {
         }
         let logical = Mutex::new(([Position::MAX; 2], [0; 2]));
         let Opening { id, ancestor, reopened, .. } = opening;
-        let (latch, data_synced, in_use) = (OnceLock::new(), AtomicBool::new(true), AtomicBool::new(false));
+        let (latch, data_synced, in_use) =
+            (OnceLock::new(), AtomicBool::new(true), AtomicBool::new(false));
         Ok(Arc::new(Self {
             id,
             ancestor,
@@ -238,7 +254,8 @@ impl Timeline {
         }))
     }
 
-    /// What a reader at these positions of the lanes sees, for reading only. The caller keeps them readable.
+    /// What a reader at these positions of the lanes sees, for reading only. The caller keeps them
+    /// readable.
     pub fn view(self: &Arc<Self>, at: [Position; 2]) -> Arc<Self> {
         let lane = |kind: LaneKind| {
             let start = Start { sealed: 0, sequence: 0 };
@@ -246,14 +263,22 @@ impl Timeline {
             let index = Index::new(at[kind as usize], Retained::default());
             let (layers, record) = (Vec::new(), LaneRecord::default());
             Lane {
-                state: RwLock::new(LaneState { log, index, hot: None, layers, record, frozen: None }),
+                state: RwLock::new(LaneState {
+                    log,
+                    index,
+                    hot: None,
+                    layers,
+                    record,
+                    frozen: None,
+                }),
                 appended: AtomicU64::new(0),
                 durable: AtomicU64::new(0),
                 queue: SyncQueue::default(),
                 closed_at: 0,
             }
         };
-        let error = Error::new(Kind::Latched, "read_only", format!("a moment of timeline {}", self.id));
+        let error =
+            Error::new(Kind::Latched, "read_only", format!("a moment of timeline {}", self.id));
         Arc::new(Self {
             id: self.id,
             ancestor: Some(Ancestor { timeline: Arc::clone(self), at }),
@@ -317,7 +342,8 @@ impl Timeline {
         &self.lanes[kind as usize]
     }
 
-    /// The timelines that hold what an inode made at `created` shows, newest first, with what is seen of each.
+    /// The timelines that hold what an inode made at `created` shows, newest first, with what is
+    /// seen of each.
     pub(super) fn chain(
         self: &Arc<Self>,
         lane: LaneKind,
@@ -330,8 +356,8 @@ impl Timeline {
         })
     }
 
-    /// Makes the changes that `build` puts together from what it reads, as one record of the lane. An error of
-    /// `build` leaves everything as it was; an error of the disk latches the timeline.
+    /// Makes the changes that `build` puts together from what it reads, as one record of the lane.
+    /// An error of `build` leaves everything as it was; an error of the disk latches the timeline.
     pub fn commit<'p, T, E: From<Error>>(
         self: &Arc<Self>,
         kind: LaneKind,
@@ -397,14 +423,17 @@ impl Timeline {
         }
     }
 
-    /// Latches after a write that failed before it came to the log. The kernel has let go of what it wanted to write,
-    /// so going on would lose it.
+    /// Latches after a write that failed before it came to the log. The kernel has let go of what
+    /// it wanted to write, so going on would lose it.
     pub fn latch_failed_write(&self, error: Error) -> Error {
         if self.latch.get().is_some() { error } else { self.latch(error) }
     }
 
     pub(super) fn latch(&self, error: Error) -> Error {
-        tracing::error!(timeline = %self.id, %error, "timeline latched: no more changes until it is opened anew");
+        tracing::error!(
+            timeline = %self.id, %error,
+            "timeline latched: no more changes until it is opened anew"
+        );
         self.latch.get_or_init(|| error).clone()
     }
 
@@ -421,7 +450,8 @@ impl Timeline {
         }
     }
 
-    /// Asks for a sync, which may be answered at once. Whether the caller has to bring the lane to who serves it.
+    /// Asks for a sync, which may be answered at once. Whether the caller has to bring the lane to
+    /// who serves it.
     fn joins_queue(&self, kind: LaneKind, done: Done) -> bool {
         if let Err(error) = self.refuse_if_latched() {
             done(Err(error));
@@ -489,8 +519,8 @@ impl Timeline {
         }
     }
 
-    /// Ends each lane with a record that says all before it is synced, so that damage to the last records is noticed at the
-    /// next opening.
+    /// Ends each lane with a record that says all before it is synced, so that damage to the last
+    /// records is noticed at the next opening.
     pub fn close(self: &Arc<Self>) -> Result<()> {
         self.sync_and_wait()?;
         for kind in LaneKind::ALL {
@@ -507,12 +537,14 @@ impl Timeline {
         self.sync_and_wait()
     }
 
-    /// Ends the timeline for good: nothing is appended any more. Returns its files with their lengths.
+    /// Ends the timeline for good: nothing is appended any more. Returns its files with their
+    /// lengths.
     pub fn retire(&self) -> Vec<(LaneFileId, u64)> {
-        let error = Error::new(Kind::Latched, "dropped", format!("timeline {} was dropped", self.id));
+        let error =
+            Error::new(Kind::Latched, "dropped", format!("timeline {} was dropped", self.id));
         self.latch.get_or_init(|| error);
-        // The write lock waits for a change that began before the latch. A sync may go on without it, and the files
-        // are another timeline's next.
+        // The write lock waits for a change that began before the latch. A sync may go on without
+        // it, and the files are another timeline's next.
         self.lanes.iter().flat_map(|lane| write(&lane.state).log.give_up()).collect()
     }
 
@@ -522,7 +554,8 @@ impl Timeline {
         self.lanes.iter().flat_map(|lane| write(&lane.state).log.list()).collect()
     }
 
-    /// Forgets what the operating system cached of its files, so that opening it anew reads what the disk has.
+    /// Forgets what the operating system cached of its files, so that opening it anew reads what
+    /// the disk has.
     pub fn drop_cache(&self) -> Result<()> {
         for lane in &self.lanes {
             for file in read(&lane.state).log.files.values() {

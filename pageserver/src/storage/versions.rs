@@ -2,8 +2,8 @@
 
 use crate::storage::page::Position;
 
-/// Positions at which somebody still reads: the fork positions of children, and marks. Sorted, each as often as
-/// somebody reads there.
+/// Positions at which somebody still reads: the fork positions of children, and marks. Sorted, each
+/// as often as somebody reads there.
 #[derive(Clone, Debug, Default)]
 pub struct Retained(Vec<Position>);
 
@@ -21,7 +21,8 @@ impl Retained {
         }
     }
 
-    /// Whether some point but those `covered`, in order, sees a version of `from` that is replaced at `to`.
+    /// Whether some point but those `covered`, in order, sees a version of `from` that is replaced
+    /// at `to`.
     pub(super) fn sees_but(&self, covered: &[Position], from: Position, to: Position) -> bool {
         let points = &self.0[self.0.partition_point(|point| *point < from)..];
         let points = &points[..points.partition_point(|point| *point < to)];
@@ -63,13 +64,18 @@ impl<T> Versions<T> {
     pub(super) fn all(&self) -> impl Iterator<Item = (Position, &T)> {
         let (one, many) = match self {
             Versions::One(position, value) => (Some((*position, value)), None),
-            Versions::Many(list) => (None, Some(list.iter().map(|(position, value)| (*position, value)))),
+            Versions::Many(list) => {
+                (None, Some(list.iter().map(|(position, value)| (*position, value))))
+            }
         };
         one.into_iter().chain(many.into_iter().flatten())
     }
 
     /// The newest version, and the older ones that a retained point sees, oldest first.
-    pub(super) fn seen<'a>(&'a self, retained: &'a Retained) -> impl Iterator<Item = (Position, &'a T)> {
+    pub(super) fn seen<'a>(
+        &'a self,
+        retained: &'a Retained,
+    ) -> impl Iterator<Item = (Position, &'a T)> {
         let ends = self.all().skip(1).map(|(at, _)| Some(at)).chain([None]);
         let seen = |((at, _), end): &((Position, &T), Option<Position>)| {
             end.is_none_or(|end| retained.sees(*at, end))
@@ -95,7 +101,8 @@ impl<T> Versions<T> {
         match self {
             Versions::One(at, value) => (*at <= position).then_some((*at, value)),
             Versions::Many(list) => {
-                let (at, value) = &list[list.partition_point(|(at, _)| *at <= position).checked_sub(1)?];
+                let (at, value) =
+                    &list[list.partition_point(|(at, _)| *at <= position).checked_sub(1)?];
                 Some((*at, value))
             }
         }
@@ -118,7 +125,8 @@ impl<T> Versions<T> {
                 self.trim(retained);
             }
             Versions::One(..) => {
-                let Versions::One(at, old) = std::mem::replace(self, Versions::Many(Vec::with_capacity(2)))
+                let Versions::One(at, old) =
+                    std::mem::replace(self, Versions::Many(Vec::with_capacity(2)))
                 else {
                     unreachable!("matched above");
                 };

@@ -1,4 +1,5 @@
-//! Commands to a device through io_uring(7), one at a time, and the memory that its driver reads and writes meanwhile.
+//! Commands to a device through io_uring(7), one at a time, and the memory that its driver reads
+//! and writes meanwhile.
 
 use memmap2::MmapMut;
 use std::fs::File;
@@ -60,7 +61,8 @@ struct Parameters {
     completion: Offsets,
 }
 
-/// A ring of the thread that made it. What is shared with the driver is read and written only while no command is under way.
+/// A ring of the thread that made it. What is shared with the driver is read and written only while
+/// no command is under way.
 pub struct Commands {
     // Closed before the memory goes.
     ring: OwnedFd,
@@ -85,9 +87,11 @@ impl Commands {
             flags: SETUP_SQE128 | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN,
             ..Parameters::default()
         };
-        // SAFETY: io_uring_setup(2) reads and fills the parameters, which have the size that it expects.
-        let outcome =
-            unsafe { nix::libc::syscall(nix::libc::SYS_io_uring_setup, ENTRIES, &raw mut parameters) };
+        // SAFETY: io_uring_setup(2) reads and fills the parameters, which have the size that it
+        // expects.
+        let outcome = unsafe {
+            nix::libc::syscall(nix::libc::SYS_io_uring_setup, ENTRIES, &raw mut parameters)
+        };
         let number = i32::try_from(outcome).map_err(io::Error::other)?;
         if number < 0 {
             return Err(io::Error::last_os_error());
@@ -99,11 +103,12 @@ impl Commands {
         }
         let (submission, completion) = (&parameters.submission, &parameters.completion);
         let of_order = submission.array as usize + parameters.entries as usize * size_of::<u32>();
-        let of_completions =
-            completion.dropped_or_completions as usize + parameters.completions as usize * COMPLETION_BYTES;
+        let of_completions = completion.dropped_or_completions as usize
+            + parameters.completions as usize * COMPLETION_BYTES;
         let map = |offset: u64, length: usize| {
             let mut options = memmap2::MmapOptions::new();
-            // SAFETY: the memory of a ring is of this process; what the kernel changes in it is read as such.
+            // SAFETY: the memory of a ring is of this process; what the kernel changes in it is
+            // read as such.
             unsafe { options.offset(offset).len(length).populate().map_mut(&ring) }
         };
         let rings = map(0, of_order.max(of_completions))?;
@@ -115,7 +120,16 @@ impl Commands {
             let at = PARTS_OFFSET + nth * size_of::<u64>();
             shared[at..at + size_of::<u64>()].copy_from_slice(&field.to_ne_bytes());
         }
-        Ok(Self { ring, rings, entries, parameters, device, shared, header_bytes, under_way: false })
+        Ok(Self {
+            ring,
+            rings,
+            entries,
+            parameters,
+            device,
+            shared,
+            header_bytes,
+            under_way: false,
+        })
     }
 
     /// Hands in a command. What came of it, if that is known at once; else it is under way.
@@ -171,7 +185,8 @@ impl Commands {
         let order = submission.array as usize + nth * size_of::<u32>();
         let number = u32::try_from(nth).unwrap_or(0);
         self.rings[order..order + size_of::<u32>()].copy_from_slice(&number.to_ne_bytes());
-        self.shared_number(self.parameters.submission.tail).store(tail.wrapping_add(1), Ordering::Release);
+        self.shared_number(self.parameters.submission.tail)
+            .store(tail.wrapping_add(1), Ordering::Release);
         self.under_way = true;
     }
 
@@ -179,8 +194,8 @@ impl Commands {
     fn enter(&self, submit: u32, complete: u32) -> io::Result<()> {
         loop {
             let (ring, none) = (self.ring.as_raw_fd(), std::ptr::null::<u8>());
-            // SAFETY: io_uring_enter(2) takes numbers. What the entry points to is memory of this ring, and stays until the
-            // ring is closed.
+            // SAFETY: io_uring_enter(2) takes numbers. What the entry points to is memory of this
+            // ring, and stays until the ring is closed.
             let outcome = unsafe {
                 let call = nix::libc::SYS_io_uring_enter;
                 nix::libc::syscall(call, ring, submit, complete, ENTER_GETEVENTS, none, 0_usize)
@@ -209,9 +224,10 @@ impl Commands {
             return None;
         }
         let nth = (head & (self.parameters.completions - 1)) as usize;
-        let at = completion.dropped_or_completions as usize + nth * COMPLETION_BYTES + RESULT_OFFSET;
-        // SAFETY: `at` is within the mapping and aligned as the kernel laid it out, and the kernel wrote it before it moved the
-        // tail, which was seen.
+        let at =
+            completion.dropped_or_completions as usize + nth * COMPLETION_BYTES + RESULT_OFFSET;
+        // SAFETY: `at` is within the mapping and aligned as the kernel laid it out, and the kernel
+        // wrote it before it moved the tail, which was seen.
         let result = unsafe { self.rings.as_ptr().add(at).cast::<i32>().read_volatile() };
         self.shared_number(completion.head).store(head.wrapping_add(1), Ordering::Release);
         self.under_way = false;
@@ -220,9 +236,11 @@ impl Commands {
 
     #[expect(unsafe_code, reason = "the ring is memory that the kernel changes")]
     fn shared_number(&self, offset: u32) -> &AtomicU32 {
-        // SAFETY: the kernel gave the offset of a number in this mapping, which lives as long as `self`, and everybody reads
-        // and writes it as an atomic one.
-        unsafe { AtomicU32::from_ptr(self.rings.as_ptr().add(offset as usize).cast::<u32>().cast_mut()) }
+        // SAFETY: the kernel gave the offset of a number in this mapping, which lives as long as
+        // `self`, and everybody reads and writes it as an atomic one.
+        unsafe {
+            AtomicU32::from_ptr(self.rings.as_ptr().add(offset as usize).cast::<u32>().cast_mut())
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! A place with real Postgres for the tests of computes and imports: temporary directories, a ready-made cluster that
-//! is copied for every timeline, and connections.
+//! A place with real Postgres for the tests of computes and imports: temporary directories, a
+//! ready-made cluster that is copied for every timeline, and connections.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -51,7 +51,8 @@ impl Lab {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::SeqCst);
-        let root = std::env::temp_dir().join(format!("coppice-lab-{}-{number}", std::process::id()));
+        let root =
+            std::env::temp_dir().join(format!("coppice-lab-{}-{number}", std::process::id()));
         Self::at(root)
     }
 
@@ -60,7 +61,10 @@ impl Lab {
         let lab = Self {
             installation: Installation::find(None).unwrap(),
             user: OsUser::resolve(None).unwrap(),
-            directories: Arc::new(Directories { root: root.join("data"), ..Directories::default() }),
+            directories: Arc::new(Directories {
+                root: root.join("data"),
+                ..Directories::default()
+            }),
             root,
         };
         for directory in [&lab.root, &lab.run_dir(), &lab.directories.root] {
@@ -94,16 +98,22 @@ impl Lab {
 
     #[expect(clippy::zombie_processes, reason = "the child waits for us, not we for it")]
     async fn make_template(&self) -> (PathBuf, String) {
-        let template = std::env::temp_dir().join(format!("coppice-template-{}", std::process::id()));
+        let template =
+            std::env::temp_dir().join(format!("coppice-template-{}", std::process::id()));
         self.owned_directory(&template);
-        let made = bootstrap::initialize(&self.installation, &self.user, &template, &self.run_dir()).await;
+        let made =
+            bootstrap::initialize(&self.installation, &self.user, &template, &self.run_dir()).await;
         // Nobody runs at the end of a test binary, so the child of a shell waits for our end.
         let clean = format!(
             "while kill -0 {}; do sleep 1; done; rm -rf '{}'",
             std::process::id(),
             template.display()
         );
-        Command::new("sh").args(["-c", &clean]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        Command::new("sh")
+            .args(["-c", &clean])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         (template, made.unwrap())
     }
 
@@ -124,7 +134,8 @@ impl Lab {
         let data = self.data(timeline);
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)).collect()
+        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data))
+            .collect()
     }
 
     /// Number of the postmaster of a timeline, as its lock file says.
@@ -133,7 +144,8 @@ impl Lab {
         text.lines().next().unwrap().parse().unwrap()
     }
 
-    /// Runs one of Postgres's programs as its user; returns whether it succeeded, and all it printed.
+    /// Runs one of Postgres's programs as its user; returns whether it succeeded, and all it
+    /// printed.
     pub(crate) fn tool(
         &self,
         program: &str,

@@ -1,7 +1,7 @@
 //! Two throw-away Postgres servers that stand for the branches `main` and `feature/x`.
 //!
-//! All tests that run at the same time share them. They are stopped and removed with the last of these tests, and if
-//! the test process is killed, they die with it.
+//! All tests that run at the same time share them. They are stopped and removed with the last of
+//! these tests, and if the test process is killed, they die with it.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -46,7 +46,8 @@ impl Cluster {
         static STARTS: Mutex<u32> = Mutex::new(0);
         let mut starts = STARTS.lock().unwrap();
         *starts += 1;
-        let dir = std::env::temp_dir().join(format!("coppice-proxy-{}-{starts}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("coppice-proxy-{}-{starts}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         if let Some(user) = owner() {
             chown(&dir, Some(user.uid), Some(user.gid)).unwrap();
@@ -80,7 +81,9 @@ impl Cluster {
         let data = self.dir.join(server);
         let mut postgres = as_owner(&bin("postgres"));
         postgres.arg("-D").arg(&data).arg("-k").arg(&data);
-        for setting in ["listen_addresses=", "fsync=off", "max_connections=250", "log_min_messages=panic"] {
+        for setting in
+            ["listen_addresses=", "fsync=off", "max_connections=250", "log_min_messages=panic"]
+        {
             postgres.args(["-c", setting]);
         }
         postgres.args(["-c", &format!("cluster_name={server}")]);
@@ -92,7 +95,8 @@ impl Cluster {
     fn sql(&self, statements: &str) {
         for server in ["main", "feature"] {
             let mut psql = Command::new(bin("psql"));
-            psql.env("PGPASSWORD", PASSWORD).args(["-qX", "-U", "postgres", "-d", "postgres", "-h"]);
+            psql.env("PGPASSWORD", PASSWORD)
+                .args(["-qX", "-U", "postgres", "-d", "postgres", "-h"]);
             psql.arg(self.dir.join(server));
             statements.split("; ").for_each(|statement| {
                 psql.args(["-c", statement]);
@@ -114,7 +118,8 @@ impl Drop for Cluster {
 
 /// Path of a program of the newest Postgres on this machine.
 pub(crate) fn bin(program: &str) -> PathBuf {
-    let versions = fs::read_dir("/usr/lib/postgresql").expect("the package `postgresql` is installed");
+    let versions =
+        fs::read_dir("/usr/lib/postgresql").expect("the package `postgresql` is installed");
     let versions = versions.map(|entry| entry.unwrap().path());
     let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
     let newest = versions.filter(|path| path.join("bin/postgres").exists()).max_by_key(number);
@@ -123,7 +128,9 @@ pub(crate) fn bin(program: &str) -> PathBuf {
 
 /// The user to run Postgres as: it refuses to run as root.
 fn owner() -> Option<User> {
-    Uid::effective().is_root().then(|| User::from_name("postgres").unwrap().expect("a user `postgres`"))
+    Uid::effective()
+        .is_root()
+        .then(|| User::from_name("postgres").unwrap().expect("a user `postgres`"))
 }
 
 /// A command that runs as [`owner`], and ends when the thread that starts it does.
@@ -137,7 +144,8 @@ fn as_owner(program: &Path) -> Command {
     command
 }
 
-/// Starts a server from a thread that lives as long as the test process, so that it is not a test's end that ends it.
+/// Starts a server from a thread that lives as long as the test process, so that it is not a test's
+/// end that ends it.
 fn spawn(mut command: Command) -> Child {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -163,7 +171,9 @@ fn wait_for(socket: &Path) {
         std::thread::sleep(Duration::from_millis(20));
     }
     // It listens a moment before it accepts sessions.
-    let ready = || Command::new(bin("pg_isready")).arg("-q").arg("-h").arg(socket.parent().unwrap()).status();
+    let ready = || {
+        Command::new(bin("pg_isready")).arg("-q").arg("-h").arg(socket.parent().unwrap()).status()
+    };
     while !ready().unwrap().success() {
         assert!(Instant::now() < deadline, "no sessions at {}", socket.display());
         std::thread::sleep(Duration::from_millis(20));

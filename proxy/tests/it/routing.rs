@@ -30,7 +30,11 @@ async fn psql_reaches_the_branch_it_names() {
     for (conninfo, server) in table {
         let sql = "select current_setting('cluster_name') || ' ' || current_database()";
         let database = if conninfo.contains("dbname=@") { "postgres" } else { "app" };
-        assert_eq!(ask(&world, conninfo, sql).await, Ok(format!("{server} {database}")), "{conninfo}");
+        assert_eq!(
+            ask(&world, conninfo, sql).await,
+            Ok(format!("{server} {database}")),
+            "{conninfo}"
+        );
     }
 }
 
@@ -38,7 +42,8 @@ async fn psql_reaches_the_branch_it_names() {
 async fn clients_of_the_same_machine_come_through_a_socket() {
     let world = World::start().await;
     let directory = world.dir.display().to_string();
-    let sql = "select current_setting('cluster_name') || ' ' || sum(length(repeat('x', n))) from generate_series(1, 2000) n";
+    let sql = "select current_setting('cluster_name') || ' ' || sum(length(repeat('x', n))) from \
+               generate_series(1, 2000) n";
     for (conninfo, server) in [
         ("", "main"),
         ("dbname=app@feature/x", "feature"),
@@ -46,7 +51,11 @@ async fn clients_of_the_same_machine_come_through_a_socket() {
     ] {
         // The first host counts; psql would take an address before it.
         let conninfo = format!("host={directory} hostaddr='' {conninfo}");
-        assert_eq!(ask(&world, &conninfo, sql).await, Ok(format!("{server} 2001000")), "{conninfo}");
+        assert_eq!(
+            ask(&world, &conninfo, sql).await,
+            Ok(format!("{server} 2001000")),
+            "{conninfo}"
+        );
     }
     let conninfo = format!("host={directory} hostaddr='' dbname=app@nope");
     let error = ask(&world, &conninfo, "select 1").await.unwrap_err();
@@ -59,18 +68,24 @@ async fn other_options_reach_postgres() {
     let conninfo = r"options='-c work_mem=5MB branch=feature/x -c application_name=a\\ b'";
     let sql = "select concat_ws('|', current_setting('cluster_name'), current_setting('work_mem'), \
                current_setting('application_name'))";
-    // psql sets its own name unless told otherwise, and a parameter of that name goes before an option.
+    // psql sets its own name unless told otherwise, and a parameter of that name goes before an
+    // option.
     let conninfo = format!("{conninfo} fallback_application_name=''");
     let answer = ask(&world, &conninfo, sql).await.unwrap();
     assert!(answer.starts_with("feature|5MB|"), "{answer}");
     let error = ask(&world, "options='branch=main nonsense'", "select 1").await.unwrap_err();
-    assert!(error.contains("invalid command-line argument") && error.contains("nonsense"), "{error}");
+    assert!(
+        error.contains("invalid command-line argument") && error.contains("nonsense"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_branch_is_named_with_a_hint() {
     let world = World::start().await;
-    for conninfo in ["dbname=app@nope", "sslmode=require host=nope.localhost", "options=branch=nope"] {
+    for conninfo in
+        ["dbname=app@nope", "sslmode=require host=nope.localhost", "options=branch=nope"]
+    {
         let error = ask(&world, conninfo, "select 1").await.unwrap_err();
         assert!(error.contains("FATAL:  branch \"nope\" does not exist"), "{error}");
         assert!(error.contains("HINT:  There is: main, feature/x."), "{error}");
@@ -90,6 +105,7 @@ async fn clients_can_verify_the_certificate() {
     let conninfo = format!("{verify} host=feature-x.localhost");
     assert_eq!(ask(&world, &conninfo, server).await, Ok("feature".to_owned()));
     assert_eq!(ask(&world, &verify, server).await, Ok("main".to_owned()));
-    let error = ask(&world, &format!("{verify} host=feature-x.example.com"), server).await.unwrap_err();
+    let error =
+        ask(&world, &format!("{verify} host=feature-x.example.com"), server).await.unwrap_err();
     assert!(error.contains("does not match host name"), "{error}");
 }

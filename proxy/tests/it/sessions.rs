@@ -17,8 +17,10 @@ use crate::world::{PATIENCE, World, fatal, read_all, read_message, startup, unti
 async fn passwords_are_checked_by_the_branch() {
     let world = World::start().await;
     let client = world.connect("app", PASSWORD).await.unwrap();
-    let row =
-        client.query_one("select rolpassword from pg_authid where rolname = 'postgres'", &[]).await.unwrap();
+    let row = client
+        .query_one("select rolpassword from pg_authid where rolname = 'postgres'", &[])
+        .await
+        .unwrap();
     assert!(row.get::<_, String>(0).starts_with("SCRAM-SHA-256$"));
     let error = world.connect("app", "wrong").await.err().unwrap();
     assert_eq!(error.code(), Some(&SqlState::INVALID_PASSWORD));
@@ -64,7 +66,12 @@ async fn two_hundred_connections_at_once() {
     for number in 0..200 {
         clients.spawn(async move {
             let mut config = tokio_postgres::Config::new();
-            config.host("127.0.0.1").port(port).user("postgres").dbname("app@feature/x").password(PASSWORD);
+            config
+                .host("127.0.0.1")
+                .port(port)
+                .user("postgres")
+                .dbname("app@feature/x")
+                .password(PASSWORD);
             let (client, connection) = config.connect(NoTls).await.unwrap();
             tokio::spawn(connection);
             let row = client.query_one("select $1::int4", &[&number]).await.unwrap();
@@ -76,7 +83,8 @@ async fn two_hundred_connections_at_once() {
     assert_eq!(world.branches.leases.load(Ordering::SeqCst), 200);
     drop(open);
     until("all leases given back", || world.branches.leases.load(Ordering::SeqCst) == 0).await;
-    until("all connections closed", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
+    until("all connections closed", || world.metrics.connections_now.load(Ordering::Relaxed) == 0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +93,9 @@ async fn bulk_data_arrives_unchanged() {
     let world = World::start().await;
     let line: String = ('a'..='z').cycle().take(500).collect();
     let rows: String = (0..ROWS).map(|row| format!("{row}{line}\n")).collect();
-    let script = format!("create temp table t (x text);\ncopy t from stdin;\n{rows}\\.\ncopy t to stdout;\n");
+    let script = format!(
+        "create temp table t (x text);\ncopy t from stdin;\n{rows}\\.\ncopy t to stdout;\n"
+    );
     for sslmode in ["disable", "require"] {
         let output = world.psql(&format!("sslmode={sslmode}"), &script).await;
         assert!(output.status.success(), "{sslmode}");
@@ -105,7 +115,8 @@ async fn bulk_data_arrives_unchanged() {
 async fn the_last_words_of_postgres_reach_the_client() {
     let world = World::start().await;
     let client = world.connect("app", PASSWORD).await.unwrap();
-    let error = client.batch_execute("select pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
+    let error =
+        client.batch_execute("select pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
     assert_eq!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN));
     until("the lease given back", || world.branches.leases.load(Ordering::SeqCst) == 0).await;
 }
@@ -133,7 +144,8 @@ async fn one_session_too_many_is_refused() {
     let error = world.connect("app", PASSWORD).await.err().unwrap();
     assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS));
     drop(first);
-    until("the first session over", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
+    until("the first session over", || world.metrics.connections_now.load(Ordering::Relaxed) == 0)
+        .await;
     world.connect("app", PASSWORD).await.unwrap();
 }
 
@@ -152,9 +164,10 @@ async fn nothing_waits_for_a_client_that_left() {
 async fn a_branch_that_cannot_be_reached_is_reported() {
     let limits = Limits { wake: Duration::from_millis(200), ..Limits::default() };
     let world = World::with(limits).await;
-    for (branch, text) in
-        [("broken", "cannot reach the Postgres of branch \"broken\""), ("asleep", "not ready within 200ms")]
-    {
+    for (branch, text) in [
+        ("broken", "cannot reach the Postgres of branch \"broken\""),
+        ("asleep", "not ready within 200ms"),
+    ] {
         let database = format!("app@{branch}");
         let bytes = world.exchange(&startup(0, &[("user", GUEST), ("database", &database)])).await;
         let (sqlstate, message) = fatal(&bytes);
@@ -183,7 +196,10 @@ async fn a_shutdown_closes_what_is_left_after_the_grace_period() {
     assert_eq!(fatal(&read_all(&mut silent).await).0, "57P01");
     assert!(started.elapsed() < grace, "who has no session is told at once");
     let mut rest = Vec::new();
-    timeout(PATIENCE, session.read_to_end(&mut rest)).await.expect("the session is closed").unwrap();
+    timeout(PATIENCE, session.read_to_end(&mut rest))
+        .await
+        .expect("the session is closed")
+        .unwrap();
     assert!(started.elapsed() >= grace, "it had its time");
     assert!(started.elapsed() < 4 * grace, "and no more");
     drop(session);

@@ -19,7 +19,8 @@ use crate::world::{World, fatal, read_all, read_message, startup};
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 const GSS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
 
-/// A domain, because rustls accepts no certificate for the sub-domains of a top-level one such as `localhost`.
+/// A domain, because rustls accepts no certificate for the sub-domains of a top-level one such as
+/// `localhost`.
 const DOMAIN: Option<&str> = Some("coppice.test");
 
 /// Starts TLS without asking first.
@@ -27,8 +28,9 @@ async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<toki
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&world.certificate).unwrap()).unwrap();
     let provider = Arc::new(crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     let name = ServerName::try_from(host.to_owned()).unwrap();
@@ -175,7 +177,10 @@ async fn connections_that_say_nothing_are_bounded() {
     let mut third = world.dial().await;
     assert_eq!(fatal(&read_all(&mut third).await).0, "53300");
     drop(silent);
-    crate::world::until("they are gone", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
+    crate::world::until("they are gone", || {
+        world.metrics.connections_now.load(Ordering::Relaxed) == 0
+    })
+    .await;
     // A session does not count among them.
     let mut sessions = Vec::new();
     for _ in 0..4 {

@@ -33,7 +33,8 @@ pub(crate) struct World {
     running: Option<JoinHandle<()>>,
 }
 
-/// The branches: `main` (the default) and `feature/x` run; `asleep` never wakes; `broken` has no Postgres.
+/// The branches: `main` (the default) and `feature/x` run; `asleep` never wakes; `broken` has no
+/// Postgres.
 pub(crate) struct Branches {
     cluster: Arc<Cluster>,
     /// Leases held now.
@@ -77,7 +78,11 @@ impl Backends for Branches {
                 return Err(Refusal::new("3D000", text).with_hint("There is: main, feature/x."));
             }
         };
-        Ok(Upstream { branch: name.to_owned(), socket, lease: Box::new(Counted::new(&self.leases)) })
+        Ok(Upstream {
+            branch: name.to_owned(),
+            socket,
+            lease: Box::new(Counted::new(&self.leases)),
+        })
     }
 }
 
@@ -94,7 +99,8 @@ impl World {
     pub(crate) async fn under(domain: Option<&str>, limits: Limits) -> Self {
         static STARTS: AtomicUsize = AtomicUsize::new(0);
         let start = STARTS.fetch_add(1, Ordering::SeqCst);
-        let dir = std::env::temp_dir().join(format!("coppice-world-{}-{start}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("coppice-world-{}-{start}", std::process::id()));
         let tls = Tls::self_signed(&dir, domain).unwrap();
         let branches = Arc::new(Branches {
             cluster: tokio::task::spawn_blocking(Cluster::shared).await.unwrap(),
@@ -108,7 +114,8 @@ impl World {
         let shutdown = async { drop(stopped.await) };
         let unix = proxy::LocalDoor::open(&dir, address.port()).await.unwrap();
         let doors = Doors { tcp: listener, unix: Some(unix) };
-        let (to, metered, switch) = (Arc::clone(&branches), Arc::clone(&metrics), Switch::start().unwrap());
+        let (to, metered, switch) =
+            (Arc::clone(&branches), Arc::clone(&metrics), Switch::start().unwrap());
         let work = proxy::run(doors, tls, limits, to, metered, switch, shutdown);
         Self {
             address,
@@ -129,9 +136,16 @@ impl World {
 
     /// Runs `sql` with psql; `conninfo` is added to what every connection here needs.
     pub(crate) async fn psql(&self, conninfo: &str, sql: &str) -> Output {
-        let base = format!("host=localhost hostaddr=127.0.0.1 port={} user=postgres", self.address.port());
+        let base =
+            format!("host=localhost hostaddr=127.0.0.1 port={} user=postgres", self.address.port());
         let mut psql = Command::new(bin("psql"));
-        psql.args(["-qXAt", "-v", "ON_ERROR_STOP=1", "-d", &format!("{base} dbname=app {conninfo}")]);
+        psql.args([
+            "-qXAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            &format!("{base} dbname=app {conninfo}"),
+        ]);
         psql.env("PGPASSWORD", PASSWORD).kill_on_drop(true);
         psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = psql.spawn().unwrap();

@@ -31,7 +31,8 @@ pub(in crate::api) async fn list(State(app): Service) -> Answer<Json<BranchList>
     Ok(Json(BranchList { branches }))
 }
 
-/// Create a branch from the head of its parent, or from a moment `at` of the parent's past, in constant time and without touching the parent.
+/// Create a branch from the head of its parent, or from a moment `at` of the parent's past, in
+/// constant time and without touching the parent.
 #[utoipa::path(
     post, path = "/v1/branches", tag = "branches", request_body = CreateBranch,
     responses(
@@ -60,10 +61,11 @@ pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Answe
     Ok(Json(app.branches.get(&name)?))
 }
 
-/// Create the branch unless it exists. An existing branch is left as it is, even when the body names another parent.
-/// The name in the path wins over one in the body; the body may be left out.
+/// Create the branch unless it exists. An existing branch is left as it is, even when the body
+/// names another parent. The name in the path wins over one in the body; the body may be left out.
 #[utoipa::path(
-    put, path = "/v1/branches/{name}", tag = "branches", params(BranchName), request_body = Option<CreateBranch>,
+    put, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
+    request_body = Option<CreateBranch>,
     responses(
         (status = 201, description = "Created", body = Branch),
         (status = 200, description = "Was there already, untouched", body = Branch),
@@ -81,8 +83,10 @@ pub(in crate::api) async fn ensure(
 
 /// Rename a branch, or protect it from reset and delete.
 #[utoipa::path(
-    patch, path = "/v1/branches/{name}", tag = "branches", params(BranchName), request_body = UpdateBranch,
-    responses((status = 200, description = "Changed", body = Branch), Always, Takes, Missing, Clash, NoRoom)
+    patch, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
+    request_body = UpdateBranch,
+    responses((status = 200, description = "Changed", body = Branch),
+        Always, Takes, Missing, Clash, NoRoom)
 )]
 pub(in crate::api) async fn update(
     State(app): Service,
@@ -92,7 +96,8 @@ pub(in crate::api) async fn update(
     Ok(Json(app.branches.update(&name, request).await?))
 }
 
-/// Throw the branch's own changes away: back to its parent's head, or to a moment `at` of its past. The body may be left out.
+/// Throw the branch's own changes away: back to its parent's head, or to a moment `at` of its past.
+/// The body may be left out.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/reset", tag = "branches", params(BranchName),
     request_body = Option<ResetBranch>,
@@ -109,8 +114,8 @@ pub(in crate::api) async fn reset(
     Ok(Json(app.branches.reset(&name, request).await?))
 }
 
-/// Take a branch to a moment of its own past, which may be before it was made. Its name, URL and settings stay; the state
-/// before the restore is kept as branch `keep_as`, or else given up.
+/// Take a branch to a moment of its own past, which may be before it was made. Its name, URL and
+/// settings stay; the state before the restore is kept as branch `keep_as`, or else given up.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/restore", tag = "branches", params(BranchName),
     request_body = RestoreBranch,
@@ -132,7 +137,10 @@ pub(in crate::api) async fn restore(
     get, path = "/v1/branches/{name}/history", tag = "branches", params(BranchName),
     responses((status = 200, description = "The ranges", body = History), Always, BadInput, Missing)
 )]
-pub(in crate::api) async fn history(State(app): Service, Name(name): Name) -> Answer<Json<History>> {
+pub(in crate::api) async fn history(
+    State(app): Service,
+    Name(name): Name,
+) -> Answer<Json<History>> {
     Ok(Json(app.branches.history(&name).await?))
 }
 
@@ -149,7 +157,8 @@ pub(in crate::api) async fn delete(State(app): Service, Name(name): Name) -> Ans
 /// Stop the branch's Postgres, closing its connections; the next connection wakes it.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/suspend", tag = "branches", params(BranchName),
-    responses((status = 200, description = "Suspended", body = Branch), Always, BadInput, Missing, Clash)
+    responses((status = 200, description = "Suspended", body = Branch),
+        Always, BadInput, Missing, Clash)
 )]
 pub(in crate::api) async fn suspend(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
     Ok(Json(app.branches.suspend(&name).await?))
@@ -158,7 +167,8 @@ pub(in crate::api) async fn suspend(State(app): Service, Name(name): Name) -> An
 /// Start the branch's Postgres; answers once it accepts connections.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/wake", tag = "branches", params(BranchName),
-    responses((status = 200, description = "Running", body = Branch), Always, BadInput, Missing, Clash, NoRoom)
+    responses((status = 200, description = "Running", body = Branch),
+        Always, BadInput, Missing, Clash, NoRoom)
 )]
 pub(in crate::api) async fn wake(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
     Ok(Json(app.branches.wake(&name).await?))
@@ -185,7 +195,8 @@ pub(in crate::api) async fn connection(
     Name(name): Name,
     Params(target): Params<Target>,
 ) -> Answer<Response> {
-    let connection = app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
+    let connection =
+        app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
     // It holds a password.
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(connection)).into_response())
 }
@@ -198,8 +209,8 @@ pub(in crate::api) async fn connection(
     reason = "read by the OpenAPI derive only; the handlers take the name from `extract::Name`"
 )]
 pub(in crate::api) struct BranchName {
-    /// Branch name, with `/` as `%2F`. A plain `/` works too, unless the name's last part is one of `reset`,
-    /// `restore`, `suspend`, `wake`, `connection` and `history`.
+    /// Branch name, with `/` as `%2F`. A plain `/` works too, unless the name's last part is one of
+    /// `reset`, `restore`, `suspend`, `wake`, `connection` and `history`.
     #[param(example = "feature%2Flogin")]
     name: String,
 }

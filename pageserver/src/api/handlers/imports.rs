@@ -19,7 +19,8 @@ use crate::error::Error;
 #[utoipa::path(
     post, path = "/v1/imports", tag = "imports", request_body = CreateImport,
     responses(
-        (status = 202, description = "Started; poll `GET /v1/imports/{id}`, also given in `Location`", body = Import),
+        (status = 202, description = "Started; poll `GET /v1/imports/{id}`, also given in \
+            `Location`", body = Import),
         Always, Takes, Clash, NoRoom,
     )
 )]
@@ -40,10 +41,14 @@ pub(in crate::api) async fn start(
     params(("id" = String, Path, description = "Identifier from `POST /v1/imports`")),
     responses((status = 200, description = "The import", body = Import), Always, Missing)
 )]
-pub(in crate::api) async fn show(State(app): State<Arc<App>>, Name(id): Name) -> Answer<Json<Import>> {
+pub(in crate::api) async fn show(
+    State(app): State<Arc<App>>,
+    Name(id): Name,
+) -> Answer<Json<Import>> {
     let unknown = || {
-        let detail =
-            format!("there is no import {id}; the server forgets old ones, and all of them when it restarts");
+        let detail = format!(
+            "there is no import {id}; the server forgets old ones, and all of them when it restarts"
+        );
         Error::not_found("import_not_found", detail)
     };
     Ok(Json(app.imports.get(&id).ok_or_else(unknown)?))

@@ -37,12 +37,16 @@ pub(in crate::api) async fn status(State(app): State<Arc<App>>) -> Answer<Json<S
 #[utoipa::path(
     get, path = "/metrics", tag = "server",
     responses(
-        (status = 200, description = "Prometheus text format", body = String, content_type = "text/plain"),
+        (
+            status = 200, description = "Prometheus text format", body = String,
+            content_type = "text/plain"
+        ),
         Always,
     )
 )]
 pub(in crate::api) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    // Without a status the gauges keep their last values: the request counts are worth having most when it fails.
+    // Without a status the gauges keep their last values: the request counts are worth having most
+    // when it fails.
     if let Ok(status) = app.branches.status() {
         set_gauges(&app.metrics, &status);
     }
@@ -65,10 +69,18 @@ fn set_gauges(metrics: &Metrics, status: &Status) {
 
 fn set_proxy_counts(metrics: &Metrics, proxy: &proxy::Metrics) {
     for (name, help, value) in [
-        ("coppice_proxy_connections_total", "Connections the proxy accepted.", &proxy.connections_total),
+        (
+            "coppice_proxy_connections_total",
+            "Connections the proxy accepted.",
+            &proxy.connections_total,
+        ),
         ("coppice_proxy_refused_total", "Connections the proxy refused.", &proxy.refused_total),
         ("coppice_proxy_cancels_total", "Cancel requests.", &proxy.cancels_total),
-        ("coppice_proxy_received_bytes_total", "Bytes from clients.", &proxy.bytes_from_clients_total),
+        (
+            "coppice_proxy_received_bytes_total",
+            "Bytes from clients.",
+            &proxy.bytes_from_clients_total,
+        ),
         ("coppice_proxy_sent_bytes_total", "Bytes to clients.", &proxy.bytes_to_clients_total),
     ] {
         metrics.counter(name, help, &[]).set(value.load(Ordering::Relaxed));

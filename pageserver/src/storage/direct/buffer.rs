@@ -1,11 +1,14 @@
-//! Memory for direct I/O, which goes from one file to the next: what was used before needs no new pages from the system.
+//! Memory for direct I/O, which goes from one file to the next: what was used before needs no new
+//! pages from the system.
 
 use crate::locks::lock;
 use std::sync::Mutex;
 
-/// What direct I/O must be a multiple of, in memory and in the file: the largest block of common disks.
+/// What direct I/O must be a multiple of, in memory and in the file: the largest block of common
+/// disks.
 pub(in crate::storage) const BLOCK_BYTES: usize = 4096;
-/// Bytes that are kept before they are written without being asked for: more than the kernel hands over at once.
+/// Bytes that are kept before they are written without being asked for: more than the kernel hands
+/// over at once.
 pub(super) const BUFFER_BYTES: usize = (1 << 20) + (128 << 10);
 
 /// Memory that nobody uses at the moment.
@@ -30,7 +33,8 @@ impl Buffer {
         Self { memory, shift, start: 0, length: 0 }
     }
 
-    /// A new one that goes on where `other` ends, with what is in its last block unless that is full.
+    /// A new one that goes on where `other` ends, with what is in its last block unless that is
+    /// full.
     pub(super) fn following(other: &Self) -> Self {
         let whole = other.length / BLOCK_BYTES * BLOCK_BYTES;
         let mut next = Self::new();

@@ -15,10 +15,12 @@ struct Lab {
 }
 
 impl Lab {
-    /// A file full of what its last life left, beside the test's own program: `/tmp` may have no direct I/O.
+    /// A file full of what its last life left, beside the test's own program: `/tmp` may have no
+    /// direct I/O.
     fn new(test: &str) -> Self {
-        let directory =
-            std::env::current_exe().unwrap().with_file_name(format!("direct-{test}-{}", std::process::id()));
+        let directory = std::env::current_exe()
+            .unwrap()
+            .with_file_name(format!("direct-{test}-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
         let disk = LocalDisk::open(&directory, &[]).unwrap();
         disk.create("file").unwrap().write_all_at(&[&vec![0xaa; FILE_BYTES]], 0).unwrap();
@@ -44,7 +46,8 @@ impl Lab {
         let cached = LocalFile(OpenOptions::new().read(true).write(true).open(&path).unwrap());
         let state = Mutex::new(State { filling: Some(Buffer::new()), ..State::default() });
         let direct = File::open(path).unwrap();
-        let appended = Arc::new(Appended { direct, grows: false, state, writing: Mutex::default() });
+        let appended =
+            Arc::new(Appended { direct, grows: false, state, writing: Mutex::default() });
         DirectFile { cached, appended, writers: Writers::start().unwrap() }
     }
 
@@ -53,10 +56,13 @@ impl Lab {
         let path = self.directory.join(name);
         let of = |handle: std::fs::DirEntry| {
             let info = Path::new("/proc/self/fdinfo").join(handle.file_name());
-            (std::fs::read_link(handle.path()).ok()? == path).then(|| std::fs::read_to_string(info).unwrap())
+            (std::fs::read_link(handle.path()).ok()? == path)
+                .then(|| std::fs::read_to_string(info).unwrap())
         };
-        let infos: Vec<String> =
-            std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|handle| of(handle.ok()?)).collect();
+        let infos: Vec<String> = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|handle| of(handle.ok()?))
+            .collect();
         let [info] = infos.as_slice() else { panic!("{} handles", infos.len()) };
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
         i32::from_str_radix(flags.trim(), 8).unwrap()
@@ -75,10 +81,12 @@ impl Drop for Lab {
     }
 }
 
-/// Writes to a file what it is told, and looks whether it shows that, at once and after each sync. Returns what it holds.
+/// Writes to a file what it is told, and looks whether it shows that, at once and after each sync.
+/// Returns what it holds.
 fn follow_a_model(lab: &Lab, file: &DirectFile, seed: u64) -> Vec<u8> {
     let (mut random, mut model, mut synced) = (Random(seed), Vec::<u8>::new(), 0);
-    let below = |random: &mut Random, bound: usize| usize::try_from(random.below(bound as u64)).unwrap();
+    let below =
+        |random: &mut Random, bound: usize| usize::try_from(random.below(bound as u64)).unwrap();
     loop {
         let longest = if random.below(20) == 0 { 400_000 } else { 20_000 };
         let parts: Vec<Vec<u8>> = (0..1 + random.below(3))
@@ -98,13 +106,19 @@ fn follow_a_model(lab: &Lab, file: &DirectFile, seed: u64) -> Vec<u8> {
         let from = below(&mut random, model.len() + 1);
         let mut found = vec![0; below(&mut random, model.len() - from + 1)];
         file.read_exact_at(&mut found, from as u64).unwrap();
-        assert!(found == model[from..from + found.len()], "seed {seed}: read {} from {from}", found.len());
+        assert!(
+            found == model[from..from + found.len()],
+            "seed {seed}: read {} from {from}",
+            found.len()
+        );
     }
     assert!(synced > 0 || seed % 40 > 2, "seed {seed} synced nothing");
     file.finish();
     file.sync().unwrap();
     let state = lock(&file.appended.state);
-    assert!(state.filling.is_none() && state.leaving.is_empty() && lab.on_disk(model.len()) == model);
+    assert!(
+        state.filling.is_none() && state.leaving.is_empty() && lab.on_disk(model.len()) == model
+    );
     model
 }
 
@@ -271,7 +285,9 @@ fn a_failed_write_behind_everybodys_back_is_told_and_its_bytes_are_still_read() 
     let mut found = vec![0; bytes.len()];
     file.read_exact_at(&mut found, 0).unwrap();
     assert!(found == bytes);
-    for error in [file.sync().unwrap_err(), file.write_all_at(&[&[2]], bytes.len() as u64).unwrap_err()] {
+    for error in
+        [file.sync().unwrap_err(), file.write_all_at(&[&[2]], bytes.len() as u64).unwrap_err()]
+    {
         assert!(error.to_string().starts_with("Bad file descriptor"), "{error}");
     }
 }

@@ -58,7 +58,10 @@ fn a_cut_record_does_not_check() {
     let bytes = encode_record(SALT, 30, 20, 10, &all_changes(), 2);
     for length in 0..bytes.len() {
         let cut = &bytes[..length];
-        assert!(!decode_header(cut).is_some_and(|h| record_checks(&h, SALT, cut)), "cut at {length}");
+        assert!(
+            !decode_header(cut).is_some_and(|h| record_checks(&h, SALT, cut)),
+            "cut at {length}"
+        );
     }
 }
 

@@ -3,7 +3,10 @@
 use super::*;
 
 fn page(position: Position, block: u32) -> (Position, Vec<Change>) {
-    (position, vec![Change::Pages { inode: 9, block, crcs: vec![u32::try_from(position).unwrap()] }])
+    (
+        position,
+        vec![Change::Pages { inode: 9, block, crcs: vec![u32::try_from(position).unwrap()] }],
+    )
 }
 
 fn seen(index: &Index, position: Position) -> Vec<(u32, Option<u32>)> {
@@ -121,15 +124,24 @@ fn a_bare_size_changes_only_size_and_time() {
 fn a_sweep_forgets_what_nobody_sees_and_no_ancestor_has() {
     let mut index = Index::new(12, Retained::default());
     index.retain(25);
-    let name = |directory| Change::Name { directory, name: b"a".to_vec(), inode: 20, kind: FileKind::File };
+    let name = |directory| Change::Name {
+        directory,
+        name: b"a".to_vec(),
+        inode: 20,
+        kind: FileKind::File,
+    };
     let no_name = |directory| Change::NoName { directory, name: b"a".to_vec() };
     // Directory 1 is inherited, 20 is not.
-    for (at, change) in [(21, name(20)), (30, no_name(20)), (31, no_name(1)), (32, Change::Gone { inode: 9 })]
+    for (at, change) in
+        [(21, name(20)), (30, no_name(20)), (31, no_name(1)), (32, Change::Gone { inode: 9 })]
     {
         index.apply(at, &[change], 0, 64);
     }
     index.sweep();
-    assert!(index.name(20, b"a", 25).is_some_and(|(_, target)| target.is_some()), "a point sees it");
+    assert!(
+        index.name(20, b"a", 25).is_some_and(|(_, target)| target.is_some()),
+        "a point sees it"
+    );
     index.release(25);
     index.sweep();
     assert_eq!(index.name(20, b"a", 40), None);
@@ -139,8 +151,12 @@ fn a_sweep_forgets_what_nobody_sees_and_no_ancestor_has() {
 
 #[test]
 fn metadata_makes_an_empty_index_know_the_same() {
-    let name =
-        |name: &[u8], inode| Change::Name { directory: 1, name: name.to_vec(), inode, kind: FileKind::File };
+    let name = |name: &[u8], inode| Change::Name {
+        directory: 1,
+        name: name.to_vec(),
+        inode,
+        kind: FileKind::File,
+    };
     let attributes = |size| Attributes {
         kind: FileKind::File,
         mode: 0o600,
@@ -168,7 +184,10 @@ fn metadata_makes_an_empty_index_know_the_same() {
         index.apply(position, &[change], 0, 64);
     }
     let mut again = Index::new(12, retained);
-    index.metadata().into_iter().for_each(|(position, change)| again.apply(position, &[change], 0, 64));
+    index
+        .metadata()
+        .into_iter()
+        .for_each(|(position, change)| again.apply(position, &[change], 0, 64));
     assert_eq!(again.metadata(), index.metadata());
     for at in 10..45 {
         assert_eq!(again.attributes(9, at), index.attributes(9, at), "{at}");

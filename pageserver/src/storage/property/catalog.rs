@@ -1,7 +1,8 @@
 //! What must hold for any values that the catalog's database gives back.
 //!
-//! Invariants checked: nothing panics; a value that decodes encodes to one that decodes to the same; a catalog that checks
-//! still does when its branches are removed one by one, and nothing of it is left then.
+//! Invariants checked: nothing panics; a value that decodes encodes to one that decodes to the
+//! same; a catalog that checks still does when its branches are removed one by one, and nothing of
+//! it is left then.
 
 use crate::storage::catalog::{BranchRecord, TimelineRecord, Update, decode, encode};
 use crate::storage::catalog_state::State;
@@ -13,7 +14,8 @@ use std::fmt::Debug;
 /// Most values that are taken for a catalog, so that no input takes long.
 const VALUES_MAX: usize = 64;
 
-/// Checks all of it on `bytes`: each line is a value, the n-th that of timeline n or of a branch of that name.
+/// Checks all of it on `bytes`: each line is a value, the n-th that of timeline n or of a branch of
+/// that name.
 ///
 /// # Panics
 /// If something does not hold.
@@ -74,7 +76,8 @@ mod tests {
 
     fn branch(timeline: u64) -> String {
         let times = r#""created_ns":1,"forked_ns":1"#;
-        format!(r#"{{"id":1,"timeline":{timeline},"parent":null,{times},"protected":false,"password":null}}"#)
+        let rest = r#""protected":false,"password":null"#;
+        format!(r#"{{"id":1,"timeline":{timeline},"parent":null,{times},{rest}}}"#)
     }
 
     #[test]
@@ -96,9 +99,15 @@ mod tests {
 
     #[test]
     fn holds_for_values_that_are_none() {
-        for text in
-            ["", "{}", "null", r#"{"ancestor":{}}"#, "{\"ancestor\":null,\"lanes\":[]}", "\u{0}", "[[[["]
-        {
+        for text in [
+            "",
+            "{}",
+            "null",
+            r#"{"ancestor":{}}"#,
+            "{\"ancestor\":null,\"lanes\":[]}",
+            "\u{0}",
+            "[[[[",
+        ] {
             catalog(text.as_bytes());
         }
         catalog(&[ROOT.as_bytes(), b"\n\xff\xfe\n", branch(1).as_bytes()].concat());

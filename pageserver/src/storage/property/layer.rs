@@ -1,15 +1,16 @@
 //! What must hold for any bytes of a sealed layer's file.
 //!
-//! Invariants checked: nothing panics; entries, groups and pages are bounded by the file; a page that is given out has the
-//! checksum of its entry; metadata that decodes encodes to the same; after one flipped bit each part is what it was or
-//! an error.
+//! Invariants checked: nothing panics; entries, groups and pages are bounded by the file; a page
+//! that is given out has the checksum of its entry; metadata that decodes encodes to the same;
+//! after one flipped bit each part is what it was or an error.
 
 use super::{STORE, flip_a_bit};
 use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::format::{self, Change, LaneKind};
 use crate::storage::layer::{
-    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, Layer, LayerId,
+    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, Layer,
+    LayerId,
 };
 use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
 use crate::storage::sim_disk::SimDisk;
@@ -26,7 +27,8 @@ struct Contents {
     metadata: Option<Vec<(Position, Change)>>,
 }
 
-/// Checks all of it on `bytes`, as they are and with the checksums put right, or few mutants would get further.
+/// Checks all of it on `bytes`, as they are and with the checksums put right, or few mutants would
+/// get further.
 ///
 /// # Panics
 /// If something does not hold.
@@ -45,7 +47,10 @@ pub fn layer(bytes: &[u8]) {
             assert_eq!(was, is, "bit {bit} passed unnoticed");
         }
         for (was, is) in contents.pages.iter().zip(&damaged.pages) {
-            assert!(was.is_none() || is.is_none() || was == is, "bit {bit} of a page passed unnoticed");
+            assert!(
+                was.is_none() || is.is_none() || was == is,
+                "bit {bit} of a page passed unnoticed"
+            );
         }
     } else {
         assert!(damaged.entries.iter().any(Result::is_err), "bit {bit} lost an entry");
@@ -66,7 +71,8 @@ fn look(bytes: &[u8]) -> Option<Contents> {
     let entries: Vec<Result<Entry>> = layer.scan().collect();
     assert!(entries.len() <= bytes.len() / layer::ENTRY_BYTES, "{} entries", entries.len());
     let step = entries.len().div_ceil(PAGES_MAX).max(1);
-    let pages = entries.iter().step_by(step).map(|entry| page(&layer, entry.as_ref().ok()?)).collect();
+    let pages =
+        entries.iter().step_by(step).map(|entry| page(&layer, entry.as_ref().ok()?)).collect();
     find(&layer, &entries);
     let metadata = layer.metadata().ok();
     if let Some(changes) = &metadata {
@@ -104,21 +110,27 @@ fn find(layer: &Layer, entries: &[Result<Entry>]) {
     let Some(Ok(middle)) = entries.get(entries.len() / 2) else { return };
     let blocks = middle.block.saturating_sub(2)..middle.block.saturating_add(2);
     let mut found = Vec::new();
-    if layer.find(middle.inode, blocks.clone(), middle.position, |entry| found.push(entry)).is_err() {
+    if layer.find(middle.inode, blocks.clone(), middle.position, |entry| found.push(entry)).is_err()
+    {
         return;
     }
     for entry in found {
         assert!(entry.inode == middle.inode && blocks.contains(&entry.block), "{entry:?}");
         assert!(entry.position <= middle.position, "{entry:?} is later than {}", middle.position);
-        assert!(entries.iter().flatten().any(|known| *known == entry), "{entry:?} is not in the layer");
+        assert!(
+            entries.iter().flatten().any(|known| *known == entry),
+            "{entry:?} is not in the layer"
+        );
     }
 }
 
-/// Makes the footer that of this layer, and puts right all checksums but those of pages; the copies become what they are
-/// copies of.
+/// Makes the footer that of this layer, and puts right all checksums but those of pages; the copies
+/// become what they are copies of.
 fn seal(bytes: &mut [u8]) -> Option<()> {
     let end = bytes.len().checked_sub(2 * FOOTER_BYTES)?;
-    let field = |at: usize| Some(usize::try_from(u64::from_le_bytes(*bytes[end + at..].first_chunk()?)).ok());
+    let field = |at: usize| {
+        Some(usize::try_from(u64::from_le_bytes(*bytes[end + at..].first_chunk()?)).ok())
+    };
     let (meta, index) = (field(64)??, field(88)??);
     let length = u32::from_le_bytes(*bytes[end + 72..].first_chunk()?) as usize;
     let meta_crc = crc32fast::hash(bytes.get(meta..meta.checked_add(length)?)?);
@@ -171,7 +183,8 @@ mod tests {
     fn made_with(samples: &[u8], pages: usize, blocks: u32, seed: u64) -> Vec<u8> {
         let disk = SimDisk::default();
         let mut random = Random(seed);
-        let mut writer = LayerWriter::begin(&disk, STORE, ID, (10, 1000), samples).unwrap().together(pages);
+        let mut writer =
+            LayerWriter::begin(&disk, STORE, ID, (10, 1000), samples).unwrap().together(pages);
         for block in 0..blocks {
             for position in 0..1 + u64::from(block % 2) {
                 let page = random.rows(PAGE_BYTES);
@@ -180,7 +193,14 @@ mod tests {
             }
         }
         let metadata = [
-            (11, Change::Size { inode: 9, size: u64::from(blocks) * PAGE_BYTES as u64, modified_ns: 4 }),
+            (
+                11,
+                Change::Size {
+                    inode: 9,
+                    size: u64::from(blocks) * PAGE_BYTES as u64,
+                    modified_ns: 4,
+                },
+            ),
             (
                 12,
                 Change::Name {
@@ -203,7 +223,10 @@ mod tests {
         for pages in [1, 2, 3, 4] {
             for blocks in [1, 6, 300] {
                 let found = look(&made_of_groups(pages, blocks, 1)).expect("a sound layer");
-                assert!(found.pages.iter().all(Option::is_some), "{blocks} blocks, {pages} in a group");
+                assert!(
+                    found.pages.iter().all(Option::is_some),
+                    "{blocks} blocks, {pages} in a group"
+                );
                 assert!(found.pages == look(&made(blocks, 1)).expect("a sound layer").pages);
             }
         }
@@ -212,8 +235,12 @@ mod tests {
     #[test]
     fn pages_with_a_dictionary_are_read() {
         let (plain, with) = (made(300, 1), made_with_dictionary(300, 1));
-        assert_eq!((plain[plain.len() - FOOTER_BYTES + 8], with[with.len() - FOOTER_BYTES + 8]), (1, 2));
-        let (plain, with) = (look(&plain).expect("a sound layer"), look(&with).expect("a sound layer"));
+        assert_eq!(
+            (plain[plain.len() - FOOTER_BYTES + 8], with[with.len() - FOOTER_BYTES + 8]),
+            (1, 2)
+        );
+        let (plain, with) =
+            (look(&plain).expect("a sound layer"), look(&with).expect("a sound layer"));
         assert!(with.pages.iter().all(Option::is_some));
         assert!(with.pages == plain.pages);
     }
@@ -227,7 +254,9 @@ mod tests {
         let first = layer::HEADER_BYTES;
         let copy = usize::try_from(footer.meta_offset).unwrap() + footer.meta_bytes as usize;
         let pages = look(&whole).unwrap().pages;
-        for (damaged, read) in [(&[first][..], true), (&[copy][..], true), (&[first, copy + 9][..], false)] {
+        for (damaged, read) in
+            [(&[first][..], true), (&[copy][..], true), (&[first, copy + 9][..], false)]
+        {
             let mut bytes = whole.clone();
             damaged.iter().for_each(|at| bytes[*at] ^= 4);
             let found = look(&bytes).unwrap();
@@ -244,7 +273,8 @@ mod tests {
     #[test]
     fn holds_for_damaged_layers() {
         let mut random = Random(7);
-        for (dictionary, blocks) in [(false, 0), (false, 1), (false, 6), (false, 300), (true, 6), (true, 300)]
+        for (dictionary, blocks) in
+            [(false, 0), (false, 1), (false, 6), (false, 300), (true, 6), (true, 300)]
         {
             let whole = if dictionary { made_with_dictionary(blocks, 1) } else { made(blocks, 1) };
             assert!(look(&whole).is_some_and(|found| found.pages.iter().all(Option::is_some)));
@@ -290,8 +320,11 @@ mod tests {
     #[test]
     #[ignore = "writes files"]
     fn write_corpus() {
-        let directory = std::path::PathBuf::from(std::env::var_os("COPPICE_CORPUS").expect("COPPICE_CORPUS"));
-        for (name, blocks) in [("empty", 0), ("page", 1), ("group", 4), ("groups", 11), ("two-blocks", 90)] {
+        let directory =
+            std::path::PathBuf::from(std::env::var_os("COPPICE_CORPUS").expect("COPPICE_CORPUS"));
+        for (name, blocks) in
+            [("empty", 0), ("page", 1), ("group", 4), ("groups", 11), ("two-blocks", 90)]
+        {
             std::fs::write(directory.join(format!("seed-{name}")), made(blocks, 1)).unwrap();
         }
         std::fs::write(directory.join("seed-dictionary"), made_with_dictionary(3, 1)).unwrap();

@@ -45,7 +45,8 @@ impl Image {
         self.length = length;
     }
 
-    /// Lets `put` fill a range that is within the length, part by part, each with its offset in the range.
+    /// Lets `put` fill a range that is within the length, part by part, each with its offset in the
+    /// range.
     fn put(&mut self, range: Range<usize>, mut put: impl FnMut(&mut [u8], usize)) {
         let mut done = 0;
         for (nth, part) in Self::parts(range) {
@@ -60,7 +61,9 @@ impl Image {
         if self.holds(start, bytes) {
             return;
         }
-        self.put(start..start + bytes.len(), |part, at| part.copy_from_slice(&bytes[at..at + part.len()]));
+        self.put(start..start + bytes.len(), |part, at| {
+            part.copy_from_slice(&bytes[at..at + part.len()])
+        });
     }
 
     /// Reads a range; false if the file ends before it does.
@@ -97,7 +100,9 @@ impl Image {
         let start = (nth * SECTOR_BYTES).min(self.length);
         let end = ((nth + 1) * SECTOR_BYTES).min(self.length);
         let within = start % CHUNK_BYTES;
-        self.chunks.get(start / CHUNK_BYTES).map_or(&[], |chunk| &chunk[within..within + end - start])
+        self.chunks
+            .get(start / CHUNK_BYTES)
+            .map_or(&[], |chunk| &chunk[within..within + end - start])
     }
 
     /// Puts a sector of another file into this one, as far as it has room for it.
@@ -148,7 +153,8 @@ impl Contents {
         self.appended = true;
     }
 
-    /// Whoever appended to it has ended, and of what was not synced, in order, an end was only in memory.
+    /// Whoever appended to it has ended, and of what was not synced, in order, an end was only in
+    /// memory.
     pub(super) fn lose_end(&mut self, seed: u64) {
         if !std::mem::take(&mut self.appended) {
             return;

@@ -97,7 +97,8 @@ fn some(left: Left) -> (SimDisk, Said) {
     (disk, said)
 }
 
-/// As it is when `redb` has recovered what it found, which it marks as not to be looked at again, and nothing was changed since.
+/// As it is when `redb` has recovered what it found, which it marks as not to be looked at again,
+/// and nothing was changed since.
 fn killed_in_opening(disk: &SimDisk) -> SimDisk {
     let stopped_after = |count: u64| {
         let copy = disk.after_power_loss(Unsynced::Kept);
@@ -113,8 +114,15 @@ fn killed_in_opening(disk: &SimDisk) -> SimDisk {
     (0..).map(stopped_after).find(is_trusted).unwrap()
 }
 
-/// Opens a copy with a damage: it says what it should, or that its file is damaged. True if it noticed.
-fn notices(disk: &SimDisk, said: &Said, file: &str, what: &str, damage: impl FnOnce(&mut Vec<u8>)) -> bool {
+/// Opens a copy with a damage: it says what it should, or that its file is damaged. True if it
+/// noticed.
+fn notices(
+    disk: &SimDisk,
+    said: &Said,
+    file: &str,
+    what: &str,
+    damage: impl FnOnce(&mut Vec<u8>),
+) -> bool {
     let copy = disk.after_power_loss(Unsynced::Kept);
     copy.alter(file, damage);
     match open(&copy) {
@@ -123,7 +131,10 @@ fn notices(disk: &SimDisk, said: &Said, file: &str, what: &str, damage: impl FnO
             false
         }
         Err(error) => {
-            assert!(error.detail.contains(file), "{what} of {file} is not said to be there: {error}");
+            assert!(
+                error.detail.contains(file),
+                "{what} of {file} is not said to be there: {error}"
+            );
             true
         }
     }
@@ -134,7 +145,10 @@ fn used_pages(disk: &SimDisk, file: &str) -> Vec<usize> {
     let mut used = Vec::new();
     disk.after_power_loss(Unsynced::Kept).alter(file, |bytes| {
         let pages = bytes.chunks(PAGE_BYTES).enumerate();
-        used = pages.filter(|(_, page)| page.iter().any(|b| *b != 0)).map(|(n, _)| n * PAGE_BYTES).collect();
+        used = pages
+            .filter(|(_, page)| page.iter().any(|b| *b != 0))
+            .map(|(n, _)| n * PAGE_BYTES)
+            .collect();
     });
     used
 }
@@ -147,10 +161,12 @@ fn a_flipped_bit_in_the_catalog_is_noticed_or_harmless() {
         for page in used_pages(&disk, file) {
             // The header has a meaning in each byte.
             let step = if page == 0 { 3 } else { 61 };
-            for at in (page..page + if page == 0 { SECTOR_BYTES } else { PAGE_BYTES }).step_by(step) {
+            for at in (page..page + if page == 0 { SECTOR_BYTES } else { PAGE_BYTES }).step_by(step)
+            {
                 let bit = 1 << (at * 5 / 3 % 8);
                 let what = format!("bit {bit} of byte {at}");
-                noticed += usize::from(notices(&disk, &said, file, &what, |bytes| bytes[at] ^= bit));
+                noticed +=
+                    usize::from(notices(&disk, &said, file, &what, |bytes| bytes[at] ^= bit));
             }
         }
         assert!(noticed > 100 || is_folded(left, file), "{file}: {noticed}");
@@ -163,7 +179,8 @@ fn a_lost_sector_of_the_catalog_is_noticed_or_harmless() {
         let (disk, said) = some(left);
         let mut noticed = 0;
         let pages = used_pages(&disk, file);
-        for sector in pages.iter().flat_map(|page| (*page..page + PAGE_BYTES).step_by(SECTOR_BYTES)) {
+        for sector in pages.iter().flat_map(|page| (*page..page + PAGE_BYTES).step_by(SECTOR_BYTES))
+        {
             let what = format!("the loss of the sector at {sector}");
             let zero = |bytes: &mut Vec<u8>| bytes[sector..sector + SECTOR_BYTES].fill(0);
             noticed += usize::from(notices(&disk, &said, file, &what, zero));
@@ -224,12 +241,16 @@ fn a_full_journal_becomes_one_transaction_and_a_stop_at_any_moment_of_it_loses_n
         (0..15).for_each(|nth| drop(catalog.publish(long(&catalog, nth)).unwrap()));
         disk.take_trace();
         disk.stop_after(count);
-        let durable = (15..20).take_while(|nth| catalog.publish(long(&catalog, *nth)).is_ok()).count();
+        let durable =
+            (15..20).take_while(|nth| catalog.publish(long(&catalog, *nth)).is_ok()).count();
         folded += disk.take_trace().iter().filter(|line| *line == "sync catalog").count();
         for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Mixed(seed)] {
             let found = open(&disk.after_power_loss(unsynced)).unwrap().branches().len();
             let unknown = usize::from(durable < 5);
-            assert!((15 + durable..=15 + durable + unknown).contains(&found), "{count}: {found}, {durable}");
+            assert!(
+                (15 + durable..=15 + durable + unknown).contains(&found),
+                "{count}: {found}, {durable}"
+            );
         }
         if durable == 5 {
             assert!(count > 20 && folded > 0, "nothing was folded in {count} operations");

@@ -1,4 +1,5 @@
-//! Marks: what was at each stays readable until it is let go of, whatever is sealed, merged or lost meanwhile.
+//! Marks: what was at each stays readable until it is let go of, whatever is sealed, merged or lost
+//! meanwhile.
 
 use super::*;
 use crate::storage::page::Position;
@@ -96,7 +97,8 @@ impl World {
 
     fn step(&mut self) {
         let id = self.timeline();
-        let known: Vec<Position> = self.main.timeline().marks().iter().map(|mark| mark.position).collect();
+        let known: Vec<Position> =
+            self.main.timeline().marks().iter().map(|mark| mark.position).collect();
         let some = known.get(usize::try_from(self.random.below(30)).unwrap()).copied();
         match (self.random.below(13), some) {
             (0..2, _) => self.mark(),
@@ -133,7 +135,8 @@ impl World {
             let seen = image(&Tree::new(timeline.view([mark.position; 2])));
             let expected = &self.marks[&mark.position];
             assert!(seen[0] == expected[0], "{what}: data of mark {}", mark.position);
-            // The other lane may have lost its end, as in any crash; Postgres had not been told that it was durable.
+            // The other lane may have lost its end, as in any crash; Postgres had not been told
+            // that it was durable.
             let durable = mark.position < self.synced || std::ptr::eq(store, &self.store);
             assert!(!durable || seen[1] == expected[1], "{what}: log of mark {}", mark.position);
         }
@@ -194,7 +197,11 @@ fn a_mark_that_was_let_go_of_stays_away_once_its_versions_are_dropped() {
     world.main.write(inode, 0, &[2; PAGE_BYTES]).unwrap();
     world.store.seal(id, LaneKind::Wal, &mut |_| Ok(())).unwrap();
     let crashed = open(&world.disk.after_power_loss(Unsynced::Lost)).unwrap();
-    assert_eq!(world.check(&crashed, "after a power loss"), 0, "the mark came back without its versions");
+    assert_eq!(
+        world.check(&crashed, "after a power loss"),
+        0,
+        "the mark came back without its versions"
+    );
 }
 
 #[test]
@@ -219,8 +226,11 @@ fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
     let id = world.timeline();
     let mark = *world.marks.keys().next().unwrap();
     let at = |name: &str| {
-        let origin =
-            Origin { timeline: id, past: Some(Past { at: [mark; 2], time_ns: 0 }), unfinished: false };
+        let origin = Origin {
+            timeline: id,
+            past: Some(Past { at: [mark; 2], time_ns: 0 }),
+            unfinished: false,
+        };
         world.store.fork(origin, |t| named(name, t)).unwrap().0
     };
     let (_, kept) = (at("one"), at("two"));
@@ -230,7 +240,8 @@ fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
     let World { store, main, marks, .. } = world;
     drop(main);
     (0..3).for_each(|_| store.close_unused());
-    let freed = store.publish(Update { remove_branches: vec!["one".into()], ..Update::default() }).unwrap();
+    let freed =
+        store.publish(Update { remove_branches: vec!["one".into()], ..Update::default() }).unwrap();
     // The parent is opened between the two, and knows of one child only.
     let main = tree(&store, id);
     store.free(&freed);
@@ -254,8 +265,11 @@ fn nobody_forks_from_a_moment_that_was_let_go_of() {
     world.change();
     world.mark();
     let mark = *world.marks.keys().next().unwrap();
-    let origin =
-        |at| Origin { timeline: world.timeline(), past: Some(Past { at, time_ns: 0 }), unfinished: false };
+    let origin = |at| Origin {
+        timeline: world.timeline(),
+        past: Some(Past { at, time_ns: 0 }),
+        unfinished: false,
+    };
     let fork = |at| world.store.fork(origin(at), |_| Update::default());
     fork([mark; 2]).unwrap();
     assert_eq!(fork([mark, mark - 1]).unwrap_err().code, "moment_gone");
@@ -310,8 +324,9 @@ fn what_only_marks_saw_goes_with_them() {
     let id = world.timeline();
     let inode = world.main.lookup(ROOT_INODE, b"f").unwrap().0;
     for _ in 0..16 {
-        let bytes: Vec<u8> =
-            (0..128 * PAGE_BYTES / 8).flat_map(|_| world.random.below(u64::MAX).to_le_bytes()).collect();
+        let bytes: Vec<u8> = (0..128 * PAGE_BYTES / 8)
+            .flat_map(|_| world.random.below(u64::MAX).to_le_bytes())
+            .collect();
         for (nth, part) in bytes.chunks_exact(32 * PAGE_BYTES).enumerate() {
             world.main.write(inode, (nth * part.len()) as u64, part).unwrap();
         }
@@ -329,12 +344,17 @@ fn what_only_marks_saw_goes_with_them() {
         passes(&world.store, limits);
     };
     pass(100);
-    assert!((13..=16).contains(&mib()) && world.main.timeline().marks().len() == 16, "{} MiB", mib());
+    assert!(
+        (13..=16).contains(&mib()) && world.main.timeline().marks().len() == 16,
+        "{} MiB",
+        mib()
+    );
     pass(8);
     let left = world.main.timeline().marks().len();
     assert!((7..=10).contains(&left) && mib() <= 10, "{left} marks, {} MiB", mib());
     world.check(&world.store, "within the limit");
-    // Older than the window, at rest, all go; the timeline was closed meanwhile and is opened for it.
+    // Older than the window, at rest, all go; the timeline was closed meanwhile and is opened for
+    // it.
     let head = image(&world.main);
     world.store.clock().set(200_000 * SECOND);
     let World { disk, store, main, .. } = world;
@@ -342,7 +362,8 @@ fn what_only_marks_saw_goes_with_them() {
     let store = open(&disk).unwrap();
     store.keep_history(Duration::from_secs(86_400)).unwrap();
     store.clock().set(200_000 * SECOND);
-    let limits = Limits { max_log_bytes: 1 << 30, quiet: Duration::ZERO, max_history_bytes: 1 << 40 };
+    let limits =
+        Limits { max_log_bytes: 1 << 30, quiet: Duration::ZERO, max_history_bytes: 1 << 40 };
     passes(&store, limits);
     let (own, _) = store.sizes(id).unwrap();
     assert!(own < 3 << 19, "{own} bytes for one mebibyte");
@@ -354,12 +375,14 @@ fn what_only_marks_saw_goes_with_them() {
 type Shown = (Image, Vec<Vec<u8>>);
 
 fn whole(tree: &Tree) -> Shown {
-    let mut names: Vec<Vec<u8>> = tree.list(ROOT_INODE).into_iter().map(|(_, name, _)| name).collect();
+    let mut names: Vec<Vec<u8>> =
+        tree.list(ROOT_INODE).into_iter().map(|(_, name, _)| name).collect();
     names.sort();
     (image(tree), names)
 }
 
-/// A chain of timelines, each with some changes, all sealed; what each shows. The marks of all are among the world's.
+/// A chain of timelines, each with some changes, all sealed; what each shows. The marks of all are
+/// among the world's.
 fn chain(world: &mut World, length: usize) -> Vec<(TimelineId, Shown)> {
     let mut shown = Vec::new();
     for level in 0..length {
@@ -395,7 +418,10 @@ fn a_timeline_at_the_end_of_a_long_chain_stands_on_its_own() {
         let shown = chain(&mut world, 20);
         let World { disk, store, main, marks, .. } = world;
         let roots = |store: &Store| {
-            shown.iter().filter(|(id, _)| store.catalog().timeline(*id).unwrap().ancestor.is_none()).count()
+            shown
+                .iter()
+                .filter(|(id, _)| store.catalog().timeline(*id).unwrap().ancestor.is_none())
+                .count()
         };
         assert!(
             !store.detach_deep(&mut |_| Ok(())).unwrap(),
@@ -422,15 +448,24 @@ fn a_timeline_at_the_end_of_a_long_chain_stands_on_its_own() {
                 assert!(!timeline.marks().is_empty());
                 for mark in timeline.marks() {
                     let seen = image(&Tree::new(timeline.view([mark.position; 2])));
-                    assert!(seen == marks[&mark.position], "seed {seed}: mark {} of {id}", mark.position);
+                    assert!(
+                        seen == marks[&mark.position],
+                        "seed {seed}: mark {} of {id}",
+                        mark.position
+                    );
                 }
             }
             // The others go without it.
-            let others = (0..19).map(|level| format!("level {level}")).chain(["main".to_owned()]).collect();
-            let freed = store.publish(Update { remove_branches: others, ..Update::default() }).unwrap();
+            let others =
+                (0..19).map(|level| format!("level {level}")).chain(["main".to_owned()]).collect();
+            let freed =
+                store.publish(Update { remove_branches: others, ..Update::default() }).unwrap();
             store.free(&freed);
             let (id, expected) = &shown[19];
-            assert!(whole(&tree(&store, *id)) == *expected, "seed {seed}: after the others are gone");
+            assert!(
+                whole(&tree(&store, *id)) == *expected,
+                "seed {seed}: after the others are gone"
+            );
         }
         assert_eq!(faults_of(&image_of_disk), [] as [&str; 0]);
     }

@@ -10,7 +10,8 @@ fn seal(store: &Store, id: TimelineId, lane: LaneKind) -> bool {
 }
 
 fn layers(disk: &SimDisk) -> Vec<String> {
-    let mut names: Vec<String> = disk.list("layers").unwrap().into_iter().map(|(name, _)| name).collect();
+    let mut names: Vec<String> =
+        disk.list("layers").unwrap().into_iter().map(|(name, _)| name).collect();
     names.sort();
     names
 }
@@ -31,7 +32,9 @@ fn pattern(seed: u64, pages: usize) -> Vec<u8> {
 fn versions(disk: &SimDisk) -> Vec<u8> {
     let of = |name: String| {
         let mut version = 0;
-        disk.alter(&format!("layers/{name}"), |bytes| version = bytes[bytes.len() - layer::FOOTER_BYTES + 8]);
+        disk.alter(&format!("layers/{name}"), |bytes| {
+            version = bytes[bytes.len() - layer::FOOTER_BYTES + 8]
+        });
         version
     };
     layers(disk).into_iter().map(of).collect()
@@ -96,7 +99,10 @@ fn a_sealed_lane_reads_the_same_and_gives_its_files_back() {
                 let (buffer, range) = tree(&store, id).read(inode, 0, 1 << 21).unwrap();
                 assert!(buffer[range] == expected[..], "inode {inode:#x} of {id}");
                 let (buffer, range) = tree(&store, id).read(inode, 40_000, 30_000).unwrap();
-                assert!(buffer[range] == expected[40_000..70_000], "a part of inode {inode:#x} of {id}");
+                assert!(
+                    buffer[range] == expected[40_000..70_000],
+                    "a part of inode {inode:#x} of {id}"
+                );
             }
         }
     }
@@ -131,7 +137,8 @@ fn names_and_cuts_are_known_from_the_newest_layer() {
     }
 }
 
-/// Stops the disk after each operation of `work` in turn, and looks at what runs on and at what a crash leaves.
+/// Stops the disk after each operation of `work` in turn, and looks at what runs on and at what a
+/// crash leaves.
 fn stop_after_any_operation(work: impl Fn(&Store, TimelineId) -> crate::error::Result<bool>) {
     let mut expected = pattern(3, 20);
     expected.truncate(3 * PAGE_BYTES);
@@ -156,9 +163,17 @@ fn stop_after_any_operation(work: impl Fn(&Store, TimelineId) -> crate::error::R
         {
             let image = disk.after_power_loss(unsynced);
             let store = open(&image).unwrap();
-            assert!(contents(&tree(&store, id), b"f").unwrap() == expected, "stop {count}, image {nth}");
+            assert!(
+                contents(&tree(&store, id), b"f").unwrap() == expected,
+                "stop {count}, image {nth}"
+            );
             let named = store.catalog().timeline(id).unwrap().lanes[0].layers.len();
-            assert_eq!(layers(&image).len(), named, "stop {count}, image {nth}: {:?}", layers(&image));
+            assert_eq!(
+                layers(&image).len(),
+                named,
+                "stop {count}, image {nth}: {:?}",
+                layers(&image)
+            );
             drop(store);
             assert_eq!(faults(&image), [] as [&str; 0], "stop {count}, image {nth}");
         }
@@ -166,7 +181,10 @@ fn stop_after_any_operation(work: impl Fn(&Store, TimelineId) -> crate::error::R
         if outcome.is_err() {
             let again = work(&store, id);
             // The catalog could not be asked at the time whether it had taken the change in.
-            assert!(again.as_ref().is_err_and(|e| e.detail.contains("restart")) || again.is_ok(), "{count}");
+            assert!(
+                again.as_ref().is_err_and(|e| e.detail.contains("restart")) || again.is_ok(),
+                "{count}"
+            );
             assert!(contents(&main, b"f").unwrap() == expected, "stop {count}: after another try");
         }
         if !struck {
@@ -224,7 +242,9 @@ fn a_merge_drops_what_nobody_sees() {
     assert!(contents(&child, b"f").unwrap() == pattern(2, 10));
     assert!(contents(&child, b"gone").unwrap() == pattern(2, 50));
     drop(child);
-    let freed = store.publish(Update { remove_branches: vec!["child".into()], ..Update::default() }).unwrap();
+    let freed = store
+        .publish(Update { remove_branches: vec!["child".into()], ..Update::default() })
+        .unwrap();
     store.free(&freed);
     main.write(inode, 0, &pattern(9, 1)).unwrap();
     assert!(seal(&store, id, LaneKind::Data));
@@ -306,7 +326,11 @@ fn a_child_made_during_a_merge_sees_what_it_should() {
     assert!(merged.unwrap());
     let child = tree(&store, child.unwrap());
     for name in [&b"cut"[..], b"gone"] {
-        assert!(contents(&child, name).unwrap() == pattern(1, 300), "{}", String::from_utf8_lossy(name));
+        assert!(
+            contents(&child, name).unwrap() == pattern(1, 300),
+            "{}",
+            String::from_utf8_lossy(name)
+        );
     }
 }
 
@@ -401,7 +425,9 @@ fn a_dropped_timeline_gives_its_layers_back() {
     tree.write(inode, 0, &pattern(1, 5)).unwrap();
     assert!(seal(&store, child, LaneKind::Data));
     assert_eq!(layers(&disk).len(), 1);
-    let freed = store.publish(Update { remove_branches: vec!["child".into()], ..Update::default() }).unwrap();
+    let freed = store
+        .publish(Update { remove_branches: vec!["child".into()], ..Update::default() })
+        .unwrap();
     store.free(&freed);
     assert_eq!(layers(&disk), [] as [&str; 0]);
 }
@@ -413,8 +439,8 @@ fn work_that_is_stopped_goes_on_later() {
     let main = tree(&store, id);
     let inode = make(&main, b"f");
     main.write(inode, 0, &pattern(1, 40)).unwrap();
-    let stopped =
-        store.seal(id, LaneKind::Data, &mut |_| Err(Error::unavailable("stopping", "the server stops")));
+    let stopped = store
+        .seal(id, LaneKind::Data, &mut |_| Err(Error::unavailable("stopping", "the server stops")));
     assert_eq!(stopped.unwrap_err().code, "stopping");
     assert_eq!(layers(&disk), [] as [&str; 0]);
     main.write(inode, 0, &pattern(2, 2)).unwrap();
@@ -459,8 +485,8 @@ fn flip_bits(expected: &[u8], rounds: u32) {
             }
             Ok(timeline) => {
                 let mut page = [0; PAGE_BYTES];
-                let damaged =
-                    blocks.clone().filter(|block| match timeline.read_blocks(inode, *block, &mut page) {
+                let damaged = blocks.clone().filter(|block| {
+                    match timeline.read_blocks(inode, *block, &mut page) {
                         Ok(()) => {
                             assert!(
                                 page[..] == expected[*block as usize * PAGE_BYTES..][..PAGE_BYTES],
@@ -472,16 +498,21 @@ fn flip_bits(expected: &[u8], rounds: u32) {
                             assert!(error.detail.contains(&name), "{error}");
                             true
                         }
-                    });
+                    }
+                });
                 damaged.count()
             }
         };
-        assert!(wrong <= crate::storage::dictionary::PAGES_TOGETHER, "bit {bit} cost {wrong} pages");
+        assert!(
+            wrong <= crate::storage::dictionary::PAGES_TOGETHER,
+            "bit {bit} cost {wrong} pages"
+        );
         assert!(wrong == 0 || !found.is_empty(), "check {nth} missed bit {bit}");
     }
 }
 
-/// A log file of the write-ahead lane has room for 16 MiB from the beginning: by that every log would be long.
+/// A log file of the write-ahead lane has room for 16 MiB from the beginning: by that every log
+/// would be long.
 #[test]
 fn a_log_is_as_long_as_what_was_appended() {
     let disk = SimDisk::default();
