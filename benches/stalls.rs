@@ -12,7 +12,7 @@ use coppice::{Directory, Server, processes};
 use std::sync::Arc;
 
 /// Sealing and merging are told of at this level.
-const LOG: &str = "RUST_LOG=info,pageserver::storage::maintenance=debug";
+const LOG: &str = "RUST_LOG=info,pageserver::storage::upkeep=debug";
 /// What seals without a pause under this load, and what does not seal before the end of the run.
 const BUSY: [&str; 4] = ["--log-limit", "64", "--seal-after", "1"];
 const IDLE: [&str; 4] = ["--log-limit", "100000", "--seal-after", "86400"];

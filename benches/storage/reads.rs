@@ -3,9 +3,9 @@
 use crate::world::{PAGE, SEED, World, is, name};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::fs::tree::Tree;
+use pageserver::storage::disk::sim::Random;
 use pageserver::storage::layer::{Entry, Layer};
 use pageserver::storage::page::HEAD;
-use pageserver::storage::sim_disk::Random;
 use std::hint::black_box;
 
 /// Pages of the file that is read: 64 MiB.

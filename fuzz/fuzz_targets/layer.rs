@@ -1,4 +1,4 @@
-//! The file of a sealed layer: see [`pageserver::storage::property`] for what must hold.
+//! The file of a sealed layer: see [`pageserver::storage::proof`] for what must hold.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pageserver::storage::property::layer(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pageserver::storage::proof::layer(bytes));

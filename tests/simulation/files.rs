@@ -6,7 +6,7 @@ use crate::world::{Outcome, World, new_inode};
 use nix::errno::Errno;
 use pageserver::error::Error;
 use pageserver::fs::tree::{Tree, TreeError, Wanted};
-use pageserver::storage::format::FileKind;
+use pageserver::storage::log::format::FileKind;
 use pageserver::storage::page::PAGE_BYTES;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;

@@ -3,8 +3,8 @@
 
 use crate::world::{Branch, Outcome, World, open};
 use pageserver::fs::tree::Tree;
+use pageserver::storage::disk::sim::SimDisk;
 use pageserver::storage::page::TimelineId;
-use pageserver::storage::sim_disk::SimDisk;
 
 /// The branches as they were, since nobody knows any more what is durable.
 #[derive(Default)]

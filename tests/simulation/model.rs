@@ -1,7 +1,7 @@
 //! What a store must show, kept as plainly as can be: for each lane of each branch a map of names
 //! and a map of files.
 
-use pageserver::storage::format::FileKind;
+use pageserver::storage::log::format::FileKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -6,11 +6,11 @@ use crate::operation::Operation;
 use crate::world::{Branch, Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
 use pageserver::storage::catalog::Update;
-use pageserver::storage::compaction::Pace;
-use pageserver::storage::format::LaneKind;
+use pageserver::storage::disk::sim::{SimDisk, Unsynced};
+use pageserver::storage::log::format::LaneKind;
 use pageserver::storage::page::{Position, TimelineId};
-use pageserver::storage::sim_disk::{SimDisk, Unsynced};
 use pageserver::storage::store::{Origin, Past};
+use pageserver::storage::upkeep::plan::Pace;
 use std::sync::Arc;
 
 /// Branches at the same time.

@@ -8,8 +8,8 @@ use crate::files::sync;
 use crate::world::{Outcome, World};
 use pageserver::error::Error;
 use pageserver::fs::tree::Tree;
+use pageserver::storage::disk::sim::SimDisk;
 use pageserver::storage::page::{Position, TimelineId};
-use pageserver::storage::sim_disk::SimDisk;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
@@ -112,7 +112,7 @@ impl World {
         &mut self,
         branch: usize,
         lanes: &[usize],
-        request: impl FnOnce(pageserver::storage::syncer::Done),
+        request: impl FnOnce(pageserver::storage::timeline::syncer::Done),
     ) -> Outcome {
         let (sender, receiver) = sync_channel(1);
         let asked = self.asked(branch, lanes);

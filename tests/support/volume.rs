@@ -8,7 +8,7 @@ pub use pageserver::fs::mount::IoUring;
 use pageserver::fs::mount::{Mount, Places};
 use pageserver::server::{open_disk, random_number};
 use pageserver::storage::catalog::{BranchRecord, Update};
-use pageserver::storage::format::LaneKind;
+use pageserver::storage::log::format::LaneKind;
 use pageserver::storage::page::TimelineId;
 use pageserver::storage::store::Store;
 use std::os::unix::fs::MetadataExt;

@@ -3,7 +3,7 @@
 use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::Owners;
 use crate::fs::protocol::Shown;
-use crate::storage::format::{Attributes, FileKind};
+use crate::storage::log::format::{Attributes, FileKind};
 
 pub(super) use crate::storage::clock::machine_ns as now_ns;
 

@@ -9,7 +9,7 @@
 //! Only this process changes the files, so the kernel may cache everything for ever: contents,
 //! attributes, names and the absence of names. Open, create and flush are answered "not
 //! implemented" once, and the kernel then no longer asks. Through `/dev/fuse`, at most
-//! [`MAX_INLINE`](crate::storage::syncer::MAX_INLINE) callbacks wait for a sync that was asked for
+//! [`MAX_INLINE`](crate::storage::timeline::syncer::MAX_INLINE) callbacks wait for a sync that was asked for
 //! at once; the syncer's threads send the other replies. Who writes faster than the disk waits for
 //! that, too, on the thread that serves it.
 
@@ -25,10 +25,10 @@ use crate::fs::reply::{
 use crate::fs::scratch::LOCK_FILE;
 use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
 use crate::locks::{read, write};
-use crate::storage::format::{Attributes, FileKind, LaneKind};
+use crate::storage::disk::slow::Watch;
+use crate::storage::log::format::{Attributes, FileKind, LaneKind};
 use crate::storage::page::ROOT_INODE;
 use crate::storage::store::Store;
-use crate::storage::watch::Watch;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -2,7 +2,7 @@
 //! shared between branches.
 
 use crate::fs::tree::{Result, Tree};
-use crate::storage::format::{Attributes, FileKind, LaneKind};
+use crate::storage::log::format::{Attributes, FileKind, LaneKind};
 use crate::storage::page::ROOT_INODE;
 use crate::storage::timeline::lane_of;
 use nix::errno::Errno;

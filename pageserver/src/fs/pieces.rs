@@ -2,9 +2,9 @@
 //! end.
 
 use crate::fs::tree::Result;
-use crate::storage::commit::Commit;
-use crate::storage::format::{Change, TO_END};
+use crate::storage::log::format::{Change, TO_END};
 use crate::storage::page::PAGE_BYTES;
+use crate::storage::timeline::commit::Commit;
 use nix::errno::Errno;
 use std::borrow::Cow;
 

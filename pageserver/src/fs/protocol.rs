@@ -2,7 +2,7 @@
 //! they are answered is put together. The shapes are those of `include/uapi/linux/fuse.h`, version
 //! 7.31 and later, in the byte order of the machine.
 
-use crate::storage::format::FileKind;
+use crate::storage::log::format::FileKind;
 use crate::storage::page::PAGE_BYTES;
 use nix::errno::Errno;
 use std::ffi::OsStr;

@@ -216,8 +216,8 @@ mod tests {
     use crate::fs::owners::Owners;
     use crate::fs::tree::{NewInode, Tree, Wanted};
     use crate::storage::disk::Disk;
-    use crate::storage::format::FileKind;
-    use crate::storage::sim_disk::SimDisk;
+    use crate::storage::disk::sim::SimDisk;
+    use crate::storage::log::format::FileKind;
     use crate::storage::store::Store;
     use crate::storage::timeline::Timeline;
     use nix::errno::Errno;

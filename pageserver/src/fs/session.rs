@@ -5,7 +5,7 @@ use crate::fs::place::Origins;
 use crate::fs::protocol::{self, Body, HEADER_BYTES, Offer, Operation, Request, flag};
 use crate::fs::reply::{Reply, Target};
 use crate::fs::ring::{self, Ring};
-use crate::storage::syncer::MAX_INLINE;
+use crate::storage::timeline::syncer::MAX_INLINE;
 use crate::sys;
 use nix::errno::Errno;
 use std::ffi::OsStr;

@@ -12,13 +12,13 @@ use crate::fs::owners::Owners;
 use crate::fs::pieces::{Piece, block_number, bytes_len, pieces, shorten, write_part};
 use crate::fs::scratch::{Place, Scratch};
 use crate::locks::lock;
-use crate::storage::commit::Commit;
-use crate::storage::format::{
+use crate::storage::index::Target;
+use crate::storage::log::format::{
     Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS,
 };
-use crate::storage::index::Target;
 use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
-use crate::storage::syncer::Done;
+use crate::storage::timeline::commit::Commit;
+use crate::storage::timeline::syncer::Done;
 use crate::storage::timeline::{Timeline, lane_of};
 use nix::errno::Errno;
 use std::borrow::Cow;

@@ -2,7 +2,7 @@
 //! where each was forked.
 
 use crate::error::Result;
-use crate::storage::marks::Mark;
+use crate::storage::index::marks::Mark;
 use crate::storage::page::{Position, TimelineId};
 use crate::storage::store::{Past, Store};
 use crate::storage::timeline::Timeline;

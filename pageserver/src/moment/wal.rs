@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::fs::tree::{Tree, TreeError, Wanted};
-use crate::storage::format::FileKind;
+use crate::storage::log::format::FileKind;
 use crate::storage::page::{PAGE_BYTES, ROOT_INODE};
 use std::cell::RefCell;
 use std::collections::BTreeMap;

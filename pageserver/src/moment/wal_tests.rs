@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fs::tree::NewInode;
-use crate::storage::sim_disk::{Random, SimDisk};
+use crate::storage::disk::sim::{Random, SimDisk};
 use crate::storage::store::Store;
 use std::sync::Arc;
 

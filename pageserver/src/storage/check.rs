@@ -4,12 +4,12 @@
 use crate::error::{Error, Result};
 use crate::storage::catalog::{CATALOG_FILE, Catalog, LaneRecord};
 use crate::storage::disk::Disk;
-use crate::storage::format::{Change, LaneFileId, LaneKind};
-use crate::storage::lane_files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
+use crate::storage::layer::writer::UNFINISHED_PREFIX;
 use crate::storage::layer::{Access, Entry, LAYERS_DIRECTORY, Layer};
-use crate::storage::layer_writer::UNFINISHED_PREFIX;
+use crate::storage::log::files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
+use crate::storage::log::format::{Change, LaneFileId, LaneKind};
+use crate::storage::log::recovery::{self, Found, Start};
 use crate::storage::page::{PAGE_BYTES, TimelineId};
-use crate::storage::recovery::{self, Found, Start};
 use crate::storage::timeline::open_layers;
 use std::sync::Arc;
 

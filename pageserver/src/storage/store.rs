@@ -11,13 +11,13 @@ use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecor
 use crate::storage::check::require_catalog;
 use crate::storage::clock::Clock;
 use crate::storage::disk::Disk;
-use crate::storage::format::LaneKind;
-use crate::storage::lane_files::{Files, LANES_DIRECTORY, LaneFiles};
+use crate::storage::index::versions::Retained;
 use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
+use crate::storage::log::files::{Files, LANES_DIRECTORY, LaneFiles};
+use crate::storage::log::format::LaneKind;
 use crate::storage::page::{Position, TimelineId};
-use crate::storage::syncer::Syncer;
+use crate::storage::timeline::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
-use crate::storage::versions::Retained;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};

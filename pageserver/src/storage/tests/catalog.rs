@@ -1,10 +1,10 @@
 //! Damage to the files of the catalog: it is noticed when the store is opened, and never shown.
 
+use crate::storage::catalog::file::{STATE_AT, TRUSTED};
 use crate::storage::catalog::{AncestorRecord, BranchRecord, Catalog, TimelineRecord, Update};
-use crate::storage::catalog_file::{STATE_AT, TRUSTED};
 use crate::storage::disk::Disk;
+use crate::storage::disk::sim::{SimDisk, Unsynced};
 use crate::storage::page::TimelineId;
-use crate::storage::sim_disk::{SimDisk, Unsynced};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -2,8 +2,8 @@
 
 use super::{contents, make, new_store, open, sync, tree};
 use crate::storage::disk::Disk;
+use crate::storage::disk::sim::{SimDisk, Unsynced};
 use crate::storage::page::{PAGE_BYTES, ROOT_INODE, TimelineId};
-use crate::storage::sim_disk::{SimDisk, Unsynced};
 use crate::storage::store::Store;
 
 /// A store with a file `f` that is synced.

@@ -307,7 +307,7 @@ fn a_removal_is_marked_once_for_each_sync_of_the_data() {
 
 #[test]
 fn what_only_marks_saw_goes_with_them() {
-    use crate::storage::maintenance::{Duty, Limits, Maintenance};
+    use crate::storage::upkeep::{Duty, Limits, Maintenance};
     use std::sync::atomic::AtomicBool;
     let passes = |store: &Store, limits: Limits| {
         let mut both = [Duty::Seal, Duty::Tidy].map(|duty| Maintenance::new(limits, duty));

@@ -471,7 +471,7 @@ fn flip_bits(expected: &[u8], rounds: u32) {
     let name = format!("layers/{}", layers(&disk)[0]);
     let length = disk.open(&name).unwrap().len_bytes().unwrap();
     let mut random = Random(5);
-    let blocks = 0..crate::storage::format::u32_of(expected.len() / PAGE_BYTES);
+    let blocks = 0..crate::storage::log::format::u32_of(expected.len() / PAGE_BYTES);
     for nth in 0..rounds {
         let image = disk.after_power_loss(Unsynced::Kept);
         let bit = random.below(length * 8);
@@ -504,7 +504,7 @@ fn flip_bits(expected: &[u8], rounds: u32) {
             }
         };
         assert!(
-            wrong <= crate::storage::dictionary::PAGES_TOGETHER,
+            wrong <= crate::storage::layer::dictionary::PAGES_TOGETHER,
             "bit {bit} cost {wrong} pages"
         );
         assert!(wrong == 0 || !found.is_empty(), "check {nth} missed bit {bit}");

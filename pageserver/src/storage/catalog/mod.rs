@@ -1,0 +1,612 @@
+//! The catalog: which branches and timelines exist. Every branch operation is published by one
+//! transaction here.
+//!
+//! It is a `redb` database in the store's file `catalog`, with a journal of its newest changes
+//! beside it; the values are JSON objects, described in `docs/format.md`. All of it is also held in
+//! memory, one small record for each branch and timeline, and memory changes only after the
+//! transaction is durable. After a transaction that failed nobody knows whether it happened, so the
+//! database and the journal are opened anew at once, and memory follows what they say.
+
+pub(in crate::storage) mod database;
+pub(in crate::storage) mod file;
+pub(in crate::storage) mod journal;
+pub(in crate::storage) mod state;
+pub(in crate::storage) mod witness;
+
+use crate::error::{Error, Kind, Result};
+use crate::locks::{lock, read, write};
+use crate::storage::catalog::database::{Change, Opened};
+use crate::storage::catalog::state::State;
+use crate::storage::catalog::witness::Witness;
+use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::log::format::LaneKind;
+use crate::storage::page::{Position, TimelineId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, RwLock};
+
+pub(in crate::storage) const CATALOG_FILE: &str = "catalog";
+/// Number of the first branch, the default one whatever it is called later.
+pub const DEFAULT_BRANCH: u64 = 1;
+
+/// Where a timeline comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AncestorRecord {
+    /// The timeline it was forked from.
+    pub timeline: u64,
+    /// What it sees of the ancestor's data lane and write-ahead lane.
+    pub at: [Position; 2],
+    /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not
+    /// open.
+    pub synced: [Position; 2],
+    /// The moment of the ancestor that it shows, in nanoseconds since 1970.
+    #[serde(default)]
+    pub time_ns: i64,
+    /// From when on it has a past of its own; 0 if that begins with its first mark.
+    #[serde(default)]
+    pub begins_ns: i64,
+    /// Bytes of the files in both lanes as their user sees them there.
+    #[serde(default)]
+    pub logical_bytes: [u64; 2],
+}
+
+/// A timeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineRecord {
+    /// None for a root.
+    pub ancestor: Option<AncestorRecord>,
+    /// What of its lanes is sealed, by [`LaneKind`].
+    #[serde(default)]
+    pub lanes: [LaneRecord; 2],
+}
+
+/// The sealed part of a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneRecord {
+    /// Everything up to here is in layers.
+    pub sealed: Position,
+    /// First file of the log that goes on behind; those before are done with.
+    pub sequence: u32,
+    /// The layers, newest first.
+    pub layers: Vec<LayerRecord>,
+    /// Bytes of the lane's files as their user sees them, those inherited included, when it was
+    /// last sealed.
+    #[serde(default)]
+    pub logical_bytes: u64,
+    /// The newest mark among what is sealed, in nanoseconds since 1970; 0 if there is none.
+    #[serde(default)]
+    pub newest_mark_ns: i64,
+    /// How many marks there are among it.
+    #[serde(default)]
+    pub marks: u64,
+}
+
+/// A sealed layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Its number.
+    pub number: u64,
+    /// Length of the file.
+    pub bytes: u64,
+}
+
+/// A branch: a name and its settings, pointing at a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchRecord {
+    /// Stays the same when the branch is renamed or reset.
+    pub id: u64,
+    /// Where its data is.
+    pub timeline: u64,
+    /// Branch it was made from; none for a root.
+    pub parent: Option<u64>,
+    /// When it was made, nanoseconds since 1970.
+    pub created_ns: i64,
+    /// When its data was last taken from the parent.
+    pub forked_ns: i64,
+    /// Refuses reset and delete.
+    pub protected: bool,
+    /// Password of role `postgres` if the server set it.
+    pub password: Option<String>,
+}
+
+/// Changes that become durable and visible together.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// Timelines to add.
+    pub add_timelines: Vec<(TimelineId, TimelineRecord)>,
+    /// Names to remove; before names are put.
+    pub remove_branches: Vec<String>,
+    /// Names to add or replace.
+    pub put_branches: Vec<(String, BranchRecord)>,
+    /// What of a lane is sealed now; refused if the timeline is gone.
+    pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
+    /// Timelines that hold all they show from now on, in these lanes, and have no ancestor.
+    pub detach: Vec<(TimelineId, [LaneRecord; 2])>,
+    /// Nameless timelines that were held for an import and are no longer.
+    pub release: Vec<TimelineId>,
+}
+
+/// The open catalog.
+pub struct Catalog {
+    disk: Arc<dyn Disk>,
+    file: Arc<dyn DiskFile>,
+    /// Held while something is published. None after a failure that a new opening could not settle.
+    database: Mutex<Option<Opened>>,
+    state: RwLock<State>,
+    witness: Witness,
+    store: u64,
+    run: u64,
+}
+
+pub(in crate::storage) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value)
+        .unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
+}
+
+pub(in crate::storage) fn decode<'a, T: Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::corrupt(format!("the catalog's value of {key} is damaged: {error}"))
+    })
+}
+
+impl Catalog {
+    /// Opens or makes the catalog and begins a new run of the server. `new_store` numbers a new
+    /// store.
+    pub fn open(disk: &Arc<dyn Disk>, new_store: u64) -> Result<Self> {
+        let file = match disk.open(CATALOG_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made =
+                    disk.create(CATALOG_FILE).map_err(|e| Error::io("create the catalog", &e))?;
+                disk.sync_directory("").map_err(|e| Error::io("create the catalog", &e))?;
+                made
+            }
+            opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
+        };
+        let witness = Witness::open(disk)?;
+        // What is found may so far be only in the cache, or there only, if a sync failed.
+        file.sync()
+            .and_then(|()| file.drop_cache())
+            .map_err(|e| Error::io("open the catalog", &e))?;
+        let mut opened = Opened::open(disk, &file)?;
+        witness.check(opened.store()?, opened.changes)?;
+        let (store, run) = opened.begin_run(new_store)?;
+        let state = opened.load()?;
+        witness.begin(store, opened.changes);
+        let (disk, database, state) =
+            (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
+        Ok(Self { disk, file, database, state, witness, store, run })
+    }
+
+    /// The store's own random number.
+    pub fn store(&self) -> u64 {
+        self.store
+    }
+
+    /// How many times the store was opened, this time included.
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// A number for a new timeline. It is used up when a timeline with it or a later one is
+    /// published.
+    pub fn new_timeline(&self) -> TimelineId {
+        TimelineId(self.number("timeline"))
+    }
+
+    /// A number for a new branch.
+    pub fn new_branch(&self) -> u64 {
+        self.number("branch")
+    }
+
+    fn number(&self, of: &'static str) -> u64 {
+        let mut state = write(&self.state);
+        let Some(next) = state.next.get_mut(of) else { panic!("there are no numbers of a {of}") };
+        *next += 1;
+        *next - 1
+    }
+
+    /// A branch by name.
+    pub fn branch(&self, name: &str) -> Option<BranchRecord> {
+        read(&self.state).branches.get(name).cloned()
+    }
+
+    /// All branches by name.
+    pub fn branches(&self) -> BTreeMap<String, BranchRecord> {
+        read(&self.state).branches.clone()
+    }
+
+    /// Runs `look` on all branches without copying them.
+    pub fn with_branches<T>(&self, look: impl FnOnce(&BTreeMap<String, BranchRecord>) -> T) -> T {
+        look(&read(&self.state).branches)
+    }
+
+    /// A timeline.
+    pub fn timeline(&self, id: TimelineId) -> Option<TimelineRecord> {
+        read(&self.state).timelines.get(&id.0).cloned()
+    }
+
+    /// All timelines.
+    pub fn timelines(&self) -> Vec<TimelineId> {
+        read(&self.state).timelines.keys().map(|id| TimelineId(*id)).collect()
+    }
+
+    /// Whether a branch leads to the timeline.
+    pub fn is_named(&self, id: TimelineId) -> bool {
+        read(&self.state).names.contains_key(&id.0)
+    }
+
+    /// Whether a name or a child needs the timeline. An import in progress has neither.
+    pub fn is_needed(&self, id: TimelineId) -> bool {
+        let state = read(&self.state);
+        state.names.contains_key(&id.0)
+            || state.children.get(&id.0).is_some_and(|children| !children.is_empty())
+    }
+
+    /// The timelines that would be dropped with a branch's name.
+    pub fn freed_by_delete(&self, name: &str) -> Vec<TimelineId> {
+        read(&self.state)
+            .freed_by(&Update { remove_branches: vec![name.to_owned()], ..Update::default() })
+    }
+
+    /// Where the children of a timeline were forked from it.
+    pub fn forks(&self, id: TimelineId) -> Vec<AncestorRecord> {
+        self.children(id).into_iter().map(|(_, fork)| fork).collect()
+    }
+
+    /// The children of a timeline, and where they were forked from it.
+    pub fn children(&self, id: TimelineId) -> Vec<(TimelineId, AncestorRecord)> {
+        let state = read(&self.state);
+        let children = state.children.get(&id.0).into_iter().flatten();
+        let fork =
+            |child: &u64| Some((TimelineId(*child), state.timelines.get(child)?.ancestor.clone()?));
+        children.filter_map(fork).collect()
+    }
+
+    /// Publishes `update`, removes timelines that no name and no child needs any more, and returns
+    /// those.
+    pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
+        let mut slot = lock(&self.database);
+        let (freed, next, timelines) = {
+            let state = read(&self.state);
+            (state.freed_by(&update), state.next.clone(), state.timelines_after(&update)?)
+        };
+        let mut opened = match slot.take() {
+            Some(opened) => opened,
+            None => self.reopen()?,
+        };
+        if !(update.put_branches.is_empty() && update.add_timelines.is_empty())
+            && let Err(error) = opened.file.reserve()
+        {
+            *slot = Some(opened);
+            return Err(Error::io("reserve room for the catalog", &error));
+        }
+        match opened.commit(self.store, Change::new(&update, timelines, &freed, &next)) {
+            Ok(()) => {
+                self.witness.note(self.store, opened.changes);
+                *slot = Some(opened);
+            }
+            Err(error) => {
+                drop(opened);
+                let (opened, found) = self.open_anew().map_err(|_| error.clone())?;
+                let changes = opened.changes;
+                *slot = Some(opened);
+                let mut wanted = read(&self.state).clone();
+                wanted.apply(update.clone(), &freed);
+                if !found.says_the_same(&wanted) {
+                    return Err(error);
+                }
+                self.witness.note(self.store, changes);
+                tracing::warn!(
+                    %error,
+                    "a change of the catalog was reported as failed, but happened"
+                );
+            }
+        }
+        write(&self.state).apply(update, &freed);
+        Ok(freed)
+    }
+
+    /// Remembers how long moments are kept from now on. Returns the time before which none is to be
+    /// had, because the window was shorter.
+    pub fn note_window(&self, window_ns: i64, now_ns: i64) -> Result<i64> {
+        let mut slot = lock(&self.database);
+        let closed = || Error::unavailable("catalog", "the catalog is closed; restart the server");
+        // If it fails nobody knows whether it happened, and the next change must not take its
+        // number.
+        let mut opened = slot.take().ok_or_else(closed)?;
+        let from_ns = opened.note_window(window_ns, now_ns)?;
+        self.witness.note(self.store, opened.changes);
+        *slot = Some(opened);
+        Ok(from_ns)
+    }
+
+    /// Makes it survive a power loss how new the catalog is.
+    pub fn sync_witness(&self) {
+        self.witness.sync();
+    }
+
+    /// Whether the database can be asked.
+    pub fn is_open(&self) -> bool {
+        lock(&self.database).is_some()
+    }
+
+    /// Makes sure that the database can be asked.
+    pub fn require(&self) -> Result<()> {
+        let mut slot = lock(&self.database);
+        if slot.is_none() {
+            *slot = Some(self.reopen()?);
+        }
+        Ok(())
+    }
+
+    fn open_anew(&self) -> Result<(Opened, State)> {
+        // After a failed sync the cache may hold what never reached the disk.
+        self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
+        let mut opened = Opened::open(&self.disk, &self.file)?;
+        opened.fold()?;
+        let found = opened.load()?;
+        Ok((opened, found))
+    }
+
+    /// Opens the database after a failed change, which must not be in it: the caller was told that
+    /// it did not happen.
+    fn reopen(&self) -> Result<Opened> {
+        let (opened, found) = self.open_anew()?;
+        if found.says_the_same(&read(&self.state)) {
+            tracing::info!("the catalog was opened anew after a failed change");
+            return Ok(opened);
+        }
+        let detail =
+            "the catalog holds a change whose writing failed; restart the server to take it in";
+        Err(Error::new(Kind::Io, "catalog", detail))
+    }
+
+    /// Removes timelines without a name or child, such as that of an import that a crash cut off.
+    pub fn remove_unneeded(&self) -> Result<Vec<TimelineId>> {
+        let release = self.timelines();
+        self.publish(Update { release, ..Update::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::sim::{SimDisk, Unsynced};
+
+    fn branch(id: u64, timeline: TimelineId, parent: Option<u64>) -> BranchRecord {
+        let (created_ns, forked_ns) = (1, 1);
+        BranchRecord {
+            id,
+            timeline: timeline.0,
+            parent,
+            created_ns,
+            forked_ns,
+            protected: false,
+            password: None,
+        }
+    }
+
+    fn fork_of(timeline: TimelineId) -> TimelineRecord {
+        TimelineRecord {
+            ancestor: Some(AncestorRecord {
+                timeline: timeline.0,
+                at: [9, 9],
+                synced: [8, 8],
+                time_ns: 7,
+                begins_ns: 8,
+                logical_bytes: [5, 6],
+            }),
+            ..TimelineRecord::default()
+        }
+    }
+
+    /// `main` with a child `a`, which has a child `b`.
+    fn family(disk: &SimDisk) -> (Catalog, [TimelineId; 3]) {
+        let catalog = Catalog::open(&(Arc::new(disk.clone()) as Arc<dyn Disk>), 77).unwrap();
+        let ids = [catalog.new_timeline(), catalog.new_timeline(), catalog.new_timeline()];
+        let records = [TimelineRecord::default(), fork_of(ids[0]), fork_of(ids[1])];
+        for (nth, (name, record)) in ["main", "a", "b"].into_iter().zip(records).enumerate() {
+            let put_branches = vec![(name.to_owned(), branch(nth as u64, ids[nth], None))];
+            let update = Update {
+                add_timelines: vec![(ids[nth], record)],
+                put_branches,
+                ..Update::default()
+            };
+            assert_eq!(catalog.publish(update).unwrap(), []);
+        }
+        (catalog, ids)
+    }
+
+    fn remove(name: &str) -> Update {
+        Update { remove_branches: vec![name.to_owned()], ..Update::default() }
+    }
+
+    #[test]
+    fn a_longer_window_brings_nothing_back() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
+        let catalog = Catalog::open(&disk, 5).unwrap();
+        assert_eq!(catalog.note_window(100, 1_000).unwrap(), 0, "the first one");
+        assert_eq!(catalog.note_window(50, 2_000).unwrap(), 0);
+        assert_eq!(catalog.note_window(300, 3_000).unwrap(), 2_950);
+        drop(catalog);
+        let catalog = Catalog::open(&disk, 5).unwrap();
+        assert_eq!(catalog.note_window(300, 4_000).unwrap(), 2_950);
+    }
+
+    #[test]
+    fn a_timeline_lives_while_a_name_or_child_needs_it() {
+        let (catalog, [main, a, b]) = family(&SimDisk::default());
+        assert_eq!(catalog.publish(remove("a")).unwrap(), [], "b still needs a's timeline");
+        assert_eq!(catalog.publish(remove("b")).unwrap(), [b, a]);
+        assert_eq!(catalog.timelines(), [main]);
+        assert!(catalog.forks(main).is_empty());
+    }
+
+    #[test]
+    fn a_reset_frees_the_old_timeline_unless_it_has_children() {
+        let (catalog, [main, a, b]) = family(&SimDisk::default());
+        let reset = |name: &str, id: u64| {
+            let fresh = catalog.new_timeline();
+            let put_branches = vec![(name.to_owned(), branch(id, fresh, None))];
+            let update = Update {
+                add_timelines: vec![(fresh, fork_of(main))],
+                put_branches,
+                ..Update::default()
+            };
+            catalog.publish(update).unwrap()
+        };
+        assert_eq!(reset("a", 1), []);
+        assert_eq!(reset("b", 2), [b, a]);
+    }
+
+    #[test]
+    fn what_was_published_survives_and_what_was_not_does_not() {
+        let disk = SimDisk::default();
+        let (catalog, [main, ..]) = family(&disk);
+        let before = catalog.branches();
+        let image = disk.after_power_loss(Unsynced::Lost);
+        disk.fail_after(Some(0));
+        assert!(catalog.publish(remove("a")).is_err());
+        assert_eq!(catalog.branches(), before, "a failed publication changed memory");
+        for disk in [image, disk.after_power_loss(Unsynced::Mixed(5))] {
+            let catalog = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
+            assert_eq!(
+                (catalog.branches(), catalog.store(), catalog.run()),
+                (before.clone(), 77, 2)
+            );
+            assert!(catalog.new_timeline() > main, "a number was given twice");
+        }
+    }
+
+    #[test]
+    fn a_held_timeline_goes_when_released_or_at_the_next_start() {
+        let (catalog, _) = family(&SimDisk::default());
+        let held = catalog.new_timeline();
+        let add_timelines = vec![(held, TimelineRecord::default())];
+        assert_eq!(catalog.publish(Update { add_timelines, ..Update::default() }).unwrap(), []);
+        assert_eq!(catalog.remove_unneeded().unwrap(), [held]);
+    }
+
+    #[test]
+    fn a_failed_change_leaves_no_trace_and_the_next_succeeds() {
+        // Whichever of its writes and syncs fails.
+        for count in 0.. {
+            let disk = SimDisk::default();
+            let (catalog, _) = family(&disk);
+            let before = catalog.branches();
+            disk.fail_after(Some(count));
+            if catalog.publish(remove("b")).is_ok() {
+                assert!(count > 1, "the disk was not asked for anything");
+                return;
+            }
+            assert_eq!(catalog.branches(), before);
+            disk.fail_after(None);
+            match catalog.publish(remove("b")) {
+                Ok(_) => assert!(catalog.branch("b").is_none()),
+                Err(error) => {
+                    assert!(error.detail.contains("restart the server"), "{count}: {error}")
+                }
+            }
+            drop(catalog);
+            let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
+            assert!(reopened.branch("b").is_none() && reopened.branch("a").is_some(), "{count}");
+        }
+    }
+
+    #[test]
+    fn memory_follows_the_database_after_a_change_of_unknown_outcome() {
+        let mut happened = 0;
+        // One write or sync fails, and the disk works again when the database is opened anew.
+        for count in 0.. {
+            let disk = SimDisk::default();
+            let (catalog, _) = family(&disk);
+            disk.fail_once_after(count);
+            let outcome = catalog.publish(remove("b"));
+            let struck = disk.failed();
+            assert_eq!(outcome.is_ok(), catalog.branch("b").is_none(), "{count}");
+            let shown = catalog.branches();
+            drop(catalog);
+            disk.fail_after(None);
+            let reopened = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 1).unwrap();
+            assert_eq!(reopened.branches(), shown, "{count}");
+            if !struck {
+                assert!(
+                    happened > 0 && count > happened,
+                    "{happened} of {count} faulty changes happened"
+                );
+                return;
+            }
+            happened += u64::from(outcome.is_ok());
+        }
+    }
+
+    #[test]
+    fn on_a_full_disk_additions_are_refused_and_deletions_are_not() {
+        for reopened in [false, true] {
+            let disk = SimDisk::default();
+            let (catalog, [main, ..]) = family(&disk);
+            let catalog = if reopened { reopen(&disk, catalog) } else { catalog };
+            let add = |catalog: &Catalog, nth: usize| {
+                let fresh = catalog.new_timeline();
+                let put_branches =
+                    vec![(format!("full-{nth}-{}", "x".repeat(1000)), branch(9, fresh, None))];
+                let add_timelines = vec![(fresh, fork_of(main))];
+                catalog.publish(Update { add_timelines, put_branches, ..Update::default() })
+            };
+            add(&catalog, 10_000).unwrap();
+            disk.set_capacity_bytes(Some(bytes(&disk)));
+            let (count, error) =
+                (0..10_000).find_map(|nth| Some((nth, add(&catalog, nth).err()?))).unwrap();
+            assert_eq!((error.kind, error.code), (Kind::Full, "disk_full"), "{error}");
+            assert!(count > 200, "{count}");
+            let names: Vec<String> =
+                catalog.branches().into_keys().filter(|name| name.starts_with("full")).collect();
+            assert_eq!(names.len(), count + 1);
+            for name in &names[..count / 2] {
+                catalog.publish(remove(name)).expect("a deletion finds the room in reserve");
+            }
+            assert_eq!(
+                add(&catalog, count).unwrap_err().kind,
+                Kind::Full,
+                "the reserve is not for additions"
+            );
+            let catalog = reopen(&disk, catalog);
+            for name in &names[count / 2..count] {
+                catalog.publish(remove(name)).expect("so it does after an opening");
+            }
+            disk.set_capacity_bytes(None);
+            add(&catalog, count).unwrap();
+            let branches = catalog.branches();
+            let before = bytes(&disk);
+            let catalog = (0..5).fold(catalog, |catalog, _| reopen(&disk, catalog));
+            assert_eq!(catalog.branches(), branches);
+            assert_eq!(bytes(&disk), before, "an opening made the file longer");
+        }
+    }
+
+    fn bytes(disk: &SimDisk) -> u64 {
+        disk.list("").unwrap().iter().map(|(_, length)| length).sum()
+    }
+
+    fn reopen(disk: &SimDisk, catalog: Catalog) -> Catalog {
+        drop(catalog);
+        Catalog::open(&(Arc::new(disk.clone()) as Arc<dyn Disk>), 1).unwrap()
+    }
+
+    #[test]
+    fn the_file_does_not_grow_with_openings_and_few_changes() {
+        let disk = SimDisk::default();
+        let (mut catalog, [main, ..]) = family(&disk);
+        let mut lengths = Vec::new();
+        for nth in 0..12 {
+            catalog = reopen(&disk, catalog);
+            let fresh = catalog.new_timeline();
+            let put_branches = vec![(format!("few-{nth}"), branch(9, fresh, None))];
+            let add_timelines = vec![(fresh, fork_of(main))];
+            catalog.publish(Update { add_timelines, put_branches, ..Update::default() }).unwrap();
+            lengths.push(bytes(&disk));
+        }
+        assert_eq!(lengths[3..].iter().min(), lengths[3..].iter().max(), "{lengths:?}");
+    }
+}

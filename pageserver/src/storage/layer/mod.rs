@@ -1,0 +1,588 @@
+//! Sealed layers: what a lane's log held up to a position, sorted, compressed and never changed
+//! again.
+//!
+//! A layer is one file: groups of pages, the lane's metadata, an index entry for each version of a
+//! block, a table of the groups, and a footer; the last three are there twice, as is the dictionary
+//! of the pages of a layer that has many. `docs/format.md` describes the bytes; `layer_writer`
+//! writes them. The index is mapped and checked block by block when it is used; pages are read, so
+//! that a bad disk is an error.
+
+pub(in crate::storage) mod dictionary;
+pub(in crate::storage) mod writer;
+
+use crate::error::{Error, Result};
+use crate::storage::disk::{Disk, DiskFile, Mapping};
+use crate::storage::layer::dictionary::MAX_DICTIONARY_BYTES;
+use crate::storage::log::format::{self, Change, LaneKind, Reader};
+use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::sabotage::{self, Defect};
+use std::io::Read;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use zstd::zstd_safe::DDict;
+
+/// Directory of the layers in the store.
+pub const LAYERS_DIRECTORY: &str = "layers";
+/// Version of the layer format, in the footers of layers whose pages have a dictionary.
+pub const LAYER_VERSION: u32 = 2;
+/// Version in the footers of those without.
+const PLAIN_VERSION: u32 = 1;
+/// Bytes before the first group: the magic and zeros.
+pub const HEADER_BYTES: usize = 64;
+/// Bytes of the footer, which ends the file, twice.
+pub const FOOTER_BYTES: usize = 128;
+/// Most pages in a group, which are compressed together.
+pub const GROUP_PAGES: usize = 4;
+/// Bytes of a block of the index or of the group table, each with a checksum of its own.
+pub const BLOCK_BYTES: usize = 4096;
+/// Bytes before the entries of a block.
+pub const BLOCK_HEAD_BYTES: usize = 32;
+/// Bytes of an entry of the index.
+pub const ENTRY_BYTES: usize = 32;
+/// Entries in a block of the index.
+pub const BLOCK_ENTRIES: usize = (BLOCK_BYTES - BLOCK_HEAD_BYTES) / ENTRY_BYTES;
+/// Bytes of an entry of the group table.
+pub const GROUP_ENTRY_BYTES: usize = 16;
+/// Entries in a block of the group table.
+pub const BLOCK_GROUPS: usize = (BLOCK_BYTES - BLOCK_HEAD_BYTES) / GROUP_ENTRY_BYTES;
+/// Most bytes of metadata, uncompressed: some ten million files.
+pub const MAX_META_BYTES: usize = 1 << 31;
+/// First bytes of a layer.
+pub const LAYER_MAGIC: [u8; 8] = *b"COPPICES";
+/// First bytes of its footer.
+pub const FOOTER_MAGIC: [u8; 8] = *b"COPPICEF";
+/// Slot of an entry that says the block reads as zeros.
+pub const ZEROS_SLOT: u32 = u32::MAX;
+
+/// Which layer this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId {
+    /// The timeline it belongs to.
+    pub timeline: TimelineId,
+    /// The lane of the timeline.
+    pub lane: LaneKind,
+    /// Its number, never used twice in a store.
+    pub number: u64,
+}
+
+impl LayerId {
+    /// Path of the file in the store.
+    pub fn path(&self) -> String {
+        let lane = match self.lane {
+            LaneKind::Data => 'd',
+            LaneKind::Wal => 'w',
+        };
+        format!("{LAYERS_DIRECTORY}/{}.{lane}.{:016x}", self.timeline, self.number)
+    }
+}
+
+/// One version of a block in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// File.
+    pub inode: u64,
+    /// Block of it.
+    pub block: u32,
+    /// When it was written.
+    pub position: Position,
+    /// Where its bytes are; `None` reads as zeros.
+    pub page: Option<LayerPage>,
+}
+
+/// Where a page is in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerPage {
+    /// Group that holds it.
+    pub group: u32,
+    /// Place in the group.
+    pub slot: u32,
+    /// Checksum of the page.
+    pub crc: u32,
+}
+
+/// The fixed end of a layer: what it is, and where its parts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::storage) struct Footer {
+    pub(in crate::storage) store: u64,
+    pub(in crate::storage) id: LayerId,
+    pub(in crate::storage) from: Position,
+    pub(in crate::storage) to: Position,
+    pub(in crate::storage) meta_offset: u64,
+    pub(in crate::storage) meta_bytes: u32,
+    pub(in crate::storage) meta_raw_bytes: u32,
+    pub(in crate::storage) meta_crc: u32,
+    /// 0 if the pages have none.
+    pub(in crate::storage) dictionary_bytes: u32,
+    pub(in crate::storage) dictionary_crc: u32,
+    pub(in crate::storage) groups: u32,
+    pub(in crate::storage) index_offset: u64,
+    pub(in crate::storage) entries: u64,
+}
+
+impl Footer {
+    pub(in crate::storage) fn encode(&self) -> [u8; FOOTER_BYTES] {
+        let mut bytes = [0; FOOTER_BYTES];
+        bytes[0..8].copy_from_slice(&FOOTER_MAGIC);
+        let version = if self.dictionary_bytes == 0 { PLAIN_VERSION } else { LAYER_VERSION };
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.store.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.id.timeline.0.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(self.id.lane as u32).to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.groups.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.id.number.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.from.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.to.to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.meta_offset.to_le_bytes());
+        bytes[72..76].copy_from_slice(&self.meta_bytes.to_le_bytes());
+        bytes[76..80].copy_from_slice(&self.meta_raw_bytes.to_le_bytes());
+        bytes[80..84].copy_from_slice(&self.meta_crc.to_le_bytes());
+        bytes[84..88].copy_from_slice(&self.dictionary_bytes.to_le_bytes());
+        bytes[88..96].copy_from_slice(&self.index_offset.to_le_bytes());
+        bytes[96..104].copy_from_slice(&self.entries.to_le_bytes());
+        bytes[104..108].copy_from_slice(&self.dictionary_crc.to_le_bytes());
+        let crc = crc32fast::hash(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the footer of layer `id`, a file of `length` bytes, or says what is wrong with it.
+    pub(in crate::storage) fn decode(
+        bytes: &[u8],
+        store: u64,
+        id: LayerId,
+        length: u64,
+    ) -> std::result::Result<Self, String> {
+        let damaged = || "the footer is damaged".to_owned();
+        let short = |at: usize| bytes.get(at..at + 4).and_then(|bytes| Reader(bytes).u32());
+        let read = || Some((Self::of(bytes, id)?, short(8)?, short(12)?));
+        let (footer, version, crc) = read().ok_or_else(damaged)?;
+        if bytes.len() != FOOTER_BYTES
+            || bytes[0..8] != FOOTER_MAGIC
+            || crc32fast::hash(&bytes[16..]) != crc
+        {
+            return Err(damaged());
+        }
+        if !(PLAIN_VERSION..=LAYER_VERSION).contains(&version) {
+            let known = format!("{PLAIN_VERSION} and {LAYER_VERSION}");
+            return Err(format!("the format version is {version}, this build reads {known}"));
+        }
+        if footer.store != store || footer.encode() != *bytes {
+            return Err("it is another layer's file".to_owned());
+        }
+        if footer.fits(length).is_some() && footer.from <= footer.to {
+            Ok(footer)
+        } else {
+            Err(damaged())
+        }
+    }
+
+    /// What the bytes say, unchecked.
+    pub(in crate::storage) fn of(bytes: &[u8], id: LayerId) -> Option<Self> {
+        let number = |at: usize| bytes.get(at..at + 8).and_then(|bytes| Reader(bytes).u64());
+        let short = |at: usize| bytes.get(at..at + 4).and_then(|bytes| Reader(bytes).u32());
+        Some(Footer {
+            store: number(16)?,
+            id,
+            from: number(48)?,
+            to: number(56)?,
+            meta_offset: number(64)?,
+            meta_bytes: short(72)?,
+            meta_raw_bytes: short(76)?,
+            meta_crc: short(80)?,
+            dictionary_bytes: short(84)?,
+            dictionary_crc: short(104)?,
+            groups: short(36)?,
+            index_offset: number(88)?,
+            entries: number(96)?,
+        })
+    }
+
+    fn fits(&self, length: u64) -> Option<()> {
+        let tables = self.table_bytes()?.checked_mul(2)?;
+        let end = self.index_offset.checked_add(tables)?.checked_add(2 * FOOTER_BYTES as u64)?;
+        let sound = end == length
+            && self.index_offset.is_multiple_of(BLOCK_BYTES as u64)
+            && self.dictionary_bytes <= MAX_DICTIONARY_BYTES
+            && HEADER_BYTES as u64 + u64::from(self.dictionary_bytes) <= self.meta_offset
+            && self
+                .meta_offset
+                .checked_add(u64::from(self.meta_bytes) + u64::from(self.dictionary_bytes))?
+                <= self.index_offset
+            && self.meta_raw_bytes as usize <= MAX_META_BYTES;
+        sound.then_some(())
+    }
+
+    fn index_blocks(&self) -> u64 {
+        self.entries.div_ceil(BLOCK_ENTRIES as u64)
+    }
+
+    /// Bytes of the index and the group table behind it.
+    fn table_bytes(&self) -> Option<u64> {
+        let groups = u64::from(self.groups).div_ceil(BLOCK_GROUPS as u64);
+        self.index_blocks().checked_add(groups)?.checked_mul(BLOCK_BYTES as u64)
+    }
+}
+
+/// Seals a block of the index or the group table: its checksum and how many entries it has.
+pub(in crate::storage) fn seal_block(bytes: &mut [u8], count: usize) {
+    assert!(bytes.len() == BLOCK_BYTES, "a block of {} bytes", bytes.len());
+    bytes[4..8].copy_from_slice(&format::u32_of(count).to_le_bytes());
+    let crc = crc32fast::hash(&bytes[4..]);
+    bytes[0..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Entries of a block that checks.
+fn open_block(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let mut reader = Reader(bytes);
+    let (crc, count) = (reader.u32()?, reader.u32()? as usize);
+    (crc32fast::hash(&bytes[4..]) == crc).then(|| (count, &bytes[BLOCK_HEAD_BYTES..]))
+}
+
+pub(in crate::storage) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
+    let page = entry.page.unwrap_or(LayerPage { group: 0, slot: ZEROS_SLOT, crc: 0 });
+    let mut bytes = [0; ENTRY_BYTES];
+    bytes[0..8].copy_from_slice(&entry.inode.to_le_bytes());
+    bytes[8..12].copy_from_slice(&entry.block.to_le_bytes());
+    bytes[12..16].copy_from_slice(&page.slot.to_le_bytes());
+    bytes[16..24].copy_from_slice(&entry.position.to_le_bytes());
+    bytes[24..28].copy_from_slice(&page.group.to_le_bytes());
+    bytes[28..32].copy_from_slice(&page.crc.to_le_bytes());
+    bytes
+}
+
+fn decode_entry(bytes: &[u8]) -> Option<Entry> {
+    let mut reader = Reader(bytes);
+    let (inode, block, slot) = (reader.u64()?, reader.u32()?, reader.u32()?);
+    let (position, group, crc) = (reader.u64()?, reader.u32()?, reader.u32()?);
+    let page = (slot != ZEROS_SLOT).then_some(LayerPage { group, slot, crc });
+    Some(Entry { inode, block, position, page })
+}
+
+/// Where a reader of groups goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Behind what it read, which the system reads ahead by itself.
+    InOrder,
+    /// Anywhere; what lies around is brought as well.
+    Scattered,
+}
+
+/// An open layer.
+pub struct Layer {
+    footer: Footer,
+    file: Arc<dyn DiskFile>,
+    /// The index, the group table behind it, and a copy of both.
+    mapped: Mapping,
+    /// First key of each block of the index.
+    firsts: Vec<(u64, u32, Position)>,
+    bytes: u64,
+    /// Read when a group is first unpacked.
+    dictionary: OnceLock<DDict<'static>>,
+}
+
+impl Layer {
+    /// Opens a layer and checks all but its pages and metadata. Each fault names the file.
+    pub fn open(disk: &dyn Disk, store: u64, id: LayerId) -> Result<Self> {
+        let name = id.path();
+        let missing = |e: std::io::Error| {
+            let io = Error::io(format!("open layer {name}"), &e);
+            if e.kind() != std::io::ErrorKind::NotFound {
+                return io;
+            }
+            Error::corrupt(format!(
+                "{name} is missing: restore the file from a backup of the store"
+            ))
+        };
+        let file = disk.open(&name).map_err(missing)?;
+        let failed = |e| Error::io(format!("read layer {name}"), &e);
+        let bad = |what: &str| {
+            Error::corrupt(format!("{name}: {what}; restore the file from a backup of the store"))
+        };
+        let bytes = file.len_bytes().map_err(failed)?;
+        let end = bytes
+            .checked_sub(2 * FOOTER_BYTES as u64)
+            .ok_or_else(|| bad("the file is cut short"))?;
+        let mut footers = [0; 2 * FOOTER_BYTES];
+        file.read_exact_at(&mut footers, end).map_err(failed)?;
+        let (first, second) = footers.split_at(FOOTER_BYTES);
+        let footer = Footer::decode(first, store, id, bytes)
+            .or_else(|_| Footer::decode(second, store, id, bytes))
+            .map_err(|what| bad(&what))?;
+        let length = usize::try_from(2 * footer.table_bytes().unwrap_or(0)).unwrap_or(0);
+        let mapped = file.map(footer.index_offset, length).map_err(failed)?;
+        let dictionary = OnceLock::new();
+        let mut layer = Self { footer, file, mapped, firsts: Vec::new(), bytes, dictionary };
+        layer.firsts = (0..usize::try_from(footer.index_blocks()).unwrap_or(0))
+            .map(|nth| {
+                let first = layer.entries_of(nth)?.next();
+                let first = first.ok_or_else(|| bad("a block of the index is empty"))?;
+                Ok((first.inode, first.block, first.position))
+            })
+            .collect::<Result<_>>()?;
+        Ok(layer)
+    }
+
+    /// Which layer it is.
+    pub fn id(&self) -> LayerId {
+        self.footer.id
+    }
+
+    /// It holds what was appended after this position.
+    pub fn from(&self) -> Position {
+        self.footer.from
+    }
+
+    /// It holds what was appended up to this position.
+    pub fn to(&self) -> Position {
+        self.footer.to
+    }
+
+    /// Length of the file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many versions of blocks it holds.
+    pub fn entries(&self) -> u64 {
+        self.footer.entries
+    }
+
+    fn damaged(&self, offset: u64, what: &str) -> Error {
+        Error::corrupt(format!("{} at {offset}: {what}", self.footer.id.path()))
+    }
+
+    /// The mapped block `nth`, of the index and then of the group table; its copy if it is damaged.
+    fn block(&self, nth: usize) -> Result<(usize, &[u8])> {
+        let mapped = (*self.mapped).as_ref();
+        let bytes_at = |at: usize| mapped.get(at..at + BLOCK_BYTES).and_then(open_block);
+        let (at, copy) = (nth * BLOCK_BYTES, mapped.len() / 2 + nth * BLOCK_BYTES);
+        if let Some(block) = bytes_at(at) {
+            return Ok(block);
+        }
+        let offset = self.footer.index_offset + at as u64;
+        let what = "a block of the index is not what was written";
+        let block = bytes_at(copy).ok_or_else(|| self.damaged(offset, what))?;
+        tracing::warn!(file = self.footer.id.path(), offset, "{what}; its copy is used");
+        Ok(block)
+    }
+
+    fn entries_of(&self, nth: usize) -> Result<impl Iterator<Item = Entry>> {
+        let (count, entries) = self.block(nth)?;
+        let entries = entries.chunks_exact(ENTRY_BYTES).take(count).filter_map(decode_entry);
+        let lost = |entry: Entry| entry.page.is_some_and(|page| page.group >= self.footer.groups);
+        if entries.clone().any(lost) {
+            let offset = self.footer.index_offset + (nth * BLOCK_BYTES) as u64;
+            return Err(self.damaged(offset, "the index names a group that is not there"));
+        }
+        Ok(entries)
+    }
+
+    /// The nth of all entries; `None` if there are fewer.
+    pub fn entry(&self, nth: u64) -> Result<Option<Entry>> {
+        let nth = usize::try_from(nth).unwrap_or(usize::MAX);
+        if nth / BLOCK_ENTRIES >= self.firsts.len() {
+            return Ok(None);
+        }
+        Ok(self.entries_of(nth / BLOCK_ENTRIES)?.nth(nth % BLOCK_ENTRIES))
+    }
+
+    /// All entries, by inode, block and position.
+    pub fn scan(&self) -> impl Iterator<Item = Result<Entry>> {
+        (0..self.firsts.len()).flat_map(|nth| {
+            let (entries, failed) = match self.entries_of(nth) {
+                Ok(entries) => (Some(entries), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            entries.into_iter().flatten().map(Ok).chain(failed)
+        })
+    }
+
+    /// Calls `found` with the version that a reader at `at` sees of each of the `blocks` that the
+    /// layer holds.
+    pub fn find(
+        &self,
+        inode: u64,
+        blocks: Range<u32>,
+        at: Position,
+        mut found: impl FnMut(Entry),
+    ) -> Result<()> {
+        let start = self
+            .firsts
+            .partition_point(|first| *first < (inode, blocks.start, 0))
+            .saturating_sub(1);
+        let mut seen: Option<Entry> = None;
+        for nth in start..self.firsts.len() {
+            if self.firsts[nth] >= (inode, blocks.end, 0) {
+                break;
+            }
+            for entry in self.entries_of(nth)? {
+                if entry.inode != inode || !blocks.contains(&entry.block) || entry.position > at {
+                    continue;
+                }
+                if let Some(seen) = seen.replace(entry).filter(|seen| seen.block != entry.block) {
+                    found(seen);
+                }
+            }
+        }
+        seen.into_iter().for_each(found);
+        Ok(())
+    }
+
+    /// Where groups are in the file: offset, stored bytes, and whether they are compressed.
+    fn places(&self, groups: Range<u32>) -> Result<Vec<(u64, usize, bool)>> {
+        let outside =
+            || self.damaged(self.footer.index_offset, "the index names a group that is not there");
+        if groups.end > self.footer.groups {
+            return Err(outside());
+        }
+        let tables = usize::try_from(self.footer.index_blocks()).unwrap_or(0);
+        let (start, end) = (groups.start as usize, groups.end as usize);
+        let mut places = Vec::with_capacity(groups.len());
+        while start + places.len() < end {
+            let nth = start + places.len();
+            let (_, entries) = self.block(tables + nth / BLOCK_GROUPS)?;
+            let entries =
+                entries.chunks_exact(GROUP_ENTRY_BYTES).take(BLOCK_GROUPS).skip(nth % BLOCK_GROUPS);
+            for entry in entries.take(end - nth) {
+                places.push(self.place(entry).ok_or_else(outside)?);
+            }
+        }
+        Ok(places)
+    }
+
+    fn place(&self, entry: &[u8]) -> Option<(u64, usize, bool)> {
+        let mut reader = Reader(entry);
+        let (offset, stored, raw) = (reader.u64()?, reader.u32()?, reader.u32()?);
+        let inside = offset.checked_add(u64::from(stored))? <= self.footer.meta_offset;
+        let length = stored as usize;
+        (inside && length <= GROUP_PAGES * PAGE_BYTES).then_some((offset, length, raw == 0))
+    }
+
+    /// The dictionary of its pages, if they have one.
+    fn dictionary(&self) -> Result<Option<&DDict<'static>>> {
+        let length = self.footer.dictionary_bytes as usize;
+        if length == 0 || self.dictionary.get().is_some() {
+            return Ok(self.dictionary.get());
+        }
+        let what = "the dictionary of its pages is not what was written";
+        let (first, copy) =
+            (HEADER_BYTES as u64, self.footer.meta_offset + u64::from(self.footer.meta_bytes));
+        let bytes = match self.dictionary_at(first, length)? {
+            Some(bytes) => Some(bytes),
+            None => {
+                tracing::warn!(
+                    file = self.footer.id.path(),
+                    offset = first,
+                    "{what}; its copy is used"
+                );
+                self.dictionary_at(copy, length)?
+            }
+        };
+        let made = bytes
+            .and_then(|bytes| DDict::try_create(&bytes))
+            .ok_or_else(|| self.damaged(first, what))?;
+        Ok(Some(self.dictionary.get_or_init(|| made)))
+    }
+
+    /// The bytes of the dictionary at a place, if they check.
+    fn dictionary_at(&self, offset: u64, length: usize) -> Result<Option<Vec<u8>>> {
+        let failed = |e| Error::io(format!("read {} at {offset}", self.footer.id.path()), &e);
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        Ok((crc32fast::hash(&bytes) == self.footer.dictionary_crc).then_some(bytes))
+    }
+
+    /// Reads groups `groups`, which lie one behind the other, with one I/O, and calls `take` with
+    /// the pages of each.
+    pub fn read_groups(
+        &self,
+        groups: Range<u32>,
+        access: Access,
+        mut take: impl FnMut(u32, Result<&[u8]>),
+    ) -> Result<()> {
+        let places = self.places(groups.clone())?;
+        let Some((start, ..)) = places.first() else { return Ok(()) };
+        let mut total = 0;
+        for (offset, length, _) in &places {
+            if *offset != start + total as u64 {
+                return Err(
+                    self.damaged(*offset, "a group of pages is not where the one before ends")
+                );
+            }
+            total += length;
+        }
+        let mut stored = vec![0; total];
+        let failed = |e| Error::io(format!("read {} at {start}", self.footer.id.path()), &e);
+        let read = match access {
+            Access::InOrder => self.file.read_exact_at(&mut stored, *start),
+            Access::Scattered => self.file.read_around_at(&mut stored, *start),
+        };
+        read.map_err(failed)?;
+        for (group, (offset, length, compressed)) in groups.zip(&places) {
+            let from = usize::try_from(offset - start).unwrap_or(0);
+            let bytes = &stored[from..from + length];
+            let damaged = || self.damaged(*offset, "a group of pages is not what was written");
+            if *compressed {
+                let (dictionary, most) = (self.dictionary()?, GROUP_PAGES * PAGE_BYTES);
+                dictionary::unpack(bytes, dictionary, most, |pages| {
+                    take(group, pages.ok_or_else(damaged))
+                });
+            } else {
+                take(group, Ok(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a page out of its group, if it is what was written of `inode` and `block`.
+    pub fn take_page(&self, group: &Result<&[u8]>, entry: &Entry, page: &mut [u8]) -> Result<()> {
+        let Some(LayerPage { group: number, slot, crc }) = entry.page else {
+            page.fill(0);
+            return Ok(());
+        };
+        let slot = slot as usize;
+        let bytes = group
+            .as_ref()
+            .ok()
+            .and_then(|pages| pages.get(slot * PAGE_BYTES..(slot + 1) * PAGE_BYTES));
+        let sound =
+            |bytes: &&[u8]| crc32fast::hash(bytes) == crc || sabotage::active(Defect::PageChecksum);
+        if let Some(bytes) = bytes.filter(sound) {
+            page.copy_from_slice(bytes);
+            return Ok(());
+        }
+        let offset = self
+            .places(number..number.saturating_add(1))?
+            .first()
+            .map_or(0, |(offset, ..)| *offset);
+        let Entry { inode, block, .. } = entry;
+        Err(self
+            .damaged(offset, &format!("block {block} of inode {inode:#x} is not what was written")))
+    }
+
+    /// All that the lane knew of files and names when the layer was made, as changes in order.
+    pub fn metadata(&self) -> Result<Vec<(Position, Change)>> {
+        let damaged =
+            || self.damaged(self.footer.meta_offset, "the metadata is not what was written");
+        let mut stored = vec![0; self.footer.meta_bytes as usize];
+        let failed = |e| {
+            Error::io(format!("read {} at {}", self.footer.id.path(), self.footer.meta_offset), &e)
+        };
+        self.file.read_exact_at(&mut stored, self.footer.meta_offset).map_err(failed)?;
+        if crc32fast::hash(&stored) != self.footer.meta_crc {
+            return Err(damaged());
+        }
+        // Grows with what comes out, so that the length that the footer names costs nothing by
+        // itself.
+        let (mut raw, length) = (Vec::new(), u64::from(self.footer.meta_raw_bytes));
+        let unpacked = zstd::stream::read::Decoder::with_buffer(&stored[..])
+            .and_then(|decoder| decoder.take(length + 1).read_to_end(&mut raw));
+        if unpacked.is_err() || raw.len() as u64 != length {
+            return Err(damaged());
+        }
+        format::decode_history(&raw).ok_or_else(damaged)
+    }
+}
+
+const _: () = assert!(BLOCK_HEAD_BYTES + BLOCK_ENTRIES * ENTRY_BYTES == BLOCK_BYTES);
+const _: () = assert!(BLOCK_HEAD_BYTES + BLOCK_GROUPS * GROUP_ENTRY_BYTES == BLOCK_BYTES);

@@ -1,0 +1,560 @@
+//! Encoding and decoding of lane files: the file header, the record header and the changes in a
+//! record.
+//!
+//! `docs/format.md` is the description of every byte; this module is its only implementation.
+//! Decoding trusts nothing: each length is checked against its limit and against what is there
+//! before it is used.
+
+use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+
+/// Version of the lane file format, in every file header.
+pub const FORMAT_VERSION: u32 = 1;
+/// Bytes of a lane file's header; the first record follows it.
+pub const FILE_HEADER_BYTES: usize = 64;
+/// Bytes of a record's header.
+pub const RECORD_HEADER_BYTES: usize = 48;
+/// Records start at multiples of this.
+pub const RECORD_ALIGNMENT: usize = 8;
+/// Most bytes of changes in a record.
+pub const MAX_CHANGES_BYTES: usize = 1 << 16;
+/// Most pages in a record.
+pub const MAX_PAGES: usize = 512;
+/// Longest file name.
+pub const MAX_NAME_BYTES: usize = 255;
+/// Longest symbolic link target.
+pub const MAX_TARGET_BYTES: usize = 4095;
+/// Most blocks that a change turns to zeros, unless it means all to the end: 1 GiB.
+pub const MAX_ZEROS: u32 = 1 << 17;
+/// Longest part of a page that is written for itself; of a page that changed more, all is written.
+pub const MAX_PART_BYTES: usize = PAGE_BYTES / 2;
+/// A count of blocks that means "to the end of the file, however long it was".
+pub const TO_END: u32 = u32::MAX;
+
+const FILE_MAGIC: [u8; 8] = *b"COPPICEL";
+/// Bytes of an encoded part before those of the page.
+pub const PART_HEAD_BYTES: usize = 21;
+/// First bytes of each record.
+pub const RECORD_MAGIC: [u8; 4] = *b"CREC";
+
+/// The two logs of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LaneKind {
+    /// Everything but the write-ahead log.
+    Data = 0,
+    /// Everything below `pg_wal`.
+    Wal = 1,
+}
+
+impl LaneKind {
+    /// Both lanes, in the order in which their locks are taken.
+    pub const ALL: [LaneKind; 2] = [LaneKind::Data, LaneKind::Wal];
+}
+
+/// Which file of which log this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneFileId {
+    /// The timeline that writes it.
+    pub timeline: TimelineId,
+    /// The lane of the timeline.
+    pub lane: LaneKind,
+    /// Place in the lane, from 0.
+    pub sequence: u32,
+}
+
+/// Kind of a file system object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    File = 1,
+    /// A directory.
+    Directory = 2,
+    /// A symbolic link.
+    Symlink = 3,
+}
+
+/// What the store keeps of an inode besides its pages. Times are nanoseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that lead here; 0 for a removed file that is still open.
+    pub links: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of the contents.
+    pub modified_ns: i64,
+    /// Last change of the attributes.
+    pub changed_ns: i64,
+    /// Target of a symbolic link, else empty.
+    pub target: Vec<u8>,
+}
+
+/// One change to one key. The changes of a record take effect together, in order.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The next `crcs.len()` pages of the record's payload are blocks `block..` of `inode`.
+    Pages { inode: u64, block: u32, crcs: Vec<u32> },
+    /// `block` of `inode` is as before but for `bytes` at `start`; `crc` is the checksum of the
+    /// whole page then.
+    Part { inode: u64, block: u32, start: u16, crc: u32, bytes: Vec<u8> },
+    /// Blocks `block..block + count` read as zeros; `count` may be [`TO_END`].
+    Zeros { inode: u64, block: u32, count: u32 },
+    /// All attributes of `inode`.
+    Attributes { inode: u64, attributes: Attributes },
+    /// Length and modification time of `inode`; the rest as before.
+    Size { inode: u64, size: u64, modified_ns: i64 },
+    /// `inode` is gone with all its pages.
+    Gone { inode: u64 },
+    /// `name` in `directory` leads to `inode`.
+    Name { directory: u64, name: Vec<u8>, inode: u64, kind: FileKind },
+    /// `name` in `directory` leads nowhere.
+    NoName { directory: u64, name: Vec<u8> },
+    /// At `time_ns` the timeline was what it is at this record's position, which can be gone back
+    /// to; `kept` as long as the window.
+    Mark { time_ns: i64, kept: bool },
+    /// The mark of this position cannot be gone back to any more.
+    NoMark { mark: Position },
+}
+
+impl Change {
+    /// Whether it only says what can be gone back to.
+    pub fn is_of_marks(&self) -> bool {
+        matches!(self, Change::Mark { .. } | Change::NoMark { .. })
+    }
+
+    /// Whether it changes the contents of a file.
+    pub fn is_of_blocks(&self) -> bool {
+        matches!(
+            self,
+            Change::Pages { .. } | Change::Part { .. } | Change::Zeros { .. } | Change::Gone { .. }
+        )
+    }
+}
+
+/// The fixed part of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHeader {
+    /// Checksum over the rest of the header and the changes, begun with the file's salt.
+    pub crc: u32,
+    /// Place in the order of the store.
+    pub position: Position,
+    /// Position of the record before it in this lane; 0 for the first.
+    pub previous: Position,
+    /// This lane was synced up to here when the record was written.
+    pub durable: Position,
+    /// Bytes of changes behind the header.
+    pub changes_bytes: usize,
+    /// Pages behind the changes.
+    pub pages: usize,
+}
+
+impl RecordHeader {
+    /// Offset of the first page from the start of the record.
+    pub fn pages_offset(&self) -> usize {
+        RECORD_HEADER_BYTES + self.changes_bytes
+    }
+
+    /// Bytes of the record; the changes are padded, so that the next record is aligned.
+    pub fn total_bytes(&self) -> usize {
+        self.pages_offset() + self.pages * PAGE_BYTES
+    }
+}
+
+/// The value that begins each checksum of a file, so that records of an earlier use of a recycled
+/// file do not check.
+pub fn salt(store: u64, file: LaneFileId) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&store.to_le_bytes());
+    hasher.update(&file.timeline.0.to_le_bytes());
+    hasher.update(&(file.lane as u32).to_le_bytes());
+    hasher.update(&file.sequence.to_le_bytes());
+    hasher.finalize()
+}
+
+/// Encodes a lane file's header.
+pub fn encode_file_header(store: u64, file: LaneFileId) -> [u8; FILE_HEADER_BYTES] {
+    let mut bytes = [0; FILE_HEADER_BYTES];
+    bytes[0..8].copy_from_slice(&FILE_MAGIC);
+    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[16..24].copy_from_slice(&store.to_le_bytes());
+    bytes[24..32].copy_from_slice(&file.timeline.0.to_le_bytes());
+    bytes[32..36].copy_from_slice(&(file.lane as u32).to_le_bytes());
+    bytes[36..40].copy_from_slice(&file.sequence.to_le_bytes());
+    let crc = crc32fast::hash(&bytes[16..]);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// Why a lane file's header is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderFault {
+    /// A sound header of a format that this build does not know.
+    Version(u32),
+    /// Not the header of this file: never written, torn, of an earlier use, or damaged.
+    Damaged,
+}
+
+/// Whether `bytes` are the header of `file`.
+pub fn check_file_header(bytes: &[u8], store: u64, file: LaneFileId) -> Result<(), HeaderFault> {
+    let expected = encode_file_header(store, file);
+    if bytes.len() < FILE_HEADER_BYTES
+        || bytes[0..8] != FILE_MAGIC
+        || bytes[12..64] != expected[12..]
+    {
+        return Err(HeaderFault::Damaged);
+    }
+    let version = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+    if version == FORMAT_VERSION { Ok(()) } else { Err(HeaderFault::Version(version)) }
+}
+
+/// Encodes a record's header and changes; the pages follow them unchanged.
+pub fn encode_record(
+    salt: u32,
+    position: Position,
+    previous: Position,
+    durable: Position,
+    changes: &[Change],
+    pages: usize,
+) -> Vec<u8> {
+    assert!(pages <= MAX_PAGES, "{pages} pages in a record");
+    assert!(
+        position > previous && previous >= durable,
+        "{position} {previous} {durable} out of order"
+    );
+    let mut bytes = vec![0; RECORD_HEADER_BYTES];
+    for change in changes {
+        let before = bytes.len();
+        encode_change(change, &mut bytes);
+        assert_eq!(bytes.len() - before, encoded_bytes(change), "length of an encoded change");
+    }
+    // Padded, so that pages and the next record keep the alignment.
+    bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGNMENT), 0);
+    let changes_bytes = bytes.len() - RECORD_HEADER_BYTES;
+    assert!(changes_bytes <= MAX_CHANGES_BYTES, "{changes_bytes} bytes of changes");
+    bytes[0..4].copy_from_slice(&RECORD_MAGIC);
+    bytes[8..16].copy_from_slice(&position.to_le_bytes());
+    bytes[16..24].copy_from_slice(&previous.to_le_bytes());
+    bytes[24..32].copy_from_slice(&durable.to_le_bytes());
+    bytes[32..36].copy_from_slice(&u32_of(changes_bytes).to_le_bytes());
+    bytes[36..40].copy_from_slice(&u32_of(pages).to_le_bytes());
+    let crc = record_crc(salt, &bytes);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// Reads the fixed part of a record; `None` if this cannot be one.
+pub fn decode_header(bytes: &[u8]) -> Option<RecordHeader> {
+    if bytes.len() < RECORD_HEADER_BYTES || bytes[0..4] != RECORD_MAGIC {
+        return None;
+    }
+    let mut reader = Reader(&bytes[4..]);
+    let header = RecordHeader {
+        crc: reader.u32()?,
+        position: reader.u64()?,
+        previous: reader.u64()?,
+        durable: reader.u64()?,
+        changes_bytes: reader.u32()? as usize,
+        pages: reader.u32()? as usize,
+    };
+    let sound = header.changes_bytes <= MAX_CHANGES_BYTES
+        && header.changes_bytes.is_multiple_of(RECORD_ALIGNMENT)
+        && header.pages <= MAX_PAGES
+        && header.position > header.previous
+        && header.previous >= header.durable;
+    sound.then_some(header)
+}
+
+/// Whether the header and changes in `bytes` are what was written under `salt`.
+pub fn record_checks(header: &RecordHeader, salt: u32, bytes: &[u8]) -> bool {
+    bytes.len() >= header.pages_offset()
+        && record_crc(salt, &bytes[..header.pages_offset()]) == header.crc
+}
+
+fn record_crc(salt: u32, header_and_changes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
+    hasher.update(&header_and_changes[8..]);
+    hasher.finalize()
+}
+
+/// Reads the changes of a record, or says what is wrong with them.
+pub fn decode_changes(header: &RecordHeader, bytes: &[u8]) -> Result<Vec<Change>, String> {
+    let mut reader = Reader(bytes);
+    let mut changes = Vec::new();
+    let mut pages = 0;
+    while let Some(tag) = reader.u8() {
+        // The padding behind the last change.
+        if tag == 0 {
+            break;
+        }
+        let change =
+            decode_change(tag, &mut reader).ok_or_else(|| format!("bad change of kind {tag}"))?;
+        if let Change::Pages { crcs, .. } = &change {
+            pages += crcs.len();
+        }
+        changes.push(change);
+    }
+    if pages != header.pages {
+        return Err(format!("changes name {pages} pages, the record holds {}", header.pages));
+    }
+    Ok(changes)
+}
+
+/// Bytes that a change takes in a record.
+pub fn encoded_bytes(change: &Change) -> usize {
+    match change {
+        Change::Pages { crcs, .. } => 17 + 4 * crcs.len(),
+        Change::Part { bytes, .. } => PART_HEAD_BYTES + bytes.len(),
+        Change::Zeros { .. } => 17,
+        Change::Attributes { attributes, .. } => 52 + attributes.target.len(),
+        Change::Size { .. } => 25,
+        Change::Gone { .. } => 9,
+        Change::Name { name, .. } => 19 + name.len(),
+        Change::NoName { name, .. } => 10 + name.len(),
+        Change::Mark { .. } => 10,
+        Change::NoMark { .. } => 9,
+    }
+}
+
+fn encode_change(change: &Change, out: &mut Vec<u8>) {
+    match change {
+        Change::Pages { inode, block, crcs } => {
+            out.push(1);
+            out.extend_from_slice(&inode.to_le_bytes());
+            out.extend_from_slice(&block.to_le_bytes());
+            out.extend_from_slice(&u32_of(crcs.len()).to_le_bytes());
+            out.extend(crcs.iter().flat_map(|crc| crc.to_le_bytes()));
+        }
+        Change::Zeros { inode, block, count } => {
+            out.push(2);
+            out.extend_from_slice(&inode.to_le_bytes());
+            out.extend_from_slice(&block.to_le_bytes());
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+        Change::Attributes { inode, attributes } => {
+            out.push(3);
+            out.extend_from_slice(&inode.to_le_bytes());
+            encode_attributes(attributes, out);
+        }
+        Change::Size { inode, size, modified_ns } => {
+            out.push(4);
+            out.extend_from_slice(&inode.to_le_bytes());
+            out.extend_from_slice(&size.to_le_bytes());
+            out.extend_from_slice(&modified_ns.to_le_bytes());
+        }
+        Change::Gone { inode } => {
+            out.push(5);
+            out.extend_from_slice(&inode.to_le_bytes());
+        }
+        Change::Name { directory, name, inode, kind } => {
+            out.push(6);
+            out.extend_from_slice(&directory.to_le_bytes());
+            out.extend_from_slice(&inode.to_le_bytes());
+            out.push(*kind as u8);
+            encode_name(name, out);
+        }
+        Change::NoName { directory, name } => {
+            out.push(7);
+            out.extend_from_slice(&directory.to_le_bytes());
+            encode_name(name, out);
+        }
+        Change::Part { inode, block, start, crc, bytes } => {
+            assert!((1..=MAX_PART_BYTES).contains(&bytes.len()), "a part of {} bytes", bytes.len());
+            out.push(8);
+            out.extend_from_slice(&inode.to_le_bytes());
+            out.extend_from_slice(&block.to_le_bytes());
+            out.extend_from_slice(&crc.to_le_bytes());
+            out.extend_from_slice(&start.to_le_bytes());
+            out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
+            out.extend_from_slice(bytes);
+        }
+        Change::Mark { time_ns, kept } => {
+            out.push(9);
+            out.extend_from_slice(&time_ns.to_le_bytes());
+            out.push(u8::from(*kept));
+        }
+        Change::NoMark { mark } => {
+            out.push(10);
+            out.extend_from_slice(&mark.to_le_bytes());
+        }
+    }
+}
+
+fn encode_attributes(attributes: &Attributes, out: &mut Vec<u8>) {
+    assert!(
+        attributes.target.len() <= MAX_TARGET_BYTES,
+        "link target of {} bytes",
+        attributes.target.len()
+    );
+    out.push(attributes.kind as u8);
+    out.extend_from_slice(&attributes.mode.to_le_bytes());
+    out.extend_from_slice(&attributes.uid.to_le_bytes());
+    out.extend_from_slice(&attributes.gid.to_le_bytes());
+    out.extend_from_slice(&attributes.links.to_le_bytes());
+    out.extend_from_slice(&attributes.size.to_le_bytes());
+    out.extend_from_slice(&attributes.modified_ns.to_le_bytes());
+    out.extend_from_slice(&attributes.changed_ns.to_le_bytes());
+    out.extend_from_slice(&u32_of(attributes.target.len()).to_le_bytes());
+    out.extend_from_slice(&attributes.target);
+}
+
+fn encode_name(name: &[u8], out: &mut Vec<u8>) {
+    assert!((1..=MAX_NAME_BYTES).contains(&name.len()), "name of {} bytes", name.len());
+    out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(name);
+}
+
+fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
+    Some(match tag {
+        1 => {
+            let (inode, block) = (reader.u64()?, reader.u32()?);
+            let count = reader.u32()? as usize;
+            if count > MAX_PAGES || u32::try_from(count).ok()?.checked_add(block).is_none() {
+                return None;
+            }
+            let crcs = (0..count).map(|_| reader.u32()).collect::<Option<Vec<u32>>>()?;
+            Change::Pages { inode, block, crcs }
+        }
+        2 => {
+            let (inode, block, count) = (reader.u64()?, reader.u32()?, reader.u32()?);
+            if count > MAX_ZEROS && count != TO_END {
+                return None;
+            }
+            Change::Zeros { inode, block, count }
+        }
+        3 => Change::Attributes { inode: reader.u64()?, attributes: decode_attributes(reader)? },
+        4 => Change::Size { inode: reader.u64()?, size: reader.u64()?, modified_ns: reader.i64()? },
+        5 => Change::Gone { inode: reader.u64()? },
+        6 => {
+            let (directory, inode, kind) =
+                (reader.u64()?, reader.u64()?, decode_kind(reader.u8()?)?);
+            Change::Name { directory, name: decode_name(reader)?, inode, kind }
+        }
+        7 => Change::NoName { directory: reader.u64()?, name: decode_name(reader)? },
+        8 => {
+            let (inode, block, crc) = (reader.u64()?, reader.u32()?, reader.u32()?);
+            let (start, length) =
+                (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
+            let (first, length) = (usize::from(start), usize::from(length));
+            if !(1..=MAX_PART_BYTES).contains(&length) || first + length > PAGE_BYTES {
+                return None;
+            }
+            Change::Part { inode, block, start, crc, bytes: reader.take(length)?.to_vec() }
+        }
+        9 => Change::Mark { time_ns: reader.i64()?, kept: decode_flag(reader.u8()?)? },
+        10 => Change::NoMark { mark: reader.u64()? },
+        _ => return None,
+    })
+}
+
+fn decode_attributes(reader: &mut Reader<'_>) -> Option<Attributes> {
+    let mut attributes = Attributes {
+        kind: decode_kind(reader.u8()?)?,
+        mode: u16::from_le_bytes(reader.array()?),
+        uid: reader.u32()?,
+        gid: reader.u32()?,
+        links: reader.u32()?,
+        size: reader.u64()?,
+        modified_ns: reader.i64()?,
+        changed_ns: reader.i64()?,
+        target: Vec::new(),
+    };
+    let length = reader.u32()? as usize;
+    if length > MAX_TARGET_BYTES {
+        return None;
+    }
+    attributes.target = reader.take(length)?.to_vec();
+    Some(attributes)
+}
+
+fn decode_flag(byte: u8) -> Option<bool> {
+    (byte <= 1).then_some(byte == 1)
+}
+
+fn decode_kind(byte: u8) -> Option<FileKind> {
+    match byte {
+        1 => Some(FileKind::File),
+        2 => Some(FileKind::Directory),
+        3 => Some(FileKind::Symlink),
+        _ => None,
+    }
+}
+
+fn decode_name(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
+    let length = usize::from(reader.u8()?);
+    (length > 0).then(|| reader.take(length).map(<[u8]>::to_vec))?
+}
+
+pub(in crate::storage) fn u32_of(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or_else(|_| panic!("length {length} was bounded before"))
+}
+
+/// Encodes changes with their positions, one behind the other.
+pub fn encode_history(changes: &[(Position, Change)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (position, change) in changes {
+        bytes.extend_from_slice(&position.to_le_bytes());
+        encode_change(change, &mut bytes);
+    }
+    bytes
+}
+
+/// Reads what [`encode_history`] wrote; `None` if it did not.
+pub fn decode_history(bytes: &[u8]) -> Option<Vec<(Position, Change)>> {
+    let mut reader = Reader(bytes);
+    let mut changes = Vec::new();
+    while !reader.0.is_empty() {
+        let (position, tag) = (reader.u64()?, reader.u8()?);
+        changes.push((position, decode_change(tag, &mut reader)?));
+    }
+    Some(changes)
+}
+
+/// Takes values off the front of a slice; `None` when it is too short.
+pub(in crate::storage) struct Reader<'a>(pub(in crate::storage) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    pub(in crate::storage) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(in crate::storage) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn i64(&mut self) -> Option<i64> {
+        self.array().map(i64::from_le_bytes)
+    }
+}
+
+const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
+const _: () = assert!(FILE_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
+const _: () = assert!(PAGE_BYTES.is_multiple_of(RECORD_ALIGNMENT));
+/// The largest change, a run of the most pages, fits a record.
+const _: () = assert!(
+    17 + 4 * MAX_PAGES + MAX_TARGET_BYTES + PART_HEAD_BYTES + MAX_PART_BYTES < MAX_CHANGES_BYTES
+);
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -1,0 +1,116 @@
+//! What must hold for any values that the catalog's database gives back.
+//!
+//! Invariants checked: nothing panics; a value that decodes encodes to one that decodes to the
+//! same; a catalog that checks still does when its branches are removed one by one, and nothing of
+//! it is left then.
+
+use crate::storage::catalog::state::State;
+use crate::storage::catalog::{BranchRecord, TimelineRecord, Update, decode, encode};
+use crate::storage::page::TimelineId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+
+/// Most values that are taken for a catalog, so that no input takes long.
+const VALUES_MAX: usize = 64;
+
+/// Checks all of it on `bytes`: each line is a value, the n-th that of timeline n or of a branch of
+/// that name.
+///
+/// # Panics
+/// If something does not hold.
+pub fn catalog(bytes: &[u8]) {
+    let mut update = Update::default();
+    for (nth, line) in (1..).zip(bytes.split(|byte| *byte == b'\n').take(VALUES_MAX)) {
+        if let Some(record) = round_trip::<TimelineRecord>(line) {
+            update.add_timelines.push((TimelineId(nth), record));
+        }
+        if let Some(record) = round_trip::<BranchRecord>(line) {
+            update.put_branches.push((nth.to_string(), record));
+        }
+    }
+    let mut state = State::default();
+    state.apply(update, &[]);
+    if state.check().is_ok() {
+        take_apart(state);
+    }
+}
+
+fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> Option<T> {
+    let value: T = decode("it", bytes).ok()?;
+    let again = decode("it", &encode(&value));
+    assert_eq!(again.as_ref().ok(), Some(&value));
+    Some(value)
+}
+
+fn take_apart(mut state: State) {
+    // Timelines that nothing needs, such as those of imports that a crash cut off.
+    let release = state.timelines.keys().map(|id| TimelineId(*id)).collect();
+    remove(&mut state, Update { release, ..Update::default() });
+    let names: Vec<String> = state.branches.keys().cloned().collect();
+    for name in names {
+        remove(&mut state, Update { remove_branches: vec![name], ..Update::default() });
+    }
+    let left = state.timelines.keys().collect::<Vec<_>>();
+    assert!(left.is_empty() && state.names.is_empty(), "timelines {left:?} are left");
+}
+
+fn remove(state: &mut State, update: Update) {
+    let freed = state.freed_by(&update);
+    let sound = state.timelines_after(&update).map(|put| put.len());
+    assert_eq!(sound.ok(), Some(0), "a removal changes no timeline");
+    state.apply(update, &freed);
+    state.check().expect("a catalog without a branch is sound");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::sim::Random;
+
+    const ROOT: &str = r#"{"ancestor":null}"#;
+
+    fn fork(of: u64) -> String {
+        format!(r#"{{"ancestor":{{"timeline":{of},"at":[9,9],"synced":[8,8]}}}}"#)
+    }
+
+    fn branch(timeline: u64) -> String {
+        let times = r#""created_ns":1,"forked_ns":1"#;
+        let rest = r#""protected":false,"password":null"#;
+        format!(r#"{{"id":1,"timeline":{timeline},"parent":null,{times},{rest}}}"#)
+    }
+
+    #[test]
+    fn holds_for_random_families() {
+        let mut random = Random(11);
+        for _ in 0..300 {
+            let mut lines = vec![ROOT.to_owned()];
+            for nth in 2..2 + random.below(12) {
+                let of = 1 + random.below(nth);
+                lines.push(match random.below(4) {
+                    0 => ROOT.to_owned(),
+                    1 | 2 => fork(of),
+                    _ => branch(of),
+                });
+            }
+            catalog(lines.join("\n").as_bytes());
+        }
+    }
+
+    #[test]
+    fn holds_for_values_that_are_none() {
+        for text in [
+            "",
+            "{}",
+            "null",
+            r#"{"ancestor":{}}"#,
+            "{\"ancestor\":null,\"lanes\":[]}",
+            "\u{0}",
+            "[[[[",
+        ] {
+            catalog(text.as_bytes());
+        }
+        catalog(&[ROOT.as_bytes(), b"\n\xff\xfe\n", branch(1).as_bytes()].concat());
+        catalog(format!("{}\n{}", fork(2), fork(1)).as_bytes());
+    }
+}

@@ -1,0 +1,138 @@
+//! A record in the making, under its lane's lock: what it reads, and the changes it gathers.
+
+use crate::error::Result;
+use crate::locks;
+use crate::storage::log::format::{self, Attributes, Change, LaneKind};
+use crate::storage::page::{PAGE_BYTES, Position, inode_created};
+use crate::storage::timeline::parts::{self, HotPage};
+use crate::storage::timeline::read;
+use crate::storage::timeline::{LaneState, Timeline, lane_of};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// A record in the making, under its lane's lock.
+pub struct Commit<'s, 'p> {
+    timeline: &'s Arc<Timeline>,
+    state: &'s LaneState,
+    kind: LaneKind,
+    position: Position,
+    gathered: Gathered<'p>,
+}
+
+/// What a record is to hold.
+#[derive(Default)]
+pub(in crate::storage) struct Gathered<'p> {
+    pub(in crate::storage) changes: Vec<Change>,
+    /// The pages that the changes name.
+    pub(in crate::storage) pages: Vec<Cow<'p, [u8]>>,
+    /// The last page, if the next record may change a part of it.
+    pub(in crate::storage) hot: Option<HotPage>,
+}
+
+impl<'s, 'p> Commit<'s, 'p> {
+    pub(in crate::storage) fn new(
+        timeline: &'s Arc<Timeline>,
+        state: &'s LaneState,
+        kind: LaneKind,
+        position: Position,
+    ) -> Self {
+        Self { timeline, state, kind, position, gathered: Gathered::default() }
+    }
+
+    pub(in crate::storage) fn into_gathered(self) -> Gathered<'p> {
+        self.gathered
+    }
+
+    /// The record's position, which numbers an inode made in it.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Attributes of an inode of this lane.
+    pub fn attributes(&self, inode: u64) -> Option<Attributes> {
+        assert_eq!(lane_of(inode), self.kind, "inode {inode:#x} is of the other lane");
+        let mut chain = self.timeline.chain(self.kind, inode_created(inode));
+        chain.find_map(|(timeline, at)| {
+            if Arc::ptr_eq(timeline, self.timeline) {
+                return self.state.index.attributes(inode, at).map(|a| a.cloned());
+            }
+            locks::read(&timeline.lane(self.kind).state)
+                .index
+                .attributes(inode, at)
+                .map(|a| a.cloned())
+        })?
+    }
+
+    /// Reads one block of an inode of this lane.
+    pub fn read_block(&self, inode: u64, block: u32) -> Result<Vec<u8>> {
+        if let Some(hot) =
+            self.state.hot.as_ref().filter(|hot| (hot.inode, hot.block) == (inode, block))
+        {
+            return Ok(hot.bytes.clone());
+        }
+        let sources = self.timeline.resolve(self.state, inode, block, 1)?;
+        let mut page = vec![0; PAGE_BYTES];
+        read::fetch(inode, block, &sources, &mut page)?;
+        Ok(page)
+    }
+
+    /// Adds a change other than pages.
+    pub fn push(&mut self, change: Change) {
+        self.gathered.changes.push(change);
+    }
+
+    /// Adds a run of whole pages with their checksums.
+    pub fn push_pages(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
+        assert_eq!(bytes.len(), crcs.len() * PAGE_BYTES, "one checksum for each page");
+        if self.kind == LaneKind::Data || bytes.is_empty() {
+            return self.push_whole(inode, block, crcs, bytes);
+        }
+        let last = &bytes[bytes.len() - PAGE_BYTES..];
+        let hot =
+            HotPage { inode, block: block + format::u32_of(crcs.len() - 1), bytes: last.to_vec() };
+        // One part in a record is all that a commit needs, and bounds its changes.
+        let first = &bytes[..PAGE_BYTES];
+        let whole = self.gathered.hot.is_some();
+        let changed =
+            || parts::changed(&self.state.index, self.state.hot.as_ref(), (inode, block), first);
+        match if whole { None } else { changed() } {
+            None => self.push_whole(inode, block, crcs, bytes),
+            Some(range) => {
+                let start = u16::try_from(range.start).unwrap_or(u16::MAX);
+                self.push(Change::Part {
+                    inode,
+                    block,
+                    start,
+                    crc: crcs[0],
+                    bytes: first[range].to_vec(),
+                });
+                if crcs.len() > 1 {
+                    let rest = match bytes {
+                        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[PAGE_BYTES..]),
+                        Cow::Owned(bytes) => Cow::Owned(bytes[PAGE_BYTES..].to_vec()),
+                    };
+                    self.push_whole(inode, block + 1, crcs[1..].to_vec(), rest);
+                }
+            }
+        }
+        self.gathered.hot = Some(hot);
+    }
+
+    fn push_whole(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
+        self.push(Change::Pages { inode, block, crcs });
+        self.gathered.pages.push(bytes);
+    }
+
+    /// Sets length and modification time, with all attributes if this lane does not hold them yet.
+    pub fn push_size(&mut self, inode: u64, attributes: Attributes) {
+        if self.state.index.has_attributes(inode) {
+            self.push(Change::Size {
+                inode,
+                size: attributes.size,
+                modified_ns: attributes.modified_ns,
+            });
+        } else {
+            self.push(Change::Attributes { inode, attributes });
+        }
+    }
+}

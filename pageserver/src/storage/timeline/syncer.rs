@@ -1,0 +1,118 @@
+//! Threads that make lanes durable, so that few file system threads wait for the disk: at most
+//! [`MAX_INLINE`].
+//!
+//! Requests for the same lane that arrive while a sync runs share the next one. A lane is synced by
+//! one thread at a time; different lanes sync in parallel.
+
+use crate::error::Result;
+use crate::locks::lock;
+use crate::storage::log::format::LaneKind;
+use crate::storage::timeline::Timeline;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+/// Threads, and so lanes that sync at once.
+const THREADS: usize = 4;
+/// Callers that may sync on their own thread at once. A lone commit so needs no second
+/// thread to be woken; the limit keeps threads free for the file system when many sync.
+pub const MAX_INLINE: usize = 2;
+
+/// Called once with the outcome of a sync, on any thread.
+pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
+
+type Job = (Arc<Timeline>, LaneKind);
+
+/// Sync requests of one lane.
+#[derive(Default)]
+pub struct SyncQueue(Mutex<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Done>,
+    running: bool,
+}
+
+impl SyncQueue {
+    /// Adds a request; true if the caller must bring the lane to a thread.
+    pub(in crate::storage) fn add(&self, done: Done) -> bool {
+        let mut queue = lock(&self.0);
+        queue.waiting.push(done);
+        !std::mem::replace(&mut queue.running, true)
+    }
+
+    /// All requests that wait.
+    pub(in crate::storage) fn take(&self) -> Vec<Done> {
+        std::mem::take(&mut lock(&self.0).waiting)
+    }
+
+    /// Ends the turn of the thread, unless requests wait; whether it did.
+    fn end_turn(&self) -> bool {
+        let mut queue = lock(&self.0);
+        queue.running = !queue.waiting.is_empty();
+        !queue.running
+    }
+
+    /// Whether somebody serves requests.
+    pub(in crate::storage) fn is_running(&self) -> bool {
+        lock(&self.0).running
+    }
+}
+
+/// The threads; they end when the last clone of the syncer is dropped.
+#[derive(Clone)]
+pub struct Syncer {
+    sender: Arc<mpsc::Sender<Job>>,
+    /// Threads of callers that sync themselves at the moment.
+    inline: Arc<AtomicUsize>,
+}
+
+impl Syncer {
+    /// Starts the threads.
+    pub fn start() -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::channel::<Job>();
+        let (sender, receiver) = (Arc::new(sender), Arc::new(Mutex::new(receiver)));
+        for nth in 0..THREADS {
+            let (receiver, again) = (Arc::clone(&receiver), Arc::downgrade(&sender));
+            let run = move || {
+                // The guard is gone before the job runs.
+                while let Ok((timeline, lane)) = { lock(&receiver).recv() } {
+                    while !run_once(&timeline, lane) {
+                        // Other lanes that wait come first.
+                        let job = (Arc::clone(&timeline), lane);
+                        if again.upgrade().is_some_and(|sender| sender.send(job).is_ok()) {
+                            break;
+                        }
+                    }
+                }
+            };
+            std::thread::Builder::new().name(format!("sync-{nth}")).spawn(run)?;
+        }
+        Ok(Self { sender, inline: Arc::default() })
+    }
+
+    /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so
+    /// at the moment, else on one of the syncer's, which serve what was asked meanwhile in any
+    /// case: the caller's own answer may go out only when this returns.
+    pub(in crate::storage) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+        let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
+        let served = inline && run_once(timeline, lane);
+        self.inline.fetch_sub(1, Ordering::SeqCst);
+        if !served {
+            self.serve_later(timeline, lane);
+        }
+    }
+
+    /// Serves such a lane on one of the syncer's threads.
+    pub(in crate::storage) fn serve_later(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+        // The threads live as long as a sender does, and this is one.
+        if self.sender.send((Arc::clone(timeline), lane)).is_err() {
+            unreachable!("the sync threads ended before their sender");
+        }
+    }
+}
+
+/// Serves the requests of a lane that wait now; whether that were all.
+fn run_once(timeline: &Arc<Timeline>, lane: LaneKind) -> bool {
+    timeline.run_sync(lane);
+    timeline.sync_queue(lane).end_turn()
+}

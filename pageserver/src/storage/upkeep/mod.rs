@@ -1,0 +1,398 @@
+//! Keeping a store in shape behind its users' backs: sealing logs and merging layers.
+//!
+//! One thread seals, another does the rest, each one thing at a time. What they make counts from
+//! one catalog transaction on; whatever fails before leaves all as it was and is tried again later.
+
+pub(in crate::storage) mod children;
+mod detach;
+pub(in crate::storage) mod pace;
+pub mod plan;
+pub(in crate::storage) mod retention;
+pub(in crate::storage) mod seal;
+pub(in crate::storage) mod survey;
+
+use crate::error::{Kind, Result};
+use crate::locks::lock;
+use crate::storage::catalog::{LaneRecord, Update};
+use crate::storage::layer::LayerId;
+use crate::storage::log::format::LaneKind;
+use crate::storage::page::{Position, TimelineId};
+use crate::storage::store::{Slot, Store};
+use crate::storage::timeline::Timeline;
+use crate::storage::upkeep::pace::{STOPPING, Slices};
+use crate::storage::upkeep::plan::{Merged, Pace, Plan};
+use crate::storage::upkeep::retention::Retention;
+use crate::storage::upkeep::seal::Sealed;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A lane whose sealing or merging failed is left alone for so long.
+const RETRY: Duration = Duration::from_secs(60);
+/// What a timeline keeps is looked at no more often than this.
+const SOON: Duration = Duration::from_secs(1);
+
+/// When a lane's log is sealed.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// When it is longer than this, even while it is written to.
+    pub max_log_bytes: u64,
+    /// When nothing was appended for so long.
+    pub quiet: Duration,
+    /// Bytes that a timeline may keep for marks alone.
+    pub max_history_bytes: u64,
+}
+
+/// What a pass is for. Sealing and everything else go on side by side, so that a long merge lets no
+/// log grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Logs become layers.
+    Seal,
+    /// Layers are merged, marks let go of, long chains shortened.
+    Tidy,
+}
+
+/// What a pass goes by.
+struct Due {
+    limits: Limits,
+    duty: Duty,
+    /// Lanes whose sealing or merging failed, and when.
+    failed: HashMap<(TimelineId, LaneKind), Instant>,
+}
+
+impl Due {
+    /// How many times over its limit that lane is that is furthest behind. One that cannot be
+    /// worked on is not looked at.
+    fn excess(&self, store: &Store) -> u64 {
+        let timelines = store.open_timelines();
+        let healthy = timelines.iter().filter(|timeline| timeline.latched().is_none());
+        let lanes = healthy.flat_map(|timeline| LaneKind::ALL.map(|lane| (timeline, lane)));
+        let possible =
+            lanes.filter(|(timeline, lane)| !self.failed.contains_key(&(timeline.id(), *lane)));
+        let excess = possible.map(|(timeline, lane)| {
+            let (shape, _) = timeline.shape(lane, Position::MAX);
+            match self.duty {
+                Duty::Seal => {
+                    (shape.log_bytes / self.limits.max_log_bytes.max(1)).saturating_sub(1)
+                }
+                Duty::Tidy => plan::excess(&shape.layers),
+            }
+        });
+        excess.max().unwrap_or(0)
+    }
+}
+
+/// What was seen of the lanes, from one pass to the next.
+pub struct Maintenance {
+    due: Due,
+    /// The newest record of each lane, and when it was first seen to be that.
+    seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
+    retention: Retention,
+    /// When deep chains were last looked for.
+    looked: Instant,
+}
+
+impl Maintenance {
+    /// Does its `duty` within `limits`.
+    pub fn new(limits: Limits, duty: Duty) -> Self {
+        Self {
+            due: Due { limits, duty, failed: HashMap::new() },
+            seen: HashMap::new(),
+            retention: Retention::default(),
+            looked: Instant::now(),
+        }
+    }
+
+    /// Does what is due for each lane, one thing at most, so that a lane that always has more keeps
+    /// none waiting. Whether there may be more.
+    pub fn pass(&mut self, store: &Store, stop: &AtomicBool) -> bool {
+        if self.due.duty == Duty::Tidy {
+            store.open_due();
+        }
+        let timelines = store.open_timelines();
+        self.retention.keep(&timelines);
+        self.seen.retain(|(id, _), _| timelines.iter().any(|timeline| timeline.id() == *id));
+        self.due.failed.retain(|_, failed| failed.elapsed() < RETRY);
+        let mut more = false;
+        for timeline in timelines.iter().filter(|timeline| timeline.latched().is_none()) {
+            for lane in LaneKind::ALL {
+                more |= self.lane((store, stop), timeline, lane);
+                if stop.load(Ordering::Relaxed) {
+                    return false;
+                }
+            }
+            // Behind the merges: there are few layers to look through.
+            if self.due.duty == Duty::Tidy {
+                self.look((store, stop), timeline);
+            }
+        }
+        if self.due.duty == Duty::Tidy {
+            self.detach(store, stop);
+        }
+        more
+    }
+
+    /// Lets a timeline at the end of a long chain stand on its own.
+    fn detach(&mut self, store: &Store, stop: &AtomicBool) {
+        if self.looked.elapsed() < self.due.limits.quiet.max(SOON) {
+            return;
+        }
+        let excess = || self.due.excess(store);
+        let mut pace = Slices::new(store, stop, &excess);
+        match store.detach_deep(&mut |bytes| pace.worked(bytes)) {
+            // There may be another.
+            Ok(true) => {}
+            Err(error) if error.code != STOPPING && error.kind != Kind::NotFound => {
+                tracing::error!(
+                    %error,
+                    "a timeline at the end of a long chain stays there; it is tried again later"
+                );
+                self.looked = Instant::now() + RETRY;
+            }
+            _ => self.looked = Instant::now(),
+        }
+    }
+
+    /// Since when the lane is as it is.
+    fn quiet_since(&self, id: TimelineId, lane: LaneKind) -> Option<Position> {
+        let quiet = self
+            .seen
+            .get(&(id, lane))
+            .filter(|(_, since)| since.elapsed() >= self.due.limits.quiet);
+        quiet.map(|(last, _)| *last)
+    }
+
+    fn look(&mut self, (store, stop): (&Store, &AtomicBool), timeline: &Arc<Timeline>) {
+        let last = timeline.last_positions();
+        let rests = LaneKind::ALL
+            .iter()
+            .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
+        let Limits { quiet, max_history_bytes, .. } = self.due.limits;
+        let wanted = (rests, quiet.max(SOON), max_history_bytes);
+        let excess = || self.due.excess(store);
+        let mut pace = Slices::new(store, stop, &excess);
+        let looked = self.retention.look(store, timeline, wanted, &mut |bytes| pace.worked(bytes));
+        if let Err(error) = looked
+            && error.code != STOPPING
+        {
+            tracing::error!(
+                timeline = %timeline.id(), %error,
+                "what a timeline keeps of its past could not be looked at"
+            );
+        }
+    }
+
+    /// Does one thing to a lane; false if there is nothing to do.
+    fn lane(
+        &mut self,
+        (store, stop): (&Store, &AtomicBool),
+        timeline: &Timeline,
+        lane: LaneKind,
+    ) -> bool {
+        let (id, began) = (timeline.id(), Instant::now());
+        if self.due.failed.contains_key(&(id, lane)) {
+            return false;
+        }
+        let (mut shape, last) =
+            timeline.shape(lane, self.quiet_since(id, lane).unwrap_or(Position::MAX));
+        shape.garbage = self.retention.garbage(id, lane);
+        let seen = self.seen.entry((id, lane)).or_insert((last, began));
+        if seen.0 != last {
+            *seen = (last, began);
+        }
+        match self.due.duty {
+            Duty::Seal => shape.layers.clear(),
+            Duty::Tidy => shape.log_bytes = 0,
+        }
+        let plan = plan::choose(&shape, self.due.limits.max_log_bytes);
+        let excess = || self.due.excess(store);
+        let mut pace = Slices::new(store, stop, &excess);
+        if plan != Plan::Nothing {
+            pace.look();
+        }
+        let outcome = match &plan {
+            Plan::Nothing => return false,
+            Plan::Seal => store.seal(id, lane, &mut |bytes| pace.worked(bytes)),
+            Plan::Merge(range) => {
+                if range.len() == shape.layers.len() {
+                    self.retention.forget(id, lane);
+                }
+                store.merge(id, lane, range.clone(), &mut |bytes| pace.worked(bytes))
+            }
+        };
+        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match outcome {
+            Ok(done) => {
+                tracing::debug!(timeline = %id, ?lane, ?plan, duration_ms, "lane kept in shape");
+                done
+            }
+            // The timeline may have been dropped meanwhile.
+            Err(error) if error.code == STOPPING || error.kind == Kind::NotFound => false,
+            Err(error) => {
+                self.due.failed.insert((id, lane), Instant::now());
+                tracing::error!(
+                    timeline = %id, ?lane, %error,
+                    "sealing or merging failed; nothing is lost, it is tried again later"
+                );
+                false
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes
+    /// worked on.
+    pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
+        self.catalog().require()?;
+        let slot = self.slot(id)?;
+        let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
+        let sealed = match timeline.write_layer(&frozen, pace) {
+            // What it read was given up meanwhile, and who failed has been told why.
+            Err(_) if timeline.latched().is_some() => return Ok(false),
+            sealed => sealed?,
+        };
+        drop(frozen);
+        let layer = sealed.layer.id();
+        self.publish_lane(&slot, &timeline, layer, sealed, Sealed::record, |sealed, record| {
+            timeline.turn_to(sealed, record);
+        })
+    }
+
+    /// Makes one layer of those in `range`, counted from the newest; true if it was done.
+    pub fn merge(
+        &self,
+        id: TimelineId,
+        lane: LaneKind,
+        range: Range<usize>,
+        pace: &mut Pace<'_>,
+    ) -> Result<bool> {
+        self.catalog().require()?;
+        let slot = self.slot(id)?;
+        let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let layers = timeline.layers(lane);
+        self.require_room(layers[range.clone()].iter().map(|layer| layer.bytes()).sum())?;
+        let children = self.children(id, lane)?;
+        let merged = timeline.merge(lane, range, &children, pace)?;
+        let layer = merged.layer.id();
+        if !self.still_live(&children) {
+            // What one of them did not need, another may that was forked at the same position.
+            self.remove_layer(layer);
+            return Ok(false);
+        }
+        let mut replaced = Vec::new();
+        let turn = |merged, record| replaced = timeline.turn_to_merged(merged, record);
+        let done = self.publish_lane(&slot, &timeline, layer, merged, Merged::record, turn)?;
+        replaced.iter().for_each(|layer| self.remove_layer(layer.id()));
+        Ok(done)
+    }
+
+    /// Publishes the `record` of what a lane is made of with the new `layer`, and lets readers turn
+    /// to it.
+    fn publish_lane<W>(
+        &self,
+        slot: &Mutex<Slot>,
+        timeline: &Arc<Timeline>,
+        layer: LayerId,
+        written: W,
+        record: impl FnOnce(&W, &LaneRecord) -> LaneRecord,
+        turn: impl FnOnce(W, LaneRecord),
+    ) -> Result<bool> {
+        // What the layer leaves out may have been kept for a mark, which no crash may bring back.
+        timeline.sync_data_and_wait().inspect_err(|_| self.remove_layer(layer))?;
+        // Nobody may open the timeline anew, or drop it, between what the catalog says and what
+        // readers see.
+        let mut slot = lock(slot);
+        let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));
+        let published = if !same || timeline.latched().is_some() {
+            Ok(None)
+        } else {
+            let record = record(&written, &slot.lanes[layer.lane as usize]);
+            let put_lanes = vec![(timeline.id(), layer.lane, record.clone())];
+            self.publish(Update { put_lanes, ..Update::default() }).map(|_| Some(record))
+        };
+        if let Ok(Some(record)) = published {
+            slot.lanes[layer.lane as usize] = record.clone();
+            turn(written, record);
+            return Ok(true);
+        }
+        if self.catalog().is_open() {
+            // While the catalog cannot say whether it names the layer, it stays.
+            self.remove_layer(layer);
+        }
+        published.map(|_| false)
+    }
+
+    pub(in crate::storage) fn remove_layer(&self, layer: LayerId) {
+        let path = layer.path();
+        if let Err(error) = self.disk.remove(&path) {
+            tracing::error!(%error, path, "a layer that is not needed stays until the next start");
+        }
+    }
+}
+
+fn healthy(slot: &Mutex<Slot>) -> Option<Arc<Timeline>> {
+    lock(slot).timeline.clone().filter(|timeline| timeline.latched().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::sim::SimDisk;
+    use crate::storage::page::PAGE_BYTES;
+    use crate::storage::tests::{make, named, new_store, tree};
+
+    const LIMITS: Limits =
+        Limits { max_log_bytes: 0, quiet: Duration::from_secs(3600), max_history_bytes: u64::MAX };
+
+    #[test]
+    fn the_lane_that_is_furthest_behind_counts() {
+        let (store, id) = new_store(&SimDisk::default());
+        let (other, _) = store.fork(id, |t| named("other", t)).unwrap();
+        let (limits, failed) = (Limits { max_log_bytes: 1 << 16, ..LIMITS }, HashMap::new());
+        let mut due = Due { limits, duty: Duty::Seal, failed };
+        assert_eq!(due.excess(&store), 0);
+        let child = tree(&store, other);
+        let inode = make(&child, b"f");
+        for (pages, expected) in [(15, 0), (3, 1), (8, 2), (16, 4)] {
+            child.write(inode, 0, &vec![7; pages * PAGE_BYTES]).unwrap();
+            assert_eq!(due.excess(&store), expected, "{pages} pages more");
+        }
+        due.duty = Duty::Tidy;
+        for layers in 1..=16 {
+            store.seal(other, LaneKind::Data, &mut |_| Ok(())).unwrap();
+            child.write(inode, 0, &[7; PAGE_BYTES]).unwrap();
+            assert_eq!(due.excess(&store), (layers / 4_u64).saturating_sub(1), "{layers} layers");
+        }
+        due.failed.insert((other, LaneKind::Data), Instant::now());
+        assert_eq!(due.excess(&store), 0);
+        (due.duty, due.failed) = (Duty::Seal, HashMap::new());
+        assert_eq!(due.excess(&store), 0);
+    }
+
+    #[test]
+    fn a_lane_that_always_has_more_keeps_none_waiting() {
+        let (store, id) = new_store(&SimDisk::default());
+        let (main, stop) = (tree(&store, id), AtomicBool::new(false));
+        let inode = make(&main, b"f");
+        let write =
+            |nth: u64| main.write(inode, nth % 1024 * PAGE_BYTES as u64, &[7; PAGE_BYTES]).unwrap();
+        let mut maintenance = Maintenance::new(LIMITS, Duty::Seal);
+        let (ended, end) = std::sync::mpsc::channel();
+        (0..1024).for_each(write);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(write));
+            scope.spawn(|| {
+                assert!(maintenance.pass(&store, &stop), "the log was sealed");
+                ended.send(()).unwrap();
+            });
+            let outcome = end.recv_timeout(Duration::from_secs(20));
+            stop.store(true, Ordering::Relaxed);
+            assert!(outcome.is_ok(), "a pass over one lane does not end");
+        });
+    }
+}
