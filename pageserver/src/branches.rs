@@ -93,7 +93,7 @@ impl Branches {
             created_ns: now,
             forked_ns: now,
             protected: false,
-            password: Some(password),
+            password: Some(password.into()),
         }
     }
 
@@ -209,10 +209,8 @@ impl Branches {
             protected: false,
             password: parent.password.clone(),
         };
-        let (timeline, _) = self.begin(&parent, held, |timeline| Update {
-            put_branches: vec![(name.clone(), record(timeline))],
-            ..Update::default()
-        })?;
+        let (timeline, _) =
+            self.begin(&parent, held, |timeline| Update::default().put(&name, record(timeline)))?;
         self.add_name(name, id);
         tracing::info!(
             branch = %name, %timeline, parent = %parent_name, duration_us = micros(began),
@@ -237,7 +235,7 @@ impl Branches {
                 let password = parent.password.clone();
                 let record =
                     BranchRecord { timeline: timeline.0, forked_ns: now_ns(), password, ..record };
-                Update { put_branches: vec![(name.clone(), record)], ..Update::default() }
+                Update::default().put(&name, record)
             })?;
             this.retire(old, freed);
             tracing::info!(
@@ -281,7 +279,7 @@ impl Branches {
                 );
                 return Err(Error::conflict("default_branch", detail));
             }
-            let update = Update { remove_branches: vec![name.clone()], ..Update::default() };
+            let update = Update::default().remove::<BranchRecord>(&name.clone());
             let freed = this.store.publish(update)?;
             {
                 let mut names = lock(&this.names);
@@ -329,8 +327,7 @@ impl Branches {
             record.protected = request.protected.unwrap_or(record.protected);
             let new_name = request.name.unwrap_or_else(|| name.clone());
             if new_name == name {
-                let put_branches = vec![(name.clone(), record)];
-                this.store.publish(Update { put_branches, ..Update::default() })?;
+                this.store.publish(Update::default().put(&name, record))?;
                 return this.get(&name);
             }
             // A new name may have the same host-name form as the old one.
@@ -339,9 +336,8 @@ impl Branches {
             }
             names::check(&new_name)?;
             let id = record.id;
-            let (remove_branches, put_branches) =
-                (vec![name.clone()], vec![(new_name.clone(), record)]);
-            this.store.publish(Update { remove_branches, put_branches, ..Update::default() })?;
+            let update = Update::default().remove::<BranchRecord>(&name).put(&new_name, record);
+            this.store.publish(update)?;
             {
                 let mut names = lock(&this.names);
                 names.by_host.remove(&names::host(&name));
@@ -436,8 +432,9 @@ impl Branches {
     ) -> Result<Connection> {
         let record = self.record(name)?;
         let role = role.unwrap_or(SUPERUSER);
-        let password = record.password.as_deref().filter(|_| role == SUPERUSER);
-        let secret = password.map(|password| format!(":{}", encode(password))).unwrap_or_default();
+        let password = record.password.as_ref().filter(|_| role == SUPERUSER);
+        let secret =
+            password.map(|password| format!(":{}", encode(password.expose()))).unwrap_or_default();
         let database = encode(&format!("{}@{name}", database.unwrap_or(DATABASE)));
         let url = format!(
             "postgresql://{}{secret}@{}/{database}",
@@ -512,8 +509,7 @@ impl ImportTarget for Branches {
         let id = self.store.catalog().new_branch();
         let record =
             BranchRecord { id, password: None, ..Self::first_record(timeline, String::new()) };
-        let put_branches = vec![(name.to_owned(), record)];
-        self.store.publish(Update { put_branches, ..Update::default() })?;
+        self.store.publish(Update::default().put(name, record))?;
         let mut names = lock(&self.names);
         names.reserved.remove(name);
         names.by_id.insert(id, name.to_owned());

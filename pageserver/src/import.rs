@@ -10,9 +10,10 @@ mod check;
 pub(crate) mod source;
 
 use crate::compute::leftovers::Records;
-use crate::compute::{Installation, OsUser, secret};
+use crate::compute::{Installation, OsUser};
 use crate::error::{Error, Result};
 use crate::locks::lock;
+use crate::secret;
 use crate::storage::page::TimelineId;
 use api::types::{CreateImport, Import, ImportState};
 use basebackup::Progress;

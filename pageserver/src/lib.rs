@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod import;
 pub mod locks;
 pub mod moment;
+pub mod secret;
 pub mod server;
 pub mod storage;
 pub mod sys;

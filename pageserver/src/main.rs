@@ -5,9 +5,11 @@ use pageserver::config::Config;
 use pageserver::error::{Error, Result};
 use pageserver::server;
 use pageserver::storage::check;
+use pageserver::storage::disk::Disk;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -27,7 +29,7 @@ enum Command {
     /// Runs the server until SIGTERM or SIGINT.
     Serve(Box<Config>),
     /// Verifies the store of a stopped server, every record and page, and prints a line for each
-    /// fault.
+    /// fault. It changes no byte.
     Check {
         /// The server's data directory.
         #[arg(long, env = "COPPICE_DATA", value_name = "DIR")]
@@ -94,8 +96,8 @@ fn run_check(data: &Path) -> Result<ExitCode> {
             format!("{} holds no store: name the --data directory of a server", data.display());
         return Err(Error::not_found("no_store", detail));
     }
-    let _lock = server::lock_data(data)?;
-    let disk: std::sync::Arc<dyn pageserver::storage::disk::Disk> = server::open_disk(data)?;
+    let _lock = server::lock_data_if_used(data)?;
+    let disk: Arc<dyn Disk> = server::open_disk_read_only(data)?;
     let report = check::check(&disk)?;
     for fault in &report.faults {
         println!("{fault}");

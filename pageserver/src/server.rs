@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::fs::mount::{Mount, Places};
 use crate::gateway::Gateway;
 use crate::import::Imports;
+use crate::secret::random_bytes;
 use crate::storage::catalog::Update;
 use crate::storage::disk::LocalDisk;
 use crate::storage::page::TimelineId;
@@ -63,7 +64,21 @@ pub fn lock_data(data: &Path) -> Result<File> {
     make_directory(data, 0o711)?;
     let path = Layout::of(data).lock;
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(|e| Error::io(format!("open {}", path.display()), &e))?;
+    lock_file(data, file.map_err(|e| Error::io(format!("open {}", path.display()), &e))?)
+}
+
+/// Takes a data directory that a server has used, without adding to it. None if the lock's file is
+/// missing, as in a copy of the store alone.
+pub fn lock_data_if_used(data: &Path) -> Result<Option<File>> {
+    let path = Layout::of(data).lock;
+    match File::open(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(format!("open {}", path.display()), &e)),
+        Ok(file) => lock_file(data, file).map(Some),
+    }
+}
+
+fn lock_file(data: &Path, file: File) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(Error::conflict(
@@ -73,17 +88,15 @@ pub fn lock_data(data: &Path) -> Result<File> {
                 data.display()
             ),
         )),
-        Err(fs::TryLockError::Error(e)) => Err(Error::io(format!("lock {}", path.display()), &e)),
+        Err(fs::TryLockError::Error(e)) => {
+            Err(Error::io(format!("lock {}", Layout::of(data).lock.display()), &e))
+        }
     }
 }
 
 /// A number that no other store has.
 pub fn random_number() -> Result<u64> {
-    use std::io::Read;
-    let mut bytes = [0; 8];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|e| Error::io("read /dev/urandom", &e))?;
-    Ok(u64::from_le_bytes(bytes))
+    random_bytes().map(u64::from_le_bytes)
 }
 
 /// Opens the directory of the page store below `data`.
@@ -91,6 +104,13 @@ pub fn open_disk(data: &Path) -> Result<Arc<LocalDisk>> {
     let path = Layout::of(data).store;
     make_directory(&path, 0o700)?;
     let disk = LocalDisk::open(&path, &STORE_DIRECTORIES);
+    Ok(Arc::new(disk.map_err(|e| Error::io(format!("open the store {}", path.display()), &e))?))
+}
+
+/// Opens the directory of the page store below `data` to look at it.
+pub fn open_disk_read_only(data: &Path) -> Result<Arc<LocalDisk>> {
+    let path = Layout::of(data).store;
+    let disk = LocalDisk::open_read_only(&path);
     Ok(Arc::new(disk.map_err(|e| Error::io(format!("open the store {}", path.display()), &e))?))
 }
 
@@ -200,8 +220,8 @@ async fn first_start(
     let (filled, mounted) = (Arc::clone(mount), timeline);
     blocking(move || filled.filled(mounted)).await?;
     store.timeline(timeline)?.sync_and_wait()?;
-    let put_branches = vec![(FIRST_BRANCH.to_owned(), Branches::first_record(timeline, password))];
-    store.publish(Update { put_branches, ..Update::default() })?;
+    let record = Branches::first_record(timeline, password);
+    store.publish(Update::default().put(FIRST_BRANCH, record))?;
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(branch = FIRST_BRANCH, %timeline, duration_ms, "branch created");
     Ok(())

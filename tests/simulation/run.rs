@@ -5,7 +5,7 @@ use crate::files::length;
 use crate::operation::Operation;
 use crate::world::{Branch, Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
-use pageserver::storage::catalog::Update;
+use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
 use pageserver::storage::log::format::LaneKind;
 use pageserver::storage::page::{Position, TimelineId};
@@ -240,9 +240,9 @@ impl Run<'_> {
         let after = maybe.clone();
         let past = at.map(|position| Past { at: [position; 2], time_ns: 0 });
         let store = Arc::clone(&world.store);
-        let outcome = store.fork(Origin { timeline, past, unfinished: false }, |id| Update {
-            put_branches: std::iter::once((name.clone(), record(id))).chain(put_old).collect(),
-            ..Update::default()
+        let outcome = store.fork(Origin { timeline, past, unfinished: false }, |id| {
+            let put = |update: Update, (name, record): (String, _)| update.put(&name, record);
+            put_old.into_iter().fold(Update::default().put(&name, record(id)), put)
         });
         let forked = |(id, _): &(TimelineId, Vec<TimelineId>)| {
             let mut after = after;
@@ -288,11 +288,9 @@ impl Run<'_> {
         world.named += 1;
         let mut after = world.branches.clone();
         after[branch].name = format!("r{}", world.named);
-        let update = Update {
-            remove_branches: vec![world.branches[branch].name.clone()],
-            put_branches: vec![(after[branch].name.clone(), record(id))],
-            ..Update::default()
-        };
+        let update = Update::default()
+            .remove::<BranchRecord>(&world.branches[branch].name)
+            .put(&after[branch].name, record(id));
         let outcome = world.store.publish(update);
         let maybe = after.clone();
         world.published("rename a branch", outcome, |_| after, maybe).map(drop)
@@ -308,8 +306,7 @@ impl Run<'_> {
         world.branches[branch].close();
         let mut after = world.branches.clone();
         let gone = after.remove(branch);
-        let outcome =
-            world.store.publish(Update { remove_branches: vec![gone.name], ..Update::default() });
+        let outcome = world.store.publish(Update::default().remove::<BranchRecord>(&gone.name));
         let maybe = after.clone();
         if let Some(freed) = world.published("delete a branch", outcome, |_| after, maybe)? {
             self.free(&freed);

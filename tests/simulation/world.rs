@@ -131,8 +131,7 @@ impl World {
         let (disk, now_s) = (SimDisk::default(), 1_000_000);
         let store = open(&disk, now_s).expect("make a store");
         let id = store.create_root().expect("make a timeline");
-        let put_branches = vec![("main".to_owned(), record(id))];
-        store.publish(Update { put_branches, ..Update::default() }).expect("name it");
+        store.publish(Update::default().put("main", record(id))).expect("name it");
         let tree = Tree::new(store.timeline(id).expect("open it"));
         tree.make_root((1, 1), 0).expect("make the root directory");
         for name in [&b"base"[..], b"pg_wal"] {

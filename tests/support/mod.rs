@@ -17,13 +17,14 @@ pub mod volume;
 
 use api::client::Client;
 use pageserver::compute::Installation;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 mod source;
 
@@ -256,11 +257,37 @@ impl Drop for Server {
 
 /// Verifies the store of a stopped server with `pageserver check`: its exit code and what it
 /// printed.
+///
+/// # Panics
+/// If the check changed a file of the data directory.
 pub fn check(data: &Path) -> (i32, String) {
+    let before = fingerprint(data);
     let output = Command::new(program("pageserver")).arg("check").arg("--data").arg(data).output();
     let output = output.expect("run the check");
     let text = [output.stdout, output.stderr].concat();
-    (output.status.code().expect("an exit code"), String::from_utf8_lossy(&text).into_owned())
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(fingerprint(data) == before, "the check changed something: {text}");
+    (output.status.code().expect("an exit code"), text)
+}
+
+/// Each file below a directory: its path, its length, the time of its last change, and the
+/// checksum of its contents.
+fn fingerprint(directory: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u32)> {
+    let (mut found, mut directories) = (BTreeMap::new(), vec![directory.to_path_buf()]);
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("list a directory") {
+            let path = entry.expect("an entry of a directory").path();
+            let metadata = path.symlink_metadata().expect("look at a file");
+            if metadata.is_dir() {
+                directories.push(path);
+            } else if metadata.is_file() {
+                let bytes = std::fs::read(&path).expect("read a file");
+                let changed = metadata.modified().expect("the time of a file's last change");
+                found.insert(path, (metadata.len(), changed, crc32fast::hash(&bytes)));
+            }
+        }
+    }
+    found
 }
 
 /// Waits until `condition` holds; fails the test, saying `what`, if it does not in time.

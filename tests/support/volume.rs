@@ -55,11 +55,8 @@ impl Volume {
             || {
                 let timeline = store.create_root().expect("make a timeline");
                 let root = mount.attach_new(timeline).expect("attach the timeline");
-                let put_branches =
-                    vec![("main".to_owned(), Branches::first_record(timeline, String::new()))];
-                store
-                    .publish(Update { put_branches, ..Update::default() })
-                    .expect("name the timeline");
+                let record = Branches::first_record(timeline, String::new());
+                store.publish(Update::default().put("main", record)).expect("name the timeline");
                 (timeline, root)
             },
             |timeline| (timeline, mount.attach(timeline).expect("attach the timeline")),
@@ -77,7 +74,7 @@ impl Volume {
         let name = |timeline| {
             let id = self.store.catalog().new_branch();
             let record = BranchRecord { id, ..Branches::first_record(timeline, String::new()) };
-            Update { put_branches: vec![(timeline.to_string(), record)], ..Update::default() }
+            Update::default().put(&timeline.to_string(), record)
         };
         let (child, _) = self.store.fork(self.timeline, name).expect("fork the timeline");
         self.mount.attach(child).expect("attach the child")

@@ -4,9 +4,7 @@
 //! read, is compared in constant time and never printed. There are no cookies, so another site's
 //! page in a browser cannot use it.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::hint::black_box;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -20,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use super::problem::Fault;
 use super::router::App;
 use crate::error::{Error, Result};
+use crate::secret::{Secret, random_bytes};
 
 /// Random bytes of a generated token.
 const RANDOM_BYTES: usize = 32;
@@ -30,15 +29,8 @@ const TOKEN_LEN_MIN: usize = 16;
 const FILE_BYTES_MAX: u64 = 4096;
 
 /// The secret that a request must carry.
-#[derive(Clone)]
-pub struct Token(String);
-
-/// Prints no secret.
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
-}
+#[derive(Clone, Debug)]
+pub struct Token(Secret);
 
 impl Token {
     /// Reads the token from `path`, or writes a new random one there when the file does not exist.
@@ -52,18 +44,11 @@ impl Token {
 
     /// The secret itself, for a client in the same process.
     pub fn secret(&self) -> &str {
-        &self.0
+        self.0.expose()
     }
 
-    /// Whether `presented` is the token, in a time that tells nothing about how much of it is
-    /// right.
     fn matches(&self, presented: &[u8]) -> bool {
-        let secret = self.0.as_bytes();
-        let mut difference = u8::from(secret.len() != presented.len());
-        for (index, byte) in secret.iter().enumerate() {
-            difference |= byte ^ presented.get(index).copied().unwrap_or(0);
-        }
-        black_box(difference) == 0
+        self.0.matches(presented)
     }
 }
 
@@ -95,14 +80,15 @@ fn load(path: &Path, file: File) -> Result<Token> {
              to get a new token",
         ));
     }
-    Ok(Token(token.to_owned()))
+    Ok(Token(token.to_owned().into()))
 }
 
 /// Writes a new token under a temporary name, private from its first moment, then renames it into
 /// place: a reader finds either no file or a whole one.
 fn create(path: &Path) -> Result<Token> {
     let doing = |error| Error::io(format!("create API token file {}", path.display()), &error);
-    let token = random().map_err(doing)?;
+    let bytes = random_bytes::<RANDOM_BYTES>()?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let temporary = path.with_extension("new");
     // Left by a crash, or laid there by someone else: either way it must not be written into.
     match fs::remove_file(&temporary) {
@@ -121,13 +107,7 @@ fn create(path: &Path) -> Result<Token> {
     let directory =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(doing)?;
-    Ok(Token(token))
-}
-
-fn random() -> std::io::Result<String> {
-    let mut bytes = [0_u8; RANDOM_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Token(token.into()))
 }
 
 /// Lets only requests with the right token through.
@@ -229,7 +209,7 @@ mod tests {
 
     #[test]
     fn only_the_whole_token_matches() {
-        let token = Token("0123456789abcdef".to_owned());
+        let token = Token("0123456789abcdef".to_owned().into());
         assert!(token.matches(b"0123456789abcdef"));
         for wrong in
             ["", "0123456789abcde", "0123456789abcdeg", "0123456789abcdef0", "0123456789abcdef\0"]

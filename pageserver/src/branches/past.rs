@@ -88,9 +88,11 @@ impl Branches {
             });
             let (timeline, freed) = held.publish(|timeline| {
                 let restored = BranchRecord { timeline: timeline.0, forked_ns: now_ns(), ..record };
-                let restored = std::iter::once((name.clone(), restored));
-                let put_branches = restored.chain(kept.clone()).collect();
-                Update { put_branches, ..Update::default() }
+                let update = Update::default().put(&name, restored);
+                match &kept {
+                    Some((kept_as, record)) => update.put(kept_as, record.clone()),
+                    None => update,
+                }
             })?;
             let kept = kept.inspect(|(name, record)| this.add_name(name, record.id));
             tracing::info!(

@@ -2,8 +2,9 @@
 //! cleanly.
 
 use super::tool::{self, Outcome};
-use super::{Installation, OsUser, secret};
+use super::{Installation, OsUser};
 use crate::error::{Error, Result};
+use crate::secret;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

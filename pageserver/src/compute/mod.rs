@@ -20,7 +20,6 @@ pub(crate) mod lines;
 mod postgres;
 mod processes;
 mod room;
-pub mod secret;
 pub mod settings;
 mod slot;
 pub mod supervisor;

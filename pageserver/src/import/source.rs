@@ -5,6 +5,7 @@
 //! several hosts, Unix sockets, verified TLS.
 
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 use tokio::process::Command;
 
 /// Longest URL that is looked at.
@@ -17,7 +18,7 @@ pub(super) struct Source {
     /// The URL without its password.
     url: String,
     /// Decoded.
-    password: Option<String>,
+    password: Option<Secret>,
 }
 
 impl Source {
@@ -54,7 +55,7 @@ impl Source {
                 }
             }
         }
-        Ok(Self { url, password })
+        Ok(Self { url, password: password.map(Secret::from) })
     }
 
     /// Makes `command`, one of Postgres's client programs, connect to the source.
@@ -64,14 +65,16 @@ impl Source {
         // Only if the URL names none: the database called like the user need not exist.
         command.env("PGDATABASE", "postgres");
         if let Some(password) = &self.password {
-            command.env("PGPASSWORD", password);
+            command.env("PGPASSWORD", password.expose());
         }
     }
 
     /// `text` without the password.
     pub(super) fn redact(&self, text: &str) -> String {
         match &self.password {
-            Some(password) if !password.is_empty() => text.replace(password.as_str(), REDACTED),
+            Some(password) if !password.expose().is_empty() => {
+                text.replace(password.expose(), REDACTED)
+            }
             _ => text.to_owned(),
         }
     }
@@ -93,8 +96,8 @@ pub(crate) fn property(text: &str) {
         Source::parse(&source.url).unwrap_or_else(|error| panic!("{:?}: {error}", source.url));
     assert_eq!((&again.url, again.password), (&source.url, None));
     let shown = source.redact(text);
-    let secret = source.password.filter(|password| !password.is_empty());
-    assert!(secret.is_none_or(|secret| REDACTED.contains(&secret) || !shown.contains(&secret)));
+    let secret = source.password.as_ref().map_or("", Secret::expose);
+    assert!(secret.is_empty() || REDACTED.contains(secret) || !shown.contains(secret));
 }
 
 /// Splits `user:password@hosts/database` the way libpq does: at the first `@` before any slash.
@@ -147,7 +150,7 @@ mod tests {
 
     fn parts(text: &str) -> (String, Option<String>) {
         let source = Source::parse(text).unwrap();
-        (source.url, source.password)
+        (source.url, source.password.map(|password| password.expose().to_owned()))
     }
 
     #[test]

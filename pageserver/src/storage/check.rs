@@ -2,8 +2,10 @@
 //! of them.
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::{CATALOG_FILE, Catalog, LaneRecord};
+use crate::storage::catalog::tables::CATALOG_FILE;
+use crate::storage::catalog::{Catalog, LaneRecord};
 use crate::storage::disk::Disk;
+use crate::storage::disk::overlay::Overlay;
 use crate::storage::layer::writer::UNFINISHED_PREFIX;
 use crate::storage::layer::{Access, Entry, LAYERS_DIRECTORY, Layer};
 use crate::storage::log::files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
@@ -26,11 +28,16 @@ pub struct Report {
     pub faults: Vec<String>,
 }
 
-/// Reads all of the store on `disk`.
+/// Reads all of the store on `disk`, as the next start would, and changes nothing.
 pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
     require_catalog(disk)?;
-    let catalog = Catalog::open(disk, 0)?;
-    let (lane_files, mut found) = LaneFiles::open(Arc::clone(disk), catalog.store())?;
+    if disk.open(CATALOG_FILE).is_err() {
+        let detail = format!("the store has no file {CATALOG_FILE}: no server has used it yet");
+        return Err(Error::not_found("no_store", detail));
+    }
+    let overlay: Arc<dyn Disk> = Arc::new(Overlay::new(Arc::clone(disk)));
+    let catalog = Catalog::open(&overlay, 0)?;
+    let (lane_files, mut found) = LaneFiles::open(overlay, catalog.store())?;
     let mut report = Report::default();
     let mut timelines = catalog.timelines();
     timelines.sort_unstable();

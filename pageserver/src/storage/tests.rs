@@ -34,7 +34,7 @@ pub(super) fn named(name: &str, timeline: TimelineId) -> Update {
         protected: false,
         password: None,
     };
-    Update { put_branches: vec![(name.to_owned(), record)], ..Update::default() }
+    Update::default().put(&name, record)
 }
 
 /// A store with one named root timeline that has its root directory.
@@ -334,9 +334,7 @@ fn a_dropped_timeline_writes_into_nobodys_file() {
     let (child, _) = store.fork(id, |timeline| named("child", timeline)).unwrap();
     let old = tree(&store, child);
     let inode = make(&old, b"f");
-    let freed = store
-        .publish(Update { remove_branches: vec!["child".into()], ..Update::default() })
-        .unwrap();
+    let freed = store.publish(Update::default().remove::<BranchRecord>("child")).unwrap();
     store.free(&freed);
     let error = old.write(inode, 0, b"late").unwrap_err();
     assert_eq!(error.errno(), nix::errno::Errno::EIO);
@@ -376,9 +374,9 @@ impl World {
             }
             11 if count > 6 => {
                 let (gone, _) = self.branches.remove(count - 1);
-                let remove_branches = vec![format!("b{}", count - 1)];
-                let freed =
-                    self.store.publish(Update { remove_branches, ..Update::default() }).unwrap();
+                let name = format!("b{}", count - 1);
+                let update = Update::default().remove::<BranchRecord>(&name);
+                let freed = self.store.publish(update).unwrap();
                 assert_eq!(freed.contains(&gone), !self.has_children(gone));
                 self.store.free(&freed);
             }

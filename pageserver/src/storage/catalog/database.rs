@@ -10,33 +10,25 @@
 //! closed in order: what `redb` wants to write as it is closed is kept from it, and each opening
 //! checks everything ([`CatalogFile`] sees to it).
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::storage::catalog::change::Change;
 use crate::storage::catalog::file::{Backend, CatalogFile};
 use crate::storage::catalog::journal::{self, JOURNAL_FILE, Journal};
+use crate::storage::catalog::migrate::{OLDEST, migrate};
+use crate::storage::catalog::records::{FORMAT, Row, TABLES, encode};
 use crate::storage::catalog::state::State;
-use crate::storage::catalog::{
-    BranchRecord, CATALOG_FILE, DEFAULT_BRANCH, TimelineRecord, Update, decode, encode,
-};
+use crate::storage::catalog::tables::{CATALOG_FILE, NUMBERS, failed, table};
 use crate::storage::disk::{Disk, DiskFile};
-use crate::storage::page::TimelineId;
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use redb::{Database, ReadableDatabase, ReadableTable, Table, WriteTransaction};
 use std::sync::Arc;
 
-/// Version of the catalog, kept under `format`.
-const CATALOG_FORMAT: u64 = 2;
-/// The version before there was a journal, which is read, too.
-const FORMAT_WITHOUT_JOURNAL: u64 = 1;
 /// What `redb` may keep in memory. What it reads twice it would not check twice, so it is more than
 /// most catalogs have.
 const CACHE_BYTES: usize = 64 << 20;
 
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
-const TIMELINES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("timelines");
-const BRANCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("branches");
-/// Key of the number of changes so far.
+/// Keys of numbers: of changes so far, and of the catalog's format.
 const CHANGES: &str = "changes";
+const FORMAT_KEY: &str = "format";
 
 /// The database with the files below and beside it.
 pub(in crate::storage) struct Opened {
@@ -54,48 +46,9 @@ pub(in crate::storage) struct Opened {
     pub(in crate::storage) changes: u64,
 }
 
-/// What a change puts and removes.
-#[derive(Serialize, Deserialize)]
-pub(in crate::storage) struct Change {
-    put_timelines: Vec<(u64, TimelineRecord)>,
-    remove_timelines: Vec<u64>,
-    /// Before names are put.
-    remove_branches: Vec<String>,
-    put_branches: Vec<(String, BranchRecord)>,
-    /// The next free numbers.
-    next: BTreeMap<String, u64>,
-}
-
-impl Change {
-    pub(in crate::storage) fn new(
-        update: &Update,
-        timelines: Vec<(TimelineId, TimelineRecord)>,
-        freed: &[TimelineId],
-        next: &BTreeMap<&'static str, u64>,
-    ) -> Self {
-        Self {
-            put_timelines: timelines.into_iter().map(|(id, record)| (id.0, record)).collect(),
-            remove_timelines: freed.iter().map(|id| id.0).collect(),
-            remove_branches: update.remove_branches.clone(),
-            put_branches: update.put_branches.clone(),
-            next: next.iter().map(|(of, next)| ((*of).to_owned(), *next)).collect(),
-        }
-    }
-}
-
 impl Drop for Opened {
     fn drop(&mut self) {
         self.file.refuse_writes();
-    }
-}
-
-fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
-    match error.into() {
-        redb::Error::Io(error) => Error::io(format!("{doing} the catalog"), &error),
-        redb::Error::Corrupted(what) => Error::corrupt(format!(
-            "the file {CATALOG_FILE} is damaged: {what}; restore the store from a backup"
-        )),
-        other => Error::new(Kind::Io, "catalog", format!("cannot {doing} the catalog: {other}")),
     }
 }
 
@@ -119,11 +72,16 @@ impl Opened {
     }
 
     fn check_format(&self) -> Result<()> {
-        match self.number("format")? {
-            None | Some(FORMAT_WITHOUT_JOURNAL | CATALOG_FORMAT) => Ok(()),
-            Some(format) => Err(Error::corrupt(format!(
-                "the catalog has format version {format}, this build reads {CATALOG_FORMAT}: use \
-                 the build that wrote it"
+        match self.number(FORMAT_KEY)? {
+            None if self.store()?.is_none() => Ok(()),
+            Some(OLDEST..=FORMAT) => Ok(()),
+            Some(format) if format > FORMAT => Err(Error::corrupt(format!(
+                "the catalog has format {format}, and this build reads {OLDEST} to {FORMAT}: use \
+                 the build that wrote it, or newer"
+            ))),
+            _ => Err(Error::corrupt(format!(
+                "the file {CATALOG_FILE} is damaged: its number \"{FORMAT_KEY}\" is missing or 0; \
+                 restore the store from a backup"
             ))),
         }
     }
@@ -137,10 +95,7 @@ impl Opened {
                      the store from a backup"
                 )));
             }
-            self.pending.push(decode(
-                &format!("change {} in the file {JOURNAL_FILE}", found.number),
-                &found.payload,
-            )?);
+            self.pending.push(Change::decode(found.format, found.number, &found.payload)?);
             self.changes = found.number;
         }
         Ok(())
@@ -174,7 +129,7 @@ impl Opened {
 
     /// Makes `change` durable, or fails and leaves it open whether it happened.
     pub(in crate::storage) fn commit(&mut self, store: u64, change: Change) -> Result<()> {
-        let bytes = encode(&change);
+        let bytes = change.encode();
         if let Some(journal) = self.journal.as_mut().filter(|journal| journal.takes(bytes.len())) {
             let appended = journal.append(store, self.changes + 1, &bytes);
             appended.map_err(|e| Error::io("commit a change of the catalog", &e))?;
@@ -183,21 +138,19 @@ impl Opened {
             return Ok(());
         }
         self.pending.push(change);
-        self.write("commit a change of", |_, _| Ok(()))
+        self.write("commit a change of", |_| Ok(()))
     }
 
     /// Brings what the journal had into the database.
     pub(in crate::storage) fn fold(&mut self) -> Result<()> {
-        self.write("open", |_, _| Ok(()))
+        self.write("open", |_| Ok(()))
     }
 
     /// Numbers the store if it is new, and counts the run. The numbers of the store and of the run.
     pub(in crate::storage) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
         let is_new = self.store()?.is_none();
-        self.write("open", |transaction, numbers| {
+        self.write("open", |numbers| {
             if is_new {
-                transaction.open_table(TIMELINES).map_err(|e| failed("open", e))?;
-                transaction.open_table(BRANCHES).map_err(|e| failed("open", e))?;
                 for (key, value) in [("store", new_store), ("run", 0)] {
                     numbers.insert(key, value).map_err(|e| failed("change", e))?;
                 }
@@ -212,16 +165,14 @@ impl Opened {
                 Ok(found.ok_or_else(missing)?.value())
             };
             let (store, run) = (number("store")?, number("run")? + 1);
-            for (key, value) in [("format", CATALOG_FORMAT), ("run", run)] {
-                numbers.insert(key, value).map_err(|e| failed("change", e))?;
-            }
+            numbers.insert("run", run).map_err(|e| failed("change", e))?;
             Ok((store, run))
         })
     }
 
     /// Remembers how long moments are kept; the time before which none is to be had.
     pub(in crate::storage) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
-        self.write("commit a change of", |_, numbers| {
+        self.write("commit a change of", |numbers| {
             let number = |key: &str| -> Result<Option<i64>> {
                 let found = numbers.get(key).map_err(|e| failed("read", e))?;
                 Ok(found.map(|value| value.value().cast_signed()))
@@ -241,7 +192,7 @@ impl Opened {
     fn write<T>(
         &mut self,
         doing: &str,
-        work: impl FnOnce(&WriteTransaction, &mut Table<'_, &'static str, u64>) -> Result<T>,
+        work: impl FnOnce(&mut Table<'_, &'static str, u64>) -> Result<T>,
     ) -> Result<T> {
         let transaction =
             self.database.begin_write().map_err(|e| failed("begin a change of", e))?;
@@ -249,8 +200,11 @@ impl Opened {
         let value = {
             let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed("change", e))?;
             numbers.insert(CHANGES, changes).map_err(|e| failed("change", e))?;
+            let format = numbers.insert(FORMAT_KEY, FORMAT).map_err(|e| failed("change", e))?;
+            let format = format.map_or(FORMAT, |format| format.value());
+            migrate(&transaction, format)?;
             put(&transaction, &mut numbers, &self.pending)?;
-            work(&transaction, &mut numbers)?
+            work(&mut numbers)?
         };
         let used_pages = transaction.stats().map_err(|e| failed("change", e))?.allocated_pages();
         transaction.commit().map_err(|e| failed(doing, e))?;
@@ -278,25 +232,17 @@ impl Opened {
         let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
         let mut state = State::default();
         let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
-        for (key, first) in [("timeline", 1), ("branch", DEFAULT_BRANCH + 1)] {
-            let value = numbers.get(key).map_err(|e| failed("read", e))?;
-            state.next.insert(key, value.map_or(first, |value| value.value()));
+        for (key, next) in &mut state.next {
+            let value = numbers.get(*key).map_err(|e| failed("read", e))?;
+            *next = value.map_or(*next, |value| value.value());
         }
-        let mut update = Update::default();
-        let timelines = transaction.open_table(TIMELINES).map_err(|e| failed("read", e))?;
-        for entry in timelines.iter().map_err(|e| failed("read", e))? {
-            let (key, value) = entry.map_err(|e| failed("read", e))?;
-            let id = TimelineId(key.value());
-            update.add_timelines.push((id, decode(&format!("timeline {id}"), value.value())?));
+        for name in TABLES {
+            let rows = transaction.open_table(table(name)).map_err(|e| failed("read", e))?;
+            for entry in rows.iter().map_err(|e| failed("read", e))? {
+                let (key, value) = entry.map_err(|e| failed("read", e))?;
+                state.set(Row::decode(name, key.value(), Some(value.value()))?);
+            }
         }
-        let branches = transaction.open_table(BRANCHES).map_err(|e| failed("read", e))?;
-        for entry in branches.iter().map_err(|e| failed("read", e))? {
-            let (key, value) = entry.map_err(|e| failed("read", e))?;
-            let name = key.value().to_owned();
-            let record = decode(&format!("branch \"{name}\""), value.value())?;
-            update.put_branches.push((name, record));
-        }
-        state.apply(update, &[]);
         state.check()?;
         Ok(state)
     }
@@ -308,26 +254,19 @@ fn put(
     numbers: &mut Table<'_, &'static str, u64>,
     changes: &[Change],
 ) -> Result<()> {
-    if changes.is_empty() {
-        return Ok(());
+    let next = changes.iter().flat_map(|change| &change.next);
+    for (key, value) in next {
+        numbers.insert(&**key, value).map_err(|e| failed("change", e))?;
     }
-    let mut timelines = transaction.open_table(TIMELINES).map_err(|e| failed("change", e))?;
-    let mut branches = transaction.open_table(BRANCHES).map_err(|e| failed("change", e))?;
-    for change in changes {
-        for (key, value) in &change.next {
-            numbers.insert(&**key, value).map_err(|e| failed("change", e))?;
-        }
-        for (id, record) in &change.put_timelines {
-            timelines.insert(id, &*encode(record)).map_err(|e| failed("change", e))?;
-        }
-        for id in &change.remove_timelines {
-            timelines.remove(id).map_err(|e| failed("change", e))?;
-        }
-        for name in &change.remove_branches {
-            branches.remove(&**name).map_err(|e| failed("change", e))?;
-        }
-        for (name, record) in &change.put_branches {
-            branches.insert(&**name, &*encode(record)).map_err(|e| failed("change", e))?;
+    for name in TABLES {
+        let mut rows = transaction.open_table(table(name)).map_err(|e| failed("change", e))?;
+        let of_table = changes.iter().flat_map(|change| &change.rows);
+        for Row { key, record, .. } in of_table.filter(|row| row.table == *name) {
+            match record {
+                Some(record) => rows.insert(&**key, &*encode(record)),
+                None => rows.remove(&**key),
+            }
+            .map_err(|e| failed("change", e))?;
         }
     }
     Ok(())
@@ -339,29 +278,26 @@ mod tests {
     use crate::storage::disk::sim::SimDisk;
 
     #[test]
-    fn a_catalog_from_before_the_journal_is_taken_over_and_one_of_a_later_version_refused() {
+    fn a_catalog_of_a_later_format_is_refused_by_name() {
         let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
         let file = disk.create(CATALOG_FILE).unwrap();
         let mut opened = Opened::open(&disk, &file).unwrap();
         opened.begin_run(7).unwrap();
-        let set = |opened: &mut Opened, format: u64| {
-            let set = opened.write("test", |_, numbers| {
-                numbers.insert("format", format).unwrap();
+        assert_eq!(opened.number(FORMAT_KEY).unwrap(), Some(FORMAT));
+        for (format, expected) in [
+            (
+                FORMAT + 1,
+                "has format 4, and this build reads 1 to 3: use the build that wrote it, or newer",
+            ),
+            (0, "\"format\" is missing or 0"),
+        ] {
+            let set = opened.write("test", |numbers| {
+                numbers.insert(FORMAT_KEY, format).unwrap();
                 Ok(())
             });
             set.unwrap();
-        };
-        set(&mut opened, FORMAT_WITHOUT_JOURNAL);
-        drop(opened);
-        let mut opened = Opened::open(&disk, &file).unwrap();
-        assert_eq!(opened.begin_run(8).unwrap(), (7, 2));
-        assert_eq!(opened.number("format").unwrap(), Some(CATALOG_FORMAT));
-        set(&mut opened, CATALOG_FORMAT + 1);
-        drop(opened);
-        let error = Opened::open(&disk, &file).err().unwrap();
-        assert!(
-            error.detail.contains("version 3") && error.detail.contains("use the build"),
-            "{error}"
-        );
+            let error = Opened::open(&disk, &file).err().unwrap();
+            assert!(error.detail.contains(expected), "{error}");
+        }
     }
 }

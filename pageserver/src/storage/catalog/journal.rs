@@ -22,7 +22,9 @@ pub(in crate::storage) const JOURNAL_FILE: &str = "journal";
 /// folded while a request waits.
 pub(in crate::storage) const JOURNAL_BYTES: usize = 1 << 20;
 const MAGIC: [u8; 8] = *b"COPPICEJ";
-const FORMAT: u32 = 1;
+/// Version of the file. Changes of version 1 name branches and timelines; later ones are rows.
+const FORMAT: u32 = 2;
+const OLDEST: u32 = 1;
 const CRC_OFFSET: usize = 12;
 const STORE_OFFSET: usize = 16;
 const NUMBER_OFFSET: usize = 24;
@@ -43,11 +45,14 @@ pub(in crate::storage) struct Journal {
 pub(in crate::storage) struct Found {
     pub(in crate::storage) store: u64,
     pub(in crate::storage) number: u64,
+    /// Version of the journal that it is from.
+    pub(in crate::storage) format: u32,
     pub(in crate::storage) payload: Vec<u8>,
 }
 
 /// A record that checks.
 struct Record {
+    format: u32,
     store: u64,
     number: u64,
     crc: u32,
@@ -77,7 +82,8 @@ impl Record {
         let header = bytes.get(offset..)?.first_chunk::<HEADER_BYTES>()?;
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|nth| header[at + nth]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|nth| header[at + nth]));
-        if header[..8] != MAGIC || u32_at(8) != FORMAT {
+        let format = u32_at(8);
+        if header[..8] != MAGIC || !(OLDEST..=FORMAT).contains(&format) {
             return None;
         }
         let start = offset + HEADER_BYTES;
@@ -85,6 +91,7 @@ impl Record {
         let checked = bytes.get(offset + STORE_OFFSET..payload.end)?;
         let crc = u32_at(CRC_OFFSET);
         (crc32fast::hash(checked) == crc).then(|| Self {
+            format,
             store: u64_at(STORE_OFFSET),
             number: u64_at(NUMBER_OFFSET),
             crc,
@@ -115,10 +122,10 @@ fn version(bytes: &[u8]) -> Option<u32> {
 
 /// The changes behind the `known` first ones that a journal of these bytes holds, oldest first.
 pub(in crate::storage) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
-    if let Some(format) = version(bytes).filter(|format| *format != FORMAT) {
+    if let Some(format) = version(bytes).filter(|format| !(OLDEST..=FORMAT).contains(format)) {
         return Err(Error::corrupt(format!(
-            "the file {JOURNAL_FILE} is damaged or has format version {format}, this build reads \
-             {FORMAT}: use the build that wrote it"
+            "the file {JOURNAL_FILE} is damaged or has format version {format}, and this build \
+             reads {OLDEST} to {FORMAT}: use the build that wrote it, or newer"
         )));
     }
     let (mut newest, mut offset): (Option<Record>, usize) = (None, 0);
@@ -127,8 +134,8 @@ pub(in crate::storage) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<
         Record::at(bytes, offset).filter(|record| record.follows(newest.as_ref()))
     {
         if record.number > known {
-            let Record { store, number, ref payload, .. } = record;
-            found.push(Found { store, number, payload: bytes[payload.clone()].to_vec() });
+            let Record { format, store, number, ref payload, .. } = record;
+            found.push(Found { store, number, format, payload: bytes[payload.clone()].to_vec() });
         }
         offset = record.end();
         newest = Some(record);
@@ -243,7 +250,7 @@ mod tests {
     }
 
     fn found(number: u64) -> Found {
-        Found { store: STORE, number, payload: payload(number) }
+        Found { store: STORE, number, format: FORMAT, payload: payload(number) }
     }
 
     /// Lets the disk's journal begin anew with these changes.
@@ -373,10 +380,10 @@ mod tests {
     fn one_of_another_version_is_refused() {
         let disk = SimDisk::default();
         write(&disk, 1..=3);
-        disk.alter(JOURNAL_FILE, |bytes| bytes[8] = 2);
+        disk.alter(JOURNAL_FILE, |bytes| bytes[8] = 3);
         let error = read(&disk, 0).unwrap_err();
         assert!(
-            error.detail.contains("version 2") && error.detail.contains("use the build"),
+            error.detail.contains("version 3") && error.detail.contains("use the build"),
             "{error}"
         );
     }

@@ -7,125 +7,32 @@
 //! transaction is durable. After a transaction that failed nobody knows whether it happened, so the
 //! database and the journal are opened anew at once, and memory follows what they say.
 
+pub(in crate::storage) mod change;
 pub(in crate::storage) mod database;
 pub(in crate::storage) mod file;
 pub(in crate::storage) mod journal;
+mod migrate;
+pub mod records;
 pub(in crate::storage) mod state;
+pub(in crate::storage) mod tables;
 pub(in crate::storage) mod witness;
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
-use crate::storage::catalog::database::{Change, Opened};
+use crate::storage::catalog::change::Change;
+use crate::storage::catalog::database::Opened;
+pub use crate::storage::catalog::records::{
+    AncestorRecord, BranchRecord, DEFAULT_BRANCH, LaneRecord, LayerRecord, Record, TimelineRecord,
+    Update,
+};
 use crate::storage::catalog::state::State;
+use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::witness::Witness;
 use crate::storage::disk::{Disk, DiskFile};
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
-use serde::{Deserialize, Serialize};
+use crate::storage::page::TimelineId;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
-
-pub(in crate::storage) const CATALOG_FILE: &str = "catalog";
-/// Number of the first branch, the default one whatever it is called later.
-pub const DEFAULT_BRANCH: u64 = 1;
-
-/// Where a timeline comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AncestorRecord {
-    /// The timeline it was forked from.
-    pub timeline: u64,
-    /// What it sees of the ancestor's data lane and write-ahead lane.
-    pub at: [Position; 2],
-    /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not
-    /// open.
-    pub synced: [Position; 2],
-    /// The moment of the ancestor that it shows, in nanoseconds since 1970.
-    #[serde(default)]
-    pub time_ns: i64,
-    /// From when on it has a past of its own; 0 if that begins with its first mark.
-    #[serde(default)]
-    pub begins_ns: i64,
-    /// Bytes of the files in both lanes as their user sees them there.
-    #[serde(default)]
-    pub logical_bytes: [u64; 2],
-}
-
-/// A timeline.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimelineRecord {
-    /// None for a root.
-    pub ancestor: Option<AncestorRecord>,
-    /// What of its lanes is sealed, by [`LaneKind`].
-    #[serde(default)]
-    pub lanes: [LaneRecord; 2],
-}
-
-/// The sealed part of a lane.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaneRecord {
-    /// Everything up to here is in layers.
-    pub sealed: Position,
-    /// First file of the log that goes on behind; those before are done with.
-    pub sequence: u32,
-    /// The layers, newest first.
-    pub layers: Vec<LayerRecord>,
-    /// Bytes of the lane's files as their user sees them, those inherited included, when it was
-    /// last sealed.
-    #[serde(default)]
-    pub logical_bytes: u64,
-    /// The newest mark among what is sealed, in nanoseconds since 1970; 0 if there is none.
-    #[serde(default)]
-    pub newest_mark_ns: i64,
-    /// How many marks there are among it.
-    #[serde(default)]
-    pub marks: u64,
-}
-
-/// A sealed layer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerRecord {
-    /// Its number.
-    pub number: u64,
-    /// Length of the file.
-    pub bytes: u64,
-}
-
-/// A branch: a name and its settings, pointing at a timeline.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BranchRecord {
-    /// Stays the same when the branch is renamed or reset.
-    pub id: u64,
-    /// Where its data is.
-    pub timeline: u64,
-    /// Branch it was made from; none for a root.
-    pub parent: Option<u64>,
-    /// When it was made, nanoseconds since 1970.
-    pub created_ns: i64,
-    /// When its data was last taken from the parent.
-    pub forked_ns: i64,
-    /// Refuses reset and delete.
-    pub protected: bool,
-    /// Password of role `postgres` if the server set it.
-    pub password: Option<String>,
-}
-
-/// Changes that become durable and visible together.
-#[derive(Clone, Debug, Default)]
-pub struct Update {
-    /// Timelines to add.
-    pub add_timelines: Vec<(TimelineId, TimelineRecord)>,
-    /// Names to remove; before names are put.
-    pub remove_branches: Vec<String>,
-    /// Names to add or replace.
-    pub put_branches: Vec<(String, BranchRecord)>,
-    /// What of a lane is sealed now; refused if the timeline is gone.
-    pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
-    /// Timelines that hold all they show from now on, in these lanes, and have no ancestor.
-    pub detach: Vec<(TimelineId, [LaneRecord; 2])>,
-    /// Nameless timelines that were held for an import and are no longer.
-    pub release: Vec<TimelineId>,
-}
 
 /// The open catalog.
 pub struct Catalog {
@@ -137,17 +44,6 @@ pub struct Catalog {
     witness: Witness,
     store: u64,
     run: u64,
-}
-
-pub(in crate::storage) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value)
-        .unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
-}
-
-pub(in crate::storage) fn decode<'a, T: Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        Error::corrupt(format!("the catalog's value of {key} is damaged: {error}"))
-    })
 }
 
 impl Catalog {
@@ -216,6 +112,17 @@ impl Catalog {
         read(&self.state).branches.clone()
     }
 
+    /// The record of a kind other than branches and timelines.
+    pub fn record<R: Record>(&self, key: &str) -> Option<R> {
+        read(&self.state).other(key).cloned()
+    }
+
+    /// All records of such a kind, by key.
+    pub fn records<R: Record>(&self) -> Vec<(String, R)> {
+        let state = read(&self.state);
+        state.others().map(|(key, record)| (key.clone(), R::clone(record))).collect()
+    }
+
     /// Runs `look` on all branches without copying them.
     pub fn with_branches<T>(&self, look: impl FnOnce(&BTreeMap<String, BranchRecord>) -> T) -> T {
         look(&read(&self.state).branches)
@@ -245,8 +152,7 @@ impl Catalog {
 
     /// The timelines that would be dropped with a branch's name.
     pub fn freed_by_delete(&self, name: &str) -> Vec<TimelineId> {
-        read(&self.state)
-            .freed_by(&Update { remove_branches: vec![name.to_owned()], ..Update::default() })
+        read(&self.state).freed_by(&Update::default().remove::<BranchRecord>(name))
     }
 
     /// Where the children of a timeline were forked from it.
@@ -267,21 +173,23 @@ impl Catalog {
     /// those.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
         let mut slot = lock(&self.database);
-        let (freed, next, timelines) = {
+        let adds =
+            !update.add_timelines.is_empty() || update.rows.iter().any(|row| row.record.is_some());
+        let (freed, change) = {
             let state = read(&self.state);
-            (state.freed_by(&update), state.next.clone(), state.timelines_after(&update)?)
+            let (freed, timelines) = (state.freed_by(&update), state.timelines_after(&update)?);
+            let change = Change::new(update, timelines, &freed, &state.next);
+            (freed, change)
         };
         let mut opened = match slot.take() {
             Some(opened) => opened,
             None => self.reopen()?,
         };
-        if !(update.put_branches.is_empty() && update.add_timelines.is_empty())
-            && let Err(error) = opened.file.reserve()
-        {
+        if adds && let Err(error) = opened.file.reserve() {
             *slot = Some(opened);
             return Err(Error::io("reserve room for the catalog", &error));
         }
-        match opened.commit(self.store, Change::new(&update, timelines, &freed, &next)) {
+        match opened.commit(self.store, change.clone()) {
             Ok(()) => {
                 self.witness.note(self.store, opened.changes);
                 *slot = Some(opened);
@@ -292,7 +200,7 @@ impl Catalog {
                 let changes = opened.changes;
                 *slot = Some(opened);
                 let mut wanted = read(&self.state).clone();
-                wanted.apply(update.clone(), &freed);
+                wanted.apply(change.clone());
                 if !found.says_the_same(&wanted) {
                     return Err(error);
                 }
@@ -303,7 +211,7 @@ impl Catalog {
                 );
             }
         }
-        write(&self.state).apply(update, &freed);
+        write(&self.state).apply(change);
         Ok(freed)
     }
 
@@ -401,25 +309,24 @@ mod tests {
         }
     }
 
+    fn add(timeline: TimelineId, record: TimelineRecord) -> Update {
+        Update { add_timelines: vec![(timeline, record)], ..Update::default() }
+    }
+
     /// `main` with a child `a`, which has a child `b`.
     fn family(disk: &SimDisk) -> (Catalog, [TimelineId; 3]) {
         let catalog = Catalog::open(&(Arc::new(disk.clone()) as Arc<dyn Disk>), 77).unwrap();
         let ids = [catalog.new_timeline(), catalog.new_timeline(), catalog.new_timeline()];
         let records = [TimelineRecord::default(), fork_of(ids[0]), fork_of(ids[1])];
         for (nth, (name, record)) in ["main", "a", "b"].into_iter().zip(records).enumerate() {
-            let put_branches = vec![(name.to_owned(), branch(nth as u64, ids[nth], None))];
-            let update = Update {
-                add_timelines: vec![(ids[nth], record)],
-                put_branches,
-                ..Update::default()
-            };
+            let update = add(ids[nth], record).put(name, branch(nth as u64, ids[nth], None));
             assert_eq!(catalog.publish(update).unwrap(), []);
         }
         (catalog, ids)
     }
 
     fn remove(name: &str) -> Update {
-        Update { remove_branches: vec![name.to_owned()], ..Update::default() }
+        Update::default().remove::<BranchRecord>(&name.to_owned())
     }
 
     #[test]
@@ -448,12 +355,7 @@ mod tests {
         let (catalog, [main, a, b]) = family(&SimDisk::default());
         let reset = |name: &str, id: u64| {
             let fresh = catalog.new_timeline();
-            let put_branches = vec![(name.to_owned(), branch(id, fresh, None))];
-            let update = Update {
-                add_timelines: vec![(fresh, fork_of(main))],
-                put_branches,
-                ..Update::default()
-            };
+            let update = add(fresh, fork_of(main)).put(name, branch(id, fresh, None));
             catalog.publish(update).unwrap()
         };
         assert_eq!(reset("a", 1), []);
@@ -547,17 +449,16 @@ mod tests {
             let disk = SimDisk::default();
             let (catalog, [main, ..]) = family(&disk);
             let catalog = if reopened { reopen(&disk, catalog) } else { catalog };
-            let add = |catalog: &Catalog, nth: usize| {
+            let add_one = |catalog: &Catalog, nth: usize| {
                 let fresh = catalog.new_timeline();
-                let put_branches =
-                    vec![(format!("full-{nth}-{}", "x".repeat(1000)), branch(9, fresh, None))];
-                let add_timelines = vec![(fresh, fork_of(main))];
-                catalog.publish(Update { add_timelines, put_branches, ..Update::default() })
+                let name = format!("full-{nth}-{}", "x".repeat(1000));
+                let update = add(fresh, fork_of(main)).put(&name, branch(9, fresh, None));
+                catalog.publish(update)
             };
-            add(&catalog, 10_000).unwrap();
+            add_one(&catalog, 10_000).unwrap();
             disk.set_capacity_bytes(Some(bytes(&disk)));
             let (count, error) =
-                (0..10_000).find_map(|nth| Some((nth, add(&catalog, nth).err()?))).unwrap();
+                (0..10_000).find_map(|nth| Some((nth, add_one(&catalog, nth).err()?))).unwrap();
             assert_eq!((error.kind, error.code), (Kind::Full, "disk_full"), "{error}");
             assert!(count > 200, "{count}");
             let names: Vec<String> =
@@ -567,7 +468,7 @@ mod tests {
                 catalog.publish(remove(name)).expect("a deletion finds the room in reserve");
             }
             assert_eq!(
-                add(&catalog, count).unwrap_err().kind,
+                add_one(&catalog, count).unwrap_err().kind,
                 Kind::Full,
                 "the reserve is not for additions"
             );
@@ -576,7 +477,7 @@ mod tests {
                 catalog.publish(remove(name)).expect("so it does after an opening");
             }
             disk.set_capacity_bytes(None);
-            add(&catalog, count).unwrap();
+            add_one(&catalog, count).unwrap();
             let branches = catalog.branches();
             let before = bytes(&disk);
             let catalog = (0..5).fold(catalog, |catalog, _| reopen(&disk, catalog));
@@ -602,9 +503,9 @@ mod tests {
         for nth in 0..12 {
             catalog = reopen(&disk, catalog);
             let fresh = catalog.new_timeline();
-            let put_branches = vec![(format!("few-{nth}"), branch(9, fresh, None))];
-            let add_timelines = vec![(fresh, fork_of(main))];
-            catalog.publish(Update { add_timelines, put_branches, ..Update::default() }).unwrap();
+            let name = format!("few-{nth}");
+            let update = add(fresh, fork_of(main)).put(&name, branch(9, fresh, None));
+            catalog.publish(update).unwrap();
             lengths.push(bytes(&disk));
         }
         assert_eq!(lengths[3..].iter().min(), lengths[3..].iter().max(), "{lengths:?}");

@@ -1,19 +1,40 @@
-//! What the catalog says, in memory: branches, timelines, and who needs whom.
+//! What the catalog says, in memory: its records, and who needs whom.
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::{AncestorRecord, BranchRecord, TimelineRecord, Update};
+use crate::storage::catalog::change::Change;
+use crate::storage::catalog::records::{
+    BranchRecord, DEFAULT_BRANCH, Record, Row, Stored, TimelineRecord, Update,
+};
 use crate::storage::page::TimelineId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// All that the catalog says.
-#[derive(Clone, Default)]
+///
+/// Invariants, held by [`State::set`]: `children` has an entry for each timeline with an ancestor;
+/// `names` counts the branches that point at each timeline.
+#[derive(Clone)]
 pub(in crate::storage) struct State {
     pub(in crate::storage) branches: BTreeMap<String, BranchRecord>,
     pub(in crate::storage) timelines: HashMap<u64, TimelineRecord>,
+    /// Records of all other kinds, by table and key.
+    others: BTreeMap<&'static str, BTreeMap<String, Stored>>,
     pub(in crate::storage) children: HashMap<u64, BTreeSet<u64>>,
-    /// How many names point at each timeline.
     pub(in crate::storage) names: HashMap<u64, u32>,
+    /// The next free number of each kind.
     pub(in crate::storage) next: BTreeMap<&'static str, u64>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            branches: BTreeMap::new(),
+            timelines: HashMap::new(),
+            others: BTreeMap::new(),
+            children: HashMap::new(),
+            names: HashMap::new(),
+            next: BTreeMap::from([("timeline", 1), ("branch", DEFAULT_BRANCH + 1)]),
+        }
+    }
 }
 
 fn gone(id: TimelineId) -> Error {
@@ -21,60 +42,81 @@ fn gone(id: TimelineId) -> Error {
 }
 
 impl State {
+    /// Whether both have the same records.
     pub(in crate::storage) fn says_the_same(&self, other: &State) -> bool {
-        self.branches == other.branches && self.timelines == other.timelines
+        self.branches == other.branches
+            && self.timelines == other.timelines
+            && self.others == other.others
     }
 
-    pub(in crate::storage) fn apply(&mut self, update: Update, freed: &[TimelineId]) {
-        for (id, lane, record) in update.put_lanes {
-            if let Some(timeline) = self.timelines.get_mut(&id.0) {
-                timeline.lanes[lane as usize] = record;
-            }
-        }
-        for (id, lanes) in update.detach {
-            let Some(timeline) = self.timelines.get_mut(&id.0) else { continue };
-            timeline.lanes = lanes;
-            if let Some(ancestor) = timeline.ancestor.take()
-                && let Some(children) = self.children.get_mut(&ancestor.timeline)
-            {
-                children.remove(&id.0);
-            }
-        }
-        for (id, record) in update.add_timelines {
-            if let Some(ancestor) = &record.ancestor {
-                self.children.entry(ancestor.timeline).or_default().insert(id.0);
-            }
-            self.timelines.insert(id.0, record);
-        }
-        let removed = update
-            .remove_branches
-            .iter()
-            .filter_map(|name| self.branches.remove(name))
-            .collect::<Vec<_>>();
-        for (name, record) in update.put_branches {
-            *self.names.entry(record.timeline).or_default() += 1;
-            let replaced = self.branches.insert(name, record);
-            replaced.into_iter().for_each(|old| self.unname(old.timeline));
-        }
-        removed.into_iter().for_each(|old| self.unname(old.timeline));
-        for id in freed {
-            let record = self.timelines.remove(&id.0);
-            if let Some(AncestorRecord { timeline, .. }) = record.and_then(|record| record.ancestor)
-                && let Some(children) = self.children.get_mut(&timeline)
-            {
-                children.remove(&id.0);
-            }
-            self.children.remove(&id.0);
+    /// The record of a kind other than branches and timelines.
+    pub(in crate::storage) fn other<R: Record>(&self, key: &str) -> Option<&R> {
+        self.others.get(R::TABLE)?.get(key).and_then(R::from_stored)
+    }
+
+    /// All records of such a kind.
+    pub(in crate::storage) fn others<R: Record>(&self) -> impl Iterator<Item = (&String, &R)> {
+        let records = self.others.get(R::TABLE).into_iter().flatten();
+        records.filter_map(|(key, stored)| Some((key, R::from_stored(stored)?)))
+    }
+
+    /// Takes in a change.
+    pub(in crate::storage) fn apply(&mut self, change: Change) {
+        change.rows.into_iter().for_each(|row| self.set(row));
+    }
+
+    /// Takes in a row of a table: the only place where records change.
+    pub(in crate::storage) fn set(&mut self, row: Row) {
+        let timeline = row.timeline();
+        let Row { table, key, record } = row;
+        match record {
+            Some(Stored::Timeline(record)) => self.set_timeline(timeline, Some(record)),
+            None if table == TimelineRecord::TABLE => self.set_timeline(timeline, None),
+            Some(Stored::Branch(record)) => self.set_branch(key, Some(record)),
+            None if table == BranchRecord::TABLE => self.set_branch(key, None),
+            #[allow(unreachable_patterns, reason = "there may be no other kind")]
+            Some(record) => drop(self.others.entry(table).or_default().insert(key, record)),
+            None => drop(self.others.entry(table).or_default().remove(&key)),
         }
     }
 
-    fn unname(&mut self, timeline: u64) {
-        let Some(names) = self.names.get_mut(&timeline) else {
-            panic!("timeline {timeline:x} had no name")
+    fn set_timeline(&mut self, id: Option<TimelineId>, record: Option<TimelineRecord>) {
+        let Some(TimelineId(id)) = id else { panic!("a row of timelines has no timeline's key") };
+        let ancestor = record.as_ref().and_then(|record| Some(record.ancestor.as_ref()?.timeline));
+        let old = match record {
+            Some(record) => self.timelines.insert(id, record),
+            None => self.timelines.remove(&id),
         };
-        *names -= 1;
-        if *names == 0 {
-            self.names.remove(&timeline);
+        if let Some(ancestor) = old.and_then(|old| Some(old.ancestor?.timeline)) {
+            let empty = self.children.get_mut(&ancestor).is_some_and(|children| {
+                assert!(children.remove(&id), "timeline {ancestor:x} had no child {id:x}");
+                children.is_empty()
+            });
+            if empty {
+                self.children.remove(&ancestor);
+            }
+        }
+        if let Some(ancestor) = ancestor {
+            self.children.entry(ancestor).or_default().insert(id);
+        }
+    }
+
+    fn set_branch(&mut self, name: String, record: Option<BranchRecord>) {
+        let timeline = record.as_ref().map(|record| record.timeline);
+        let old = match record {
+            Some(record) => self.branches.insert(name, record),
+            None => self.branches.remove(&name),
+        };
+        if let Some(timeline) = timeline {
+            *self.names.entry(timeline).or_default() += 1;
+        }
+        let Some(old) = old else { return };
+        let names = self.names.get(&old.timeline).copied().unwrap_or(0);
+        assert!(names > 0, "timeline {:x} had no name", old.timeline);
+        if names == 1 {
+            self.names.remove(&old.timeline);
+        } else {
+            self.names.insert(old.timeline, names - 1);
         }
     }
 
@@ -110,19 +152,17 @@ impl State {
         let mut names: HashMap<u64, i64> = HashMap::new();
         let mut children: HashMap<u64, i64> = HashMap::new();
         let mut candidates: Vec<u64> = update.release.iter().map(|id| id.0).collect();
-        let put = update.put_branches.iter().map(|(name, _)| name);
-        for record in
-            update.remove_branches.iter().chain(put).filter_map(|name| self.branches.get(name))
-        {
-            *names.entry(record.timeline).or_default() -= 1;
-            candidates.push(record.timeline);
+        for (name, record) in branches_after(update) {
+            if let Some(old) = self.branches.get(name) {
+                *names.entry(old.timeline).or_default() -= 1;
+                candidates.push(old.timeline);
+            }
+            if let Some(record) = record {
+                *names.entry(record.timeline).or_default() += 1;
+            }
         }
-        for (_, record) in &update.put_branches {
-            *names.entry(record.timeline).or_default() += 1;
-        }
-        for ancestor in
-            update.add_timelines.iter().filter_map(|(_, record)| record.ancestor.as_ref())
-        {
+        let added = update.add_timelines.iter();
+        for ancestor in added.filter_map(|(_, record)| record.ancestor.as_ref()) {
             *children.entry(ancestor.timeline).or_default() += 1;
         }
         let detached =
@@ -149,9 +189,7 @@ impl State {
         }
         freed
     }
-}
 
-impl State {
     /// Every reference leads somewhere, and no timeline is its own ancestor.
     pub(in crate::storage) fn check(&self) -> Result<()> {
         for (name, record) in &self.branches {
@@ -177,4 +215,11 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// What an update says last of each branch that it names: its record, or that it is gone.
+fn branches_after(update: &Update) -> BTreeMap<&str, Option<&BranchRecord>> {
+    let rows = update.rows.iter().filter(|row| row.table == BranchRecord::TABLE);
+    rows.map(|row| (&*row.key, row.record.as_ref().and_then(<BranchRecord as Record>::from_stored)))
+        .collect()
 }

@@ -7,6 +7,7 @@
 
 mod buffer;
 pub(in crate::storage) mod direct;
+pub mod overlay;
 pub mod sim;
 mod sim_contents;
 pub mod slow;
@@ -109,6 +110,8 @@ pub trait Disk: Send + Sync {
 pub struct LocalDisk {
     root: PathBuf,
     writers: Writers,
+    /// Whether files are opened for reading only.
+    read_only: bool,
 }
 
 impl LocalDisk {
@@ -117,9 +120,16 @@ impl LocalDisk {
         for directory in directories {
             fs::create_dir_all(root.join(directory))?;
         }
-        let disk = Self { root: root.to_path_buf(), writers: Writers::start()? };
+        let (writers, read_only) = (Writers::start()?, false);
+        let disk = Self { root: root.to_path_buf(), writers, read_only };
         disk.sync_directory("")?;
         Ok(disk)
+    }
+
+    /// The directory `root` as it is, to be looked at through an
+    /// [overlay](crate::storage::disk::overlay).
+    pub fn open_read_only(root: &Path) -> io::Result<Self> {
+        Ok(Self { root: root.to_path_buf(), writers: Writers::start()?, read_only: true })
     }
 }
 
@@ -204,7 +214,8 @@ impl DiskFile for LocalFile {
 
 impl Disk for LocalDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.root.join(name))?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(!self.read_only).open(self.root.join(name))?;
         Ok(Arc::new(LocalFile(file)))
     }
 

@@ -1,6 +1,7 @@
 //! Damage to the files of the catalog: it is noticed when the store is opened, and never shown.
 
 use crate::storage::catalog::file::{STATE_AT, TRUSTED};
+use crate::storage::catalog::records::{NoteRecord, Row, Stored};
 use crate::storage::catalog::{AncestorRecord, BranchRecord, Catalog, TimelineRecord, Update};
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
@@ -80,9 +81,9 @@ fn some(left: Left) -> (SimDisk, Said) {
         };
         let update = Update {
             add_timelines: vec![(fresh, TimelineRecord { ancestor, ..TimelineRecord::default() })],
-            put_branches: vec![(format!("branch-{nth}"), record)],
             ..Update::default()
         };
+        let update = update.put(&format!("branch-{nth}"), record);
         assert_eq!(catalog.publish(update).unwrap(), []);
     }
     let killed = disk.after_power_loss(Unsynced::Kept);
@@ -204,7 +205,7 @@ fn an_older_catalog_is_refused() {
     };
     let older = FILES.map(image);
     let catalog = open(&disk).unwrap();
-    let remove = Update { remove_branches: vec!["branch-3".into()], ..Update::default() };
+    let remove = Update::default().remove::<BranchRecord>("branch-3");
     catalog.publish(remove).unwrap();
     let said = Said::by(&catalog);
     drop(catalog);
@@ -223,13 +224,10 @@ fn long(catalog: &Catalog, nth: u64) -> Update {
         created_ns: 1,
         forked_ns: 1,
         protected: false,
-        password: Some("x".repeat(60_000)),
+        password: Some("x".repeat(60_000).into()),
     };
-    Update {
-        add_timelines: vec![(fresh, TimelineRecord::default())],
-        put_branches: vec![(format!("long-{nth}"), record)],
-        ..Update::default()
-    }
+    Update { add_timelines: vec![(fresh, TimelineRecord::default())], ..Update::default() }
+        .put(&format!("long-{nth}"), record)
 }
 
 #[test]
@@ -280,4 +278,73 @@ fn without_room_for_a_journal_changes_go_to_the_database() {
     catalog.publish(Update::default()).unwrap();
     assert!(!disk.take_trace().contains(&"sync catalog".to_owned()), "there is room again");
     assert_eq!(open(&disk.after_power_loss(Unsynced::Lost)).unwrap().branches().len(), 1);
+}
+
+fn note(text: &str) -> NoteRecord {
+    NoteRecord { text: text.to_owned() }
+}
+
+#[test]
+fn a_record_of_any_kind_survives_in_the_journal_and_in_the_database() {
+    let disk = SimDisk::default();
+    let catalog = open(&disk).unwrap();
+    let update = Update::default().put("a", note("one")).put("b", note("two"));
+    catalog.publish(update.put("a", note("three")).remove::<NoteRecord>("none")).unwrap();
+    let both = vec![("a".to_owned(), note("three")), ("b".to_owned(), note("two"))];
+    // In the journal, then in the database.
+    for _ in 0..2 {
+        assert_eq!(open(&disk.after_power_loss(Unsynced::Lost)).unwrap().records(), both);
+        drop(open(&disk).unwrap());
+    }
+    let catalog = open(&disk).unwrap();
+    assert_eq!((catalog.records(), catalog.record("b")), (both, Some(note("two"))));
+    catalog.publish(Update::default().remove::<NoteRecord>("a")).unwrap();
+    let left = vec![("b".to_owned(), note("two"))];
+    assert_eq!(catalog.records(), left);
+    assert_eq!(open(&disk.after_power_loss(Unsynced::Lost)).unwrap().records(), left);
+}
+
+#[test]
+fn a_record_of_any_kind_is_as_the_catalog_says_after_a_change_of_unknown_outcome() {
+    let mut happened = 0;
+    for count in 0.. {
+        let disk = SimDisk::default();
+        let catalog = open(&disk).unwrap();
+        disk.fail_once_after(count);
+        let outcome = catalog.publish(Update::default().put("a", note("one")));
+        assert_eq!(outcome.is_ok(), catalog.record("a") == Some(note("one")), "{count}");
+        let shown = catalog.records::<NoteRecord>();
+        let struck = disk.failed();
+        drop(catalog);
+        disk.fail_after(None);
+        assert_eq!(open(&disk).unwrap().records(), shown, "{count}");
+        if !struck {
+            assert!(happened > 0, "none of {count} faulty changes happened");
+            return;
+        }
+        happened += u64::from(outcome.is_ok());
+    }
+}
+
+#[test]
+fn a_field_that_this_build_does_not_know_is_never_dropped_in_silence() {
+    let known = r#"{"number":1,"bytes":2}"#;
+    let lane = |layer: &str| format!(r#"{{"sealed":1,"sequence":2,"layers":[{layer}]}}"#);
+    let timeline = |lane: &str| format!(r#"{{"ancestor":null,"lanes":[{lane},{lane}]}}"#);
+    let decode = |table: &str, json: &str| Stored::decode(table, "x", json.as_bytes());
+    decode("timeline", &timeline(&lane(known))).unwrap();
+    decode("note", r#"{"text":""}"#).unwrap();
+    let more = |json: &str| json.replacen('{', r#"{"later":7,"#, 1);
+    for (table, json) in [
+        ("timeline", timeline(&lane(&more(known)))),
+        ("timeline", timeline(&more(&lane(known)))),
+        ("timeline", more(&timeline(&lane(known)))),
+        ("note", more(r#"{"text":""}"#)),
+    ] {
+        let error = decode(table, &json).unwrap_err();
+        assert!(error.detail.contains(table) && error.detail.contains("later"), "{error}");
+    }
+    for (table, key) in [("timeline", "7"), ("timeline", "x"), ("tokens", "a")] {
+        assert!(Row::decode(table, key, None).is_err(), "{table} {key}");
+    }
 }

@@ -208,7 +208,7 @@ fn a_mark_that_was_let_go_of_stays_away_once_its_versions_are_dropped() {
 fn nobody_forks_from_a_timeline_that_was_dropped() {
     let world = World::new(1);
     let (child, _) = world.store.fork(world.timeline(), |t| named("child", t)).unwrap();
-    let update = Update { remove_branches: vec!["child".into()], ..Update::default() };
+    let update = Update::default().remove::<BranchRecord>("child");
     let freed = world.store.publish(update).unwrap();
     assert_eq!(freed, [child]);
     // Its files are still there until its Postgres has stopped.
@@ -240,8 +240,7 @@ fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
     let World { store, main, marks, .. } = world;
     drop(main);
     (0..3).for_each(|_| store.close_unused());
-    let freed =
-        store.publish(Update { remove_branches: vec!["one".into()], ..Update::default() }).unwrap();
+    let freed = store.publish(Update::default().remove::<BranchRecord>("one")).unwrap();
     // The parent is opened between the two, and knows of one child only.
     let main = tree(&store, id);
     store.free(&freed);
@@ -456,10 +455,9 @@ fn a_timeline_at_the_end_of_a_long_chain_stands_on_its_own() {
                 }
             }
             // The others go without it.
-            let others =
-                (0..19).map(|level| format!("level {level}")).chain(["main".to_owned()]).collect();
-            let freed =
-                store.publish(Update { remove_branches: others, ..Update::default() }).unwrap();
+            let others = (0..19).map(|level| format!("level {level}")).chain(["main".to_owned()]);
+            let remove = |update: Update, name: String| update.remove::<BranchRecord>(&name);
+            let freed = store.publish(others.fold(Update::default(), remove)).unwrap();
             store.free(&freed);
             let (id, expected) = &shown[19];
             assert!(

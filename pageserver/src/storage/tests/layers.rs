@@ -242,9 +242,7 @@ fn a_merge_drops_what_nobody_sees() {
     assert!(contents(&child, b"f").unwrap() == pattern(2, 10));
     assert!(contents(&child, b"gone").unwrap() == pattern(2, 50));
     drop(child);
-    let freed = store
-        .publish(Update { remove_branches: vec!["child".into()], ..Update::default() })
-        .unwrap();
+    let freed = store.publish(Update::default().remove::<BranchRecord>("child")).unwrap();
     store.free(&freed);
     main.write(inode, 0, &pattern(9, 1)).unwrap();
     assert!(seal(&store, id, LaneKind::Data));
@@ -287,7 +285,7 @@ fn what_a_child_overwrote_is_not_kept_for_it() {
     };
     again();
     assert_eq!(entries(&store), 20, "the grandchild needs all that was there");
-    let update = Update { remove_branches: vec!["grandchild".into()], ..Update::default() };
+    let update = Update::default().remove::<BranchRecord>("grandchild");
     store.free(&store.publish(update).unwrap());
     again();
     assert_eq!(entries(&store), 20, "where they were forked may be gone back to");
@@ -394,7 +392,7 @@ fn a_layer_that_was_not_published_is_removed() {
     let mut dropped = false;
     let outcome = store.seal(child, LaneKind::Data, &mut |_| {
         if !std::mem::replace(&mut dropped, true) {
-            let update = Update { remove_branches: vec!["child".into()], ..Update::default() };
+            let update = Update::default().remove::<BranchRecord>("child");
             store.publish(update).unwrap();
         }
         Ok(())
@@ -425,9 +423,7 @@ fn a_dropped_timeline_gives_its_layers_back() {
     tree.write(inode, 0, &pattern(1, 5)).unwrap();
     assert!(seal(&store, child, LaneKind::Data));
     assert_eq!(layers(&disk).len(), 1);
-    let freed = store
-        .publish(Update { remove_branches: vec!["child".into()], ..Update::default() })
-        .unwrap();
+    let freed = store.publish(Update::default().remove::<BranchRecord>("child")).unwrap();
     store.free(&freed);
     assert_eq!(layers(&disk), [] as [&str; 0]);
 }
