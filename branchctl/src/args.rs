@@ -85,9 +85,13 @@ pub(crate) enum Command {
         #[arg(long, value_name = "MOMENT")]
         at: Option<Moment>,
     },
-    /// List all branches
+    /// List the branches, by name
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Only those whose names begin with this, such as `feature/`
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        prefix: String,
+    },
     /// Show one branch
     Show {
         /// Name of the branch

@@ -27,8 +27,8 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let client = Client::new(&args.api, find_token(args.token_file.as_deref())?)?;
     let format = args.output;
     match &args.command {
-        Command::List => {
-            let list = BranchList { branches: client.list()? };
+        Command::List { prefix } => {
+            let list = BranchList { branches: client.list_prefix(prefix)?, next: None };
             show(format, &list, || output::branches(&list.branches, Timestamp::now()))?;
         }
         Command::Show { name } => {

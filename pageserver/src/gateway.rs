@@ -2,7 +2,7 @@
 
 use crate::branches::Branches;
 use crate::error::{Error, Kind};
-use api::types::Moment;
+use crate::moment::Moment;
 use proxy::{Backends, Refusal, Selector, Target, Upstream, refusal};
 use std::sync::Arc;
 
@@ -21,7 +21,11 @@ impl Backends for Gateway {
             None => self.0.acquire(&name).await,
             Some(text) => {
                 let bad = |detail| refuse(Error::invalid("invalid_moment", detail));
-                self.0.visit(&name, &text.parse::<Moment>().map_err(bad)?).await
+                let moment = text.parse::<api::types::Moment>().map_err(bad)?;
+                match Moment::try_from(moment) {
+                    Ok(moment) => self.0.visit(&name, &moment).await,
+                    Err(error) => Err(error),
+                }
             }
         };
         let lease = lease.map_err(refuse)?;

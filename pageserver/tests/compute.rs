@@ -3,9 +3,9 @@
 
 mod lab;
 
-use api::types::ComputeState;
 use lab::{Lab, ask, connect, copy, eventually, signal};
 use nix::sys::signal::Signal;
+use pageserver::compute::ComputeState;
 use pageserver::compute::leftovers;
 use pageserver::storage::page::TimelineId;
 use std::fs;
@@ -36,7 +36,7 @@ async fn starts_stops_and_tells_its_state() {
         assert_eq!(state.socket.as_deref(), Some(lease.socket()));
         assert_eq!(supervisor.totals(), (1, 1));
         let begun = Instant::now();
-        supervisor.suspend(ONE).await.unwrap();
+        supervisor.suspend(ONE).await;
         stops.push(begun.elapsed().as_micros());
         assert_eq!(supervisor.state(ONE).state, ComputeState::Suspended);
         assert_eq!(lab.processes(ONE), Vec::<i32>::new(), "round {round}");
@@ -270,7 +270,7 @@ async fn wakes_and_suspends_at_the_same_time_end_in_order() {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(n * 7)).await;
                 if n % 4 == 3 {
-                    supervisor.suspend(ONE).await.unwrap();
+                    supervisor.suspend(ONE).await;
                 } else {
                     drop(supervisor.wake(ONE).await.unwrap());
                 }
@@ -280,8 +280,9 @@ async fn wakes_and_suspends_at_the_same_time_end_in_order() {
     for task in tasks {
         tokio::time::timeout(SOON, task).await.expect("nobody waits for ever").unwrap();
     }
-    supervisor.suspend(ONE).await.unwrap();
+    supervisor.suspend(ONE).await;
     assert_eq!(lab.processes(ONE), Vec::<i32>::new());
+    lab.directories.unwanted.store(true, Ordering::SeqCst);
     supervisor.drop_timeline(ONE).await;
     let refused = supervisor.wake(ONE).await.map(drop).expect_err("a dropped timeline stays down");
     assert_eq!(refused.code, "timeline_dropped");
@@ -357,7 +358,7 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
         WITH (connect = false)";
     client.batch_execute(subscription).await.unwrap();
     client.batch_execute("ALTER SUBSCRIPTION production ENABLE").await.unwrap();
-    supervisor.suspend(ONE).await.unwrap();
+    supervisor.suspend(ONE).await;
     drop(lease);
     let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
@@ -388,7 +389,7 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
     }
     client.batch_execute("CREATE TABLE t (); SELECT pg_switch_wal()").await.unwrap();
     client.batch_execute("ALTER SYSTEM SET archive_mode = 'always'").await.unwrap();
-    supervisor.suspend(TWO).await.unwrap();
+    supervisor.suspend(TWO).await;
     let lease = supervisor.wake(TWO).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     assert_eq!(ask(&client, "SHOW archive_mode").await, "off");
@@ -407,7 +408,7 @@ async fn a_cluster_with_its_configuration_elsewhere_starts() {
     let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     client.batch_execute("ALTER SYSTEM SET max_connections = 17").await.unwrap();
-    supervisor.suspend(ONE).await.unwrap();
+    supervisor.suspend(ONE).await;
     let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     assert_eq!(ask(&client, "SHOW max_connections").await, "17");

@@ -4,12 +4,12 @@
 
 mod lab;
 
-use api::types::{CreateImport, Import, ImportMode, ImportState};
 use lab::{Lab, ask, connect, eventually, signal};
 use nix::sys::signal::Signal;
 use pageserver::compute::{Lease, Supervisor};
 use pageserver::error::{Error, Result};
-use pageserver::import::{ImportTarget, Imports};
+use pageserver::events::Actor;
+use pageserver::import::{Import, ImportState, ImportTarget, Imports, NewImport};
 use pageserver::storage::page::TimelineId;
 use std::fs;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ impl ImportTarget for Target {
         Ok((COPY, self.lab.data(COPY)))
     }
 
-    fn publish(&self, name: &str, timeline: TimelineId) -> Result<()> {
+    fn publish(&self, _: &Actor, name: &str, timeline: TimelineId) -> Result<()> {
         self.called("publish");
         assert_eq!((name, timeline), ("copy", COPY));
         Ok(())
@@ -95,8 +95,8 @@ impl Scene {
         format!("postgresql://postgres:{}@/app?host={}", self.password, self.sockets())
     }
 
-    fn request(&self) -> CreateImport {
-        CreateImport { name: "copy".to_owned(), source: self.url(), mode: ImportMode::Physical }
+    fn request(&self) -> NewImport {
+        NewImport { name: "copy".to_owned(), source: self.url().into() }
     }
 
     fn pgbench(&self, arguments: &[&str]) {
@@ -160,7 +160,7 @@ async fn a_source_under_load_with_a_tablespace_is_copied() {
             threads.spawn(|| scene.pgbench(&["-c", "2", "-T", "4"]));
             std::thread::sleep(Duration::from_millis(500));
             tokio::runtime::Handle::current().block_on(async {
-                let import = imports.start(scene.request()).await.unwrap();
+                let import = imports.start(Actor::Token, scene.request()).await.unwrap();
                 assert_eq!(import.state, ImportState::Running);
                 finished(&imports, &import.id).await
             })
@@ -199,14 +199,14 @@ async fn a_source_under_load_with_a_tablespace_is_copied() {
 async fn a_source_without_configuration_files_keeps_its_settings() {
     let scene = Scene::new().await;
     let lab = &scene.target.lab;
-    scene.supervisor.suspend(SOURCE).await.unwrap();
+    scene.supervisor.suspend(SOURCE).await;
     fs::remove_file(lab.data(SOURCE).join("postgresql.conf")).unwrap();
     let auto = lab.data(SOURCE).join("postgresql.auto.conf");
     fs::write(&auto, "max_prepared_transactions = 7\nshared_preload_libraries = 'auto_explain'\n")
         .unwrap();
     let _lease = scene.supervisor.wake(SOURCE).await.unwrap();
     let imports = scene.imports();
-    let import = imports.start(scene.request()).await.unwrap();
+    let import = imports.start(Actor::Token, scene.request()).await.unwrap();
     let import = finished(&imports, &import.id).await;
     assert_eq!(import.state, ImportState::Done, "{:?}", import.error);
     let config = fs::read_to_string(lab.data(COPY).join("postgresql.conf")).unwrap();
@@ -223,7 +223,10 @@ async fn sources_that_cannot_be_copied_are_refused_at_once() {
     client.batch_execute("CREATE ROLE reader LOGIN PASSWORD 'reader'").await.unwrap();
     let imports = scene.imports();
     let refused = async |source: String| {
-        let error = imports.start(CreateImport { source, ..scene.request() }).await.unwrap_err();
+        let error = imports
+            .start(Actor::Token, NewImport { source: source.into(), ..scene.request() })
+            .await
+            .unwrap_err();
         assert!(!error.detail.contains("wr0ng"), "{error}");
         (error.code, error.detail)
     };
@@ -246,7 +249,7 @@ async fn sources_that_cannot_be_copied_are_refused_at_once() {
     let imports_of_other =
         Imports::new(other.clone(), lab.user.clone(), &lab.run_dir(), scene.target.clone())
             .unwrap();
-    let error = imports_of_other.start(scene.request()).await.unwrap_err();
+    let error = imports_of_other.start(Actor::Token, scene.request()).await.unwrap_err();
     assert_eq!(error.code, "import_version");
     assert!(
         error.detail.contains(&other.version) && error.detail.contains(&lab.installation.version),
@@ -254,8 +257,8 @@ async fn sources_that_cannot_be_copied_are_refused_at_once() {
     );
     assert_eq!(scene.target.calls(), Vec::<&str>::new());
 
-    let taken = CreateImport { name: "taken".to_owned(), ..scene.request() };
-    assert_eq!(imports.start(taken).await.unwrap_err().code, "branch_exists");
+    let taken = NewImport { name: "taken".to_owned(), ..scene.request() };
+    assert_eq!(imports.start(Actor::Token, taken).await.unwrap_err().code, "branch_exists");
     assert!(imports.get("unknown").is_none());
     drop(client);
     scene.end().await;
@@ -266,7 +269,7 @@ async fn a_copy_killed_in_the_middle_leaves_nothing() {
     let scene = Scene::new().await;
     scene.grow().await;
     let imports = scene.imports();
-    let import = imports.start(scene.request()).await.unwrap();
+    let import = imports.start(Actor::Token, scene.request()).await.unwrap();
     let copied = || fs::exists(scene.target.lab.data(COPY).join("base")).unwrap();
     eventually("files arrive", SOON, copied).await;
     signal(scene.copies()[0], Signal::SIGKILL);
@@ -277,7 +280,7 @@ async fn a_copy_killed_in_the_middle_leaves_nothing() {
     assert_eq!(scene.target.calls(), ["begin", "abort"]);
     assert!(!scene.target.lab.data(COPY).exists());
 
-    let again = imports.start(scene.request()).await.unwrap();
+    let again = imports.start(Actor::Token, scene.request()).await.unwrap();
     assert_eq!(finished(&imports, &again.id).await.state, ImportState::Done);
     scene.end().await;
 }
@@ -287,7 +290,7 @@ async fn a_source_that_dies_in_the_middle_fails_the_import() {
     let scene = Scene::new().await;
     scene.grow().await;
     let imports = scene.imports();
-    let import = imports.start(scene.request()).await.unwrap();
+    let import = imports.start(Actor::Token, scene.request()).await.unwrap();
     let copied = || fs::exists(scene.target.lab.data(COPY).join("base")).unwrap();
     eventually("files arrive", SOON, copied).await;
     signal(scene.target.lab.postmaster(SOURCE), Signal::SIGQUIT);
@@ -304,12 +307,12 @@ async fn shutdown_ends_imports_and_their_number_is_bounded() {
     let scene = Scene::new().await;
     scene.grow().await;
     let imports = scene.imports();
-    let import = imports.start(scene.request()).await.unwrap();
+    let import = imports.start(Actor::Token, scene.request()).await.unwrap();
     eventually("a copy", SOON, || !scene.copies().is_empty()).await;
     // A second one is checked while a third is refused.
     let (second, third) = tokio::join!(
-        imports.start(CreateImport { name: "taken".to_owned(), ..scene.request() }),
-        imports.start(scene.request()),
+        imports.start(Actor::Token, NewImport { name: "taken".to_owned(), ..scene.request() }),
+        imports.start(Actor::Token, scene.request()),
     );
     assert_eq!(second.unwrap_err().code, "branch_exists");
     assert_eq!(third.unwrap_err().code, "imports_busy");
@@ -318,6 +321,9 @@ async fn shutdown_ends_imports_and_their_number_is_bounded() {
     assert_eq!(import.state, ImportState::Failed);
     assert!(import.error.unwrap().contains("shutting down"));
     assert!(!scene.target.lab.data(COPY).exists());
-    assert_eq!(imports.start(scene.request()).await.unwrap_err().code, "shutting_down");
+    assert_eq!(
+        imports.start(Actor::Token, scene.request()).await.unwrap_err().code,
+        "shutting_down"
+    );
     scene.end().await;
 }

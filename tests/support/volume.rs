@@ -55,7 +55,7 @@ impl Volume {
             || {
                 let timeline = store.create_root().expect("make a timeline");
                 let root = mount.attach_new(timeline).expect("attach the timeline");
-                let record = Branches::first_record(timeline, String::new());
+                let record = Branches::first_record(timeline, None);
                 store.publish(Update::default().put("main", record)).expect("name the timeline");
                 (timeline, root)
             },
@@ -73,7 +73,7 @@ impl Volume {
     pub fn fork(&self) -> PathBuf {
         let name = |timeline| {
             let id = self.store.catalog().new_branch();
-            let record = BranchRecord { id, ..Branches::first_record(timeline, String::new()) };
+            let record = BranchRecord { id, ..Branches::first_record(timeline, None) };
             Update::default().put(&timeline.to_string(), record)
         };
         let (child, _) = self.store.fork(self.timeline, name).expect("fork the timeline");

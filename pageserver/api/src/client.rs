@@ -148,7 +148,24 @@ impl Client {
 
     /// `GET /v1/branches`: all branches, by name.
     pub fn list(&self) -> Result<Vec<Branch>, Error> {
-        Ok(self.read::<BranchList>("/v1/branches")?.branches)
+        self.list_prefix("")
+    }
+
+    /// `GET /v1/branches`: all branches whose names begin with `prefix`, page by page.
+    pub fn list_prefix(&self, prefix: &str) -> Result<Vec<Branch>, Error> {
+        let (mut branches, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let mut path = format!("/v1/branches?prefix={}", encode(prefix));
+            if let Some(cursor) = &cursor {
+                path.push_str(&format!("&cursor={}", encode(cursor)));
+            }
+            let page: BranchList = self.read(&path)?;
+            branches.extend(page.branches);
+            match page.next {
+                Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
+                _ => return Ok(branches),
+            }
+        }
     }
 
     /// `GET /v1/branches/{name}`.

@@ -260,8 +260,11 @@ pub struct NamelessUsage {
 /// Answer of `GET /v1/branches`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BranchList {
-    /// All branches, by name.
+    /// The branches of the page, by name.
     pub branches: Vec<Branch>,
+    /// `cursor` of the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// Answer of `GET /v1/branches/{name}/connection`.

@@ -8,7 +8,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -16,8 +15,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Fault;
-use super::router::App;
 use crate::error::{Error, Result};
+use crate::events::Actor;
 use crate::secret::{Secret, random_bytes};
 
 /// Random bytes of a generated token.
@@ -110,11 +109,18 @@ fn create(path: &Path) -> Result<Token> {
     Ok(Token(token.into()))
 }
 
-/// Lets only requests with the right token through.
-pub(super) async fn require(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Lets only requests with the right token through, and says who they are from.
+pub(super) async fn require(
+    State(expected): State<Token>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let presented = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let detail = match presented.map(bearer) {
-        Some(Some(token)) if app.token.matches(token) => return next.run(request).await,
+        Some(Some(token)) if expected.matches(token) => {
+            request.extensions_mut().insert(Actor::Token);
+            return next.run(request).await;
+        }
         Some(Some(_)) => {
             "the token is not this server's; it is in the file `api-token` of its data directory"
         }
@@ -216,7 +222,7 @@ mod tests {
         {
             assert!(!token.matches(wrong.as_bytes()), "{wrong}");
         }
-        assert_eq!(format!("{token:?}"), "Token(..)");
+        assert_eq!(format!("{token:?}"), "Token(Secret(..))");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::problem::Fault;
+use crate::events::Actor;
 
 /// Largest request body; the largest sensible one is a URL and a few names.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -67,6 +68,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
                 "the path is not percent-encoded UTF-8",
             )),
         }
+    }
+}
+
+/// Who the request is from, as the check of its token found.
+pub(super) struct Caller(pub(super) Actor);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+        let actor = parts.extensions.get::<Actor>().cloned();
+        let unknown = || {
+            let detail = "nobody has checked who the request is from";
+            Fault::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        };
+        actor.map(Self).ok_or_else(unknown)
     }
 }
 

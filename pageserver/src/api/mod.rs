@@ -8,21 +8,25 @@
 //!
 //! Read `router.rs` first; `docs/api.md` is for users.
 
+mod app;
 mod auth;
 mod extract;
-mod handlers;
+mod faults;
 mod metrics;
 mod observe;
 mod openapi;
+mod operate;
 mod problem;
 pub mod property;
 mod router;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod v1;
 
+pub use app::App;
 pub use auth::Token;
 pub use metrics::{Counter, Gauge, Histogram, Metrics};
 pub use openapi::document;
-pub use router::{App, router};
+pub use router::router;
 pub use serve::serve;

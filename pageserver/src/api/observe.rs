@@ -7,18 +7,19 @@ use axum::RequestExt;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use tracing::{debug, error, info};
 
 use super::metrics::Metrics;
 use super::problem::Fault;
+use crate::tasks;
 
 /// Set by a handler on its response when the branch is named in the body, not in the path.
 #[derive(Clone, Debug)]
 pub(super) struct Subject(pub(super) String);
 
 /// What the log line says about a request. Neither query, headers nor body: those may hold secrets.
-struct Seen {
+struct Observed {
     method: Method,
     route: String,
     branch: Option<String>,
@@ -26,8 +27,7 @@ struct Seen {
 }
 
 /// Runs the request as a task of its own. A client that hangs up drops the connection's future; a
-/// change dropped half way could leave a branch between two states, and a panic would close the
-/// connection without a word.
+/// change dropped half way could leave a branch between two states.
 pub(super) async fn observe(
     State(metrics): State<Arc<Metrics>>,
     mut request: Request,
@@ -43,28 +43,16 @@ pub(super) async fn observe(
         params.iter().find(|(key, _)| *key == "name").map(|(_, name)| name.to_owned())
     });
     let seen =
-        Seen { method: request.method().clone(), route, branch: name, started: Instant::now() };
-    let task = tokio::spawn(async move {
-        // The inner task turns a panic into an answer that is then counted like any other.
-        let response = match tokio::spawn(next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => Fault::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "the server hit a bug; its log has the details",
-            )
-            .into_response(),
-        };
+        Observed { method: request.method().clone(), route, branch: name, started: Instant::now() };
+    tasks::detached(async move {
+        let response = next.run(request).await;
         record(&metrics, &seen, &response);
         response
-    });
-    match task.await {
-        Ok(response) => response,
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+    })
+    .await
 }
 
-fn record(metrics: &Metrics, seen: &Seen, response: &Response) {
+fn record(metrics: &Metrics, seen: &Observed, response: &Response) {
     let duration = seen.started.elapsed();
     let status = response.status();
     let route = seen.route.as_str();

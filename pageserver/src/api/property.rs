@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::extract::parse;
-use super::handlers::branches::Target;
-use super::router::{BRANCHES, joined};
-use crate::branches::names;
+use super::v1::branches::UrlQuery;
+use super::v1::paths::{BRANCHES, joined};
+use crate::branches::rules;
 use crate::import::source;
 use crate::moment::wal::Lsn;
 
@@ -69,17 +69,17 @@ fn body<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Option<T> {
 }
 
 fn name(text: &str) {
-    let unknown = names::not_found(text, ["main", "feature/login"].into_iter());
+    let unknown = rules::not_found(text, ["main", "feature/login"].into_iter());
     assert!(unknown.detail.len() < 1000, "{} bytes", unknown.detail.len());
-    if let Err(error) = names::check(text) {
+    if let Err(error) = rules::check(text) {
         assert!(error.detail.len() < 2000 && !error.detail.contains(char::is_control), "{error}");
         return;
     }
-    assert!((1..=names::MAX_NAME_BYTES).contains(&text.len()) && text.is_ascii(), "{text:?}");
-    let host = names::host(text);
+    assert!((1..=rules::MAX_NAME_BYTES).contains(&text.len()) && text.is_ascii(), "{text:?}");
+    let host = rules::host(text);
     let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     assert!(host.len() == text.len() && host.bytes().all(label), "{host:?}");
-    assert_eq!(names::host(&host), host);
+    assert_eq!(rules::host(&host), host);
     let location = format!("{BRANCHES}{}", text.replace('/', "%2F"));
     assert!(HeaderValue::from_str(&location).is_ok(), "{location:?}");
     let uri: Uri = location.parse().expect("the path of a branch");
@@ -101,7 +101,7 @@ fn moment(moment: &Moment) {
 
 fn path(text: &str) {
     let Ok(uri) = text.parse::<Uri>() else { return };
-    if let Err(error) = Query::<Target>::try_from_uri(&uri) {
+    if let Err(error) = Query::<UrlQuery>::try_from_uri(&uri) {
         assert!(!error.body_text().is_empty());
     }
     let Some(joined_uri) = joined(&uri) else { return };

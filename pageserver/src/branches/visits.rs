@@ -1,112 +1,112 @@
-//! Visits: sessions on a moment of a branch's past, each moment on a timeline of its own that has
-//! no name.
-//!
-//! Sessions on the same moment share its timeline. It goes when its Postgres has been suspended for
-//! lack of clients, and at the latest with the server, because the next start removes timelines
-//! without a name.
+//! The moments that are visited, and their timelines.
 
-use super::Branches;
-use crate::compute::Lease;
-use crate::compute::supervisor::DROPPED;
 use crate::error::{Error, Result};
-use crate::moment;
+use crate::locks::lock;
 use crate::storage::page::TimelineId;
-use api::types::{ComputeState, Moment};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 /// Moments that may be visited at the same time.
 const MAX_VISITS: usize = 100;
-/// A moment that was just asked for may not have its Postgres yet.
-const YOUNG: Duration = Duration::from_secs(30);
-/// One that nobody asked for so long, and nobody is connected to, goes even if nothing is ever
-/// suspended.
-const OLD: Duration = Duration::from_secs(600);
 
-/// The moments that are visited, by the branch's timeline and what was asked for.
+/// The branch's timeline, and what was asked for.
+pub(super) type VisitKey = (TimelineId, String);
+
+/// The moments that are visited.
 #[derive(Default)]
-pub(super) struct Visits(Mutex<HashMap<(TimelineId, String), Visit>>);
+pub(super) struct Visits(Mutex<HashMap<VisitKey, Arc<VisitedMoment>>>);
 
-struct Visit {
-    timeline: TimelineId,
-    asked: Instant,
+pub(super) struct VisitedMoment {
+    /// Empty until the moment is found.
+    pub(super) timeline: OnceCell<TimelineId>,
+    asked: Mutex<Instant>,
 }
 
-impl Branches {
-    /// Wakes a Postgres, for reading, on a moment of a branch's past, and keeps it awake as long as
-    /// the lease lives.
-    pub async fn visit(self: &Arc<Self>, name: &str, moment: &Moment) -> Result<Lease> {
-        loop {
-            // On a task of its own: what was made is remembered, also when the client leaves
-            // meanwhile.
-            let (this, name_of, at) = (Arc::clone(self), name.to_owned(), moment.clone());
-            let found = tokio::spawn(async move { this.timeline_at(&name_of, &at).await }).await;
-            let timeline =
-                found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-            match self.supervisor.wake(timeline).await {
-                // It was about to go.
-                Err(error) if error.code == DROPPED => {}
-                Ok(lease) => return Ok(lease),
-                Err(error) => {
-                    let detail =
-                        format!("branch \"{name}\" at {moment} did not start: {}", error.detail);
-                    return Err(Error { detail, ..error });
-                }
-            }
-        }
-    }
-
-    async fn timeline_at(self: &Arc<Self>, name: &str, moment: &Moment) -> Result<TimelineId> {
-        let key = (TimelineId(self.record(name)?.timeline), moment.to_string());
-        let mut visits = self.visits.0.lock().await;
-        if let Some(visit) = visits.get_mut(&key) {
-            visit.asked = Instant::now();
-            return Ok(visit.timeline);
+impl Visits {
+    /// The visit of a moment, begun if nobody has asked for it yet.
+    pub(super) fn enter(&self, key: &VisitKey) -> Result<Arc<VisitedMoment>> {
+        let mut visits = lock(&self.0);
+        if let Some(visit) = visits.get(key) {
+            *lock(&visit.asked) = Instant::now();
+            return Ok(Arc::clone(visit));
         }
         if visits.len() >= MAX_VISITS {
             let detail =
                 format!("{MAX_VISITS} moments are visited already; end some of those sessions");
             return Err(Error::unavailable("too_many_moments", detail));
         }
-        let (of, moment, name) = (key.0, moment.clone(), name.to_owned());
-        let fork = move |this: &Self| moment::fork_for_reading(&this.store, of, &moment, &name);
-        let timeline = self.blocking(fork).await?;
-        tracing::info!(branch = %of, %timeline, moment = %key.1, "moment visited");
-        visits.insert(key, Visit { timeline, asked: Instant::now() });
-        Ok(timeline)
+        let visit = Arc::new(VisitedMoment {
+            timeline: OnceCell::new(),
+            asked: Mutex::new(Instant::now()),
+        });
+        visits.insert(key.clone(), Arc::clone(&visit));
+        Ok(visit)
     }
 
-    /// Removes the moments that nobody visits any more.
-    pub async fn end_visits(self: &Arc<Self>) {
-        let over = |visit: &Visit| {
-            let compute = self.supervisor.state(visit.timeline);
-            let rests = matches!(compute.state, ComputeState::Suspended | ComputeState::Failed);
-            compute.leases == 0 && visit.asked.elapsed() > if rests { YOUNG } else { OLD }
+    /// Forgets a visit whose moment was not found, unless somebody else still looks for it.
+    pub(super) fn leave(&self, key: &VisitKey, visit: Arc<VisitedMoment>) {
+        let mut visits = lock(&self.0);
+        drop(visit);
+        let unused = |visit: &Arc<VisitedMoment>| {
+            // Nobody gets another reference without the lock.
+            Arc::strong_count(visit) == 1 && visit.timeline.get().is_none()
         };
-        let mut ended = Vec::new();
-        let mut visits = self.visits.0.lock().await;
-        visits.retain(|_, visit| {
-            let over = over(visit);
-            if over {
-                ended.push(visit.timeline);
-            }
-            !over
-        });
-        drop(visits);
-        for timeline in ended {
-            let outcome = self.blocking(move |this| this.store.release(timeline)).await;
-            match outcome {
-                Ok(freed) => self.retire(timeline, freed),
-                Err(error) => {
-                    tracing::error!(
-                        %timeline, %error,
-                        "a visited moment stays until the next start"
-                    )
-                }
-            }
-            tracing::info!(%timeline, "moment left");
+        if visits.get(key).is_some_and(unused) {
+            visits.remove(key);
         }
+    }
+
+    /// Takes out the visits that are over.
+    pub(super) fn take_over(&self, over: impl Fn(TimelineId, Duration) -> bool) -> Vec<TimelineId> {
+        let mut ended = Vec::new();
+        lock(&self.0).retain(|_, visit| {
+            let timeline = visit.timeline.get().copied();
+            let timeline =
+                timeline.filter(|timeline| over(*timeline, lock(&visit.asked).elapsed()));
+            ended.extend(timeline);
+            timeline.is_none()
+        });
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(moment: &str) -> VisitKey {
+        (TimelineId(1), moment.to_owned())
+    }
+
+    #[test]
+    fn those_who_ask_for_a_moment_share_its_visit_until_it_is_over() {
+        let visits = Visits::default();
+        let (one, two) = (visits.enter(&key("a")).unwrap(), visits.enter(&key("a")).unwrap());
+        assert!(Arc::ptr_eq(&one, &two));
+        one.timeline.set(TimelineId(7)).unwrap();
+        visits.leave(&key("a"), one);
+        visits.leave(&key("a"), two);
+        assert_eq!(visits.take_over(|_, _| false), []);
+        let again = visits.enter(&key("a")).unwrap();
+        assert_eq!(again.timeline.get(), Some(&TimelineId(7)), "it was found");
+        assert_eq!(visits.take_over(|timeline, _| timeline == TimelineId(7)), [TimelineId(7)]);
+        assert!(visits.enter(&key("a")).unwrap().timeline.get().is_none());
+    }
+
+    #[test]
+    fn a_moment_that_is_not_found_takes_no_place() {
+        let visits = Visits::default();
+        for nth in 0..3 * MAX_VISITS {
+            let (one, two) = (visits.enter(&key("b")).unwrap(), visits.enter(&key("b")).unwrap());
+            visits.leave(&key("b"), one);
+            assert_eq!(lock(&visits.0).len(), 1, "{nth}: somebody still looks");
+            visits.leave(&key("b"), two);
+            assert_eq!(lock(&visits.0).len(), 0, "{nth}");
+        }
+        let all: Vec<_> = (0..MAX_VISITS).map(|n| visits.enter(&key(&n.to_string()))).collect();
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(visits.enter(&key("more")).err().unwrap().code, "too_many_moments");
     }
 }

@@ -27,5 +27,7 @@ pub(crate) mod tool;
 pub mod user;
 
 pub use installation::Installation;
-pub use supervisor::{ComputeConfig, ComputeStatus, DataDirectories, Lease, Supervisor};
+pub use supervisor::{
+    ComputeConfig, ComputeState, ComputeStatus, DataDirectories, Lease, Supervisor,
+};
 pub use user::OsUser;

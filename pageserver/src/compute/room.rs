@@ -4,7 +4,8 @@
 use super::processes;
 use super::slot::{Halt, Phase, Slot};
 use crate::error::{Error, Result};
-use std::path::Path;
+use crate::tasks;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -48,7 +49,7 @@ impl Room {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
                 return Ok(place);
             }
-            if let Some(leaving) = stop_least_recently_used(all()) {
+            if let Some(leaving) = stop_least_recently_used(all()).await {
                 // The place is free when its processes are gone, and whoever asks first gets it.
                 tracing::debug!(
                     timeline = %leaving.timeline,
@@ -76,20 +77,23 @@ impl Room {
 }
 
 /// Begins to stop the compute that has been idle the longest, if any is.
-fn stop_least_recently_used(all: Vec<Arc<Slot>>) -> Option<Arc<Slot>> {
+async fn stop_least_recently_used(all: Vec<Arc<Slot>>) -> Option<Arc<Slot>> {
     let mut idle: Vec<_> =
         all.into_iter().filter_map(|slot| Some((slot.state().idle_since()?, slot))).collect();
     idle.sort_by_key(|(since, _)| *since);
-    let stopped = |slot: &Arc<Slot>| {
-        let Phase::Running(socket) = slot.state().phase else { return false };
-        !has_clients(&socket) && slot.stop_if_idle(Duration::ZERO)
-    };
-    idle.into_iter().map(|(_, slot)| slot).find(stopped)
+    for (_, slot) in idle {
+        let Phase::Running(socket) = slot.state().phase else { continue };
+        if !has_clients(socket.to_path_buf()).await && slot.stop_if_idle(Duration::ZERO) {
+            return Some(slot);
+        }
+    }
+    None
 }
 
-/// Whether anybody is connected to a compute's socket, through the proxy or not.
-pub(crate) fn has_clients(socket: &Path) -> bool {
-    processes::clients_of(socket).map_or_else(
+/// Whether anybody is connected to a compute's socket, through the proxy or not. The kernel's list
+/// of sockets is long on a busy machine, so a thread that may wait reads it.
+pub(crate) async fn has_clients(socket: PathBuf) -> bool {
+    tasks::blocking(move || processes::clients_of(&socket)).await.map_or_else(
         |error| {
             tracing::warn!(error = %error, "cannot read /proc/net/unix; the compute stays awake");
             true

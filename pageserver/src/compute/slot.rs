@@ -15,6 +15,21 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// What the Postgres of a timeline is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComputeState {
+    /// No process; the next connection wakes it.
+    Suspended,
+    /// Postgres is starting or recovering.
+    Starting,
+    /// Postgres accepts connections.
+    Running,
+    /// Postgres is shutting down.
+    Stopping,
+    /// The last start failed or Postgres died; the next connection tries again.
+    Failed,
+}
+
 /// Where a compute stands.
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {

@@ -9,14 +9,14 @@ use super::leftovers::{Records, remove_sockets};
 use super::postgres::Postgres;
 use super::room::{self, Room, has_clients};
 use super::settings::{ManagedFiles, SOCKET_FILE, Situation};
-pub use super::slot::Lease;
+pub use super::slot::{ComputeState, Lease};
 use super::slot::{Due, Entry, Halt, Phase, Slot};
 use super::{Installation, OsUser};
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::page::TimelineId;
-use api::types::ComputeState;
-use std::collections::{HashMap, HashSet};
+use crate::tasks;
+use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -41,6 +41,9 @@ pub trait DataDirectories: Send + Sync + 'static {
     }
     /// The timeline's Postgres has stopped (cleanly or not), or did not start after `open`.
     fn closed(&self, timeline: TimelineId);
+    /// Whether a compute may run on the timeline: a name leads to it, or somebody visits it. Unlike
+    /// the others this is called from any thread, and answers at once.
+    fn is_wanted(&self, timeline: TimelineId) -> bool;
 }
 
 /// How computes run.
@@ -105,8 +108,6 @@ pub struct Supervisor {
     managed: ManagedFiles,
     records: Records,
     slots: Mutex<HashMap<TimelineId, Arc<Slot>>>,
-    /// Timelines that no name leads to any more.
-    dropped: Mutex<HashSet<TimelineId>>,
     starts: Semaphore,
     room: Room,
     /// True once the server shuts down: no start any more, and those under way end.
@@ -139,7 +140,6 @@ impl Supervisor {
             managed,
             records,
             slots: Mutex::default(),
-            dropped: Mutex::default(),
             closing: watch::Sender::new(false),
         }))
     }
@@ -163,10 +163,9 @@ impl Supervisor {
         }
     }
 
-    /// Stops the timeline's Postgres for good: whoever waits for it to start or to stop is refused
-    /// with `timeline_dropped`, so that nobody commits where no name leads.
+    /// Stops the Postgres of a timeline that is not wanted any more: whoever waits for it to start
+    /// or to stop is refused with `timeline_dropped`, so that nobody commits where no name leads.
     pub async fn drop_timeline(&self, timeline: TimelineId) {
-        lock(&self.dropped).insert(timeline);
         let slot = lock(&self.slots).get(&timeline).cloned();
         if let Some(slot) = slot {
             stop(&slot).await;
@@ -176,12 +175,11 @@ impl Supervisor {
 
     /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under
     /// way.
-    pub async fn suspend(&self, timeline: TimelineId) -> Result<()> {
+    pub async fn suspend(&self, timeline: TimelineId) {
         let slot = lock(&self.slots).get(&timeline).cloned();
         if let Some(slot) = slot {
             stop(&slot).await;
         }
-        Ok(())
     }
 
     /// What the timeline's compute does now.
@@ -231,7 +229,9 @@ impl Supervisor {
         if *self.closing.borrow() {
             return Err(shutting_down());
         }
-        if lock(&self.dropped).contains(&timeline) {
+        // Under the lock: who drops the timeline later finds the slot, and who did so before has
+        // taken its name away.
+        if !self.directories.is_wanted(timeline) {
             let detail =
                 format!("timeline {timeline} was dropped by a reset or deletion; connect again");
             return Err(Error::unavailable(DROPPED, detail));
@@ -325,7 +325,7 @@ impl Supervisor {
     }
 
     async fn open_and_spawn(self: &Arc<Self>, timeline: TimelineId) -> Result<Postgres> {
-        let opened = self.blocking(move |this| this.directories.open(timeline)).await??;
+        let opened = self.blocking(move |this| this.directories.open(timeline)).await?;
         let (data, prepared) = (opened.clone(), self.prepare(timeline, opened).await);
         let spawned = match prepared {
             Ok((prepared, user)) => self.spawn(timeline, &user, &data, prepared).await,
@@ -353,7 +353,7 @@ impl Supervisor {
             this.records.write(timeline, &data, None)?;
             Ok((prepared, user))
         };
-        self.blocking(prepare).await?
+        self.blocking(prepare).await
     }
 
     async fn spawn(
@@ -393,7 +393,7 @@ impl Supervisor {
                 }
                 due = slot.due(self.config.suspend_after) => due,
             };
-            if due == Due::Idle && has_clients(&socket) {
+            if due == Due::Idle && has_clients(socket.clone()).await {
                 slot.touch();
             } else if due == Due::Stop || slot.stop_if_idle(self.config.suspend_after) {
                 break;
@@ -415,20 +415,15 @@ impl Supervisor {
             this.directories.closed(timeline);
             this.records.remove(timeline);
         };
-        if let Err(error) = self.blocking(clean).await {
-            tracing::error!(%timeline, error = %error, "cannot clean up after a compute");
-        }
+        self.blocking(clean).await;
     }
 
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
-    ) -> Result<T> {
+    ) -> T {
         let this = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&this)).await;
-        done.map_err(|e| {
-            Error::unavailable("compute_failed", format!("preparing a compute failed: {e}"))
-        })
+        tasks::blocking(move || work(&this)).await
     }
 
     fn sockets(&self, timeline: TimelineId) -> PathBuf {

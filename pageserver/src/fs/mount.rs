@@ -180,6 +180,11 @@ impl Mount {
         Ok(())
     }
 
+    /// The store that the mounts show.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Makes a timeline unreachable and lets the kernel forget it.
     pub fn detach(&self, id: TimelineId) {
         let entry = lock(&self.attached).remove(&id);

@@ -132,6 +132,10 @@ pub struct Store {
     catalog: Catalog,
     shared: Shared,
     slots: Mutex<HashMap<TimelineId, Arc<Mutex<Slot>>>>,
+    /// Sizes of timelines as they were last seen.
+    sizes: Mutex<HashMap<TimelineId, (u64, Option<u64>)>>,
+    /// What became of the last measurement.
+    measured: Mutex<Result<()>>,
     history_from_ns: AtomicI64,
 }
 
@@ -173,7 +177,9 @@ impl Store {
         shared.lane_files.sync_directory()?;
         remove_unnamed_layers(&*disk, &layers)?;
         let history_from_ns = AtomicI64::new(0);
-        Ok(Self { disk, catalog, shared, slots: Mutex::new(slots), history_from_ns })
+        let (slots, sizes) = (Mutex::new(slots), Mutex::default());
+        let measured = Mutex::new(Ok(()));
+        Ok(Self { disk, catalog, shared, slots, sizes, measured, history_from_ns })
     }
 
     /// The catalog.
@@ -272,6 +278,7 @@ impl Store {
     pub fn free(&self, freed: &[TimelineId]) {
         for id in freed {
             let Some(slot) = lock(&self.slots).remove(id) else { continue };
+            lock(&self.sizes).remove(id);
             let mut slot = lock(&slot);
             if let Some(timeline) = slot.timeline.take() {
                 slot.files = timeline.retire();
@@ -419,11 +426,19 @@ impl Store {
     }
 
     /// Bytes of a timeline's own files, and of what it shows unless a killed server left that to be
-    /// found out.
+    /// found out. Of a timeline that is being opened or forked, what was last known.
     pub fn sizes(&self, id: TimelineId) -> Result<(u64, Option<u64>)> {
         let slot = self.slot(id)?;
-        let slot = lock(&slot);
-        Ok(match &slot.timeline {
+        let Ok(slot) = slot.try_lock() else {
+            return Ok(lock(&self.sizes).get(&id).copied().unwrap_or_default());
+        };
+        let sizes = Self::sizes_of(&slot);
+        lock(&self.sizes).insert(id, sizes);
+        Ok(sizes)
+    }
+
+    fn sizes_of(slot: &Slot) -> (u64, Option<u64>) {
+        match &slot.timeline {
             Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes().iter().sum())),
             None => {
                 let layers =
@@ -431,7 +446,7 @@ impl Store {
                 let own = slot.files.iter().map(|(_, length)| *length).chain(layers).sum();
                 (own, (!slot.has_log()).then(|| slot.sealed_logical_bytes().iter().sum()))
             }
-        })
+        }
     }
 
     pub(super) fn lane_files(&self) -> &LaneFiles {
@@ -452,6 +467,25 @@ impl Store {
     pub fn space(&self) -> Result<(u64, u64)> {
         let failed = |e: std::io::Error| Error::io("ask for the free space of the store", &e);
         Ok((self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?))
+    }
+
+    /// Looks whether the medium answers, for [`Store::health`], and opens the catalog again if a
+    /// failed change closed it.
+    pub fn measure(&self) -> Result<()> {
+        let open = if self.catalog.is_open() { Ok(()) } else { self.catalog.require() };
+        let measured = open.and_then(|()| self.space().map(drop));
+        lock(&self.measured).clone_from(&measured);
+        measured
+    }
+
+    /// Whether timelines can be made: the catalog takes changes, and the medium answered when it
+    /// was last asked. Waits for nothing, and costs the same whatever the store holds.
+    pub fn health(&self) -> Result<()> {
+        if !self.catalog.is_open() {
+            let detail = "the catalog is closed after a failed change; the server's log has why";
+            return Err(Error::unavailable("catalog", detail));
+        }
+        lock(&self.measured).clone()
     }
 
     /// Bytes of all files of the store, the spare ones included.

@@ -13,7 +13,7 @@ use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 
@@ -23,6 +23,8 @@ pub(crate) struct Directories {
     pub(crate) root: PathBuf,
     pub(crate) opened: AtomicUsize,
     pub(crate) closed: AtomicUsize,
+    /// Whether no name leads to any of the timelines.
+    pub(crate) unwanted: AtomicBool,
 }
 
 impl DataDirectories for Directories {
@@ -33,6 +35,10 @@ impl DataDirectories for Directories {
 
     fn closed(&self, _: TimelineId) {
         self.closed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn is_wanted(&self, _: TimelineId) -> bool {
+        !self.unwanted.load(Ordering::SeqCst)
     }
 }
 

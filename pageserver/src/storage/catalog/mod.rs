@@ -32,6 +32,7 @@ use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::page::TimelineId;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// The open catalog.
@@ -40,6 +41,8 @@ pub struct Catalog {
     file: Arc<dyn DiskFile>,
     /// Held while something is published. None after a failure that a new opening could not settle.
     database: Mutex<Option<Opened>>,
+    /// Whether there is one, for those who may not wait.
+    available: AtomicBool,
     state: RwLock<State>,
     witness: Witness,
     store: u64,
@@ -71,7 +74,8 @@ impl Catalog {
         witness.begin(store, opened.changes);
         let (disk, database, state) =
             (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
-        Ok(Self { disk, file, database, state, witness, store, run })
+        let available = AtomicBool::new(true);
+        Ok(Self { disk, file, database, available, state, witness, store, run })
     }
 
     /// The store's own random number.
@@ -143,11 +147,18 @@ impl Catalog {
         read(&self.state).names.contains_key(&id.0)
     }
 
+    /// Whether a compute may run on the timeline: a name leads to it, or it is held without one, as
+    /// for a visit. One whose name was taken away is out of the catalog, unless children need it.
+    pub fn may_run(&self, id: TimelineId) -> bool {
+        let state = read(&self.state);
+        state.names.contains_key(&id.0)
+            || state.timelines.contains_key(&id.0) && !state.children.contains_key(&id.0)
+    }
+
     /// Whether a name or a child needs the timeline. An import in progress has neither.
     pub fn is_needed(&self, id: TimelineId) -> bool {
         let state = read(&self.state);
-        state.names.contains_key(&id.0)
-            || state.children.get(&id.0).is_some_and(|children| !children.is_empty())
+        state.names.contains_key(&id.0) || state.children.contains_key(&id.0)
     }
 
     /// The timelines that would be dropped with a branch's name.
@@ -172,7 +183,18 @@ impl Catalog {
     /// Publishes `update`, removes timelines that no name and no child needs any more, and returns
     /// those.
     pub fn publish(&self, update: Update) -> Result<Vec<TimelineId>> {
+        self.with_database(|slot| self.publish_in(slot, update))
+    }
+
+    /// Runs work on the database, and notes whether it is still there.
+    fn with_database<T>(&self, work: impl FnOnce(&mut Option<Opened>) -> Result<T>) -> Result<T> {
         let mut slot = lock(&self.database);
+        let outcome = work(&mut slot);
+        self.available.store(slot.is_some(), Ordering::SeqCst);
+        outcome
+    }
+
+    fn publish_in(&self, slot: &mut Option<Opened>, update: Update) -> Result<Vec<TimelineId>> {
         let adds =
             !update.add_timelines.is_empty() || update.rows.iter().any(|row| row.record.is_some());
         let (freed, change) = {
@@ -218,15 +240,16 @@ impl Catalog {
     /// Remembers how long moments are kept from now on. Returns the time before which none is to be
     /// had, because the window was shorter.
     pub fn note_window(&self, window_ns: i64, now_ns: i64) -> Result<i64> {
-        let mut slot = lock(&self.database);
         let closed = || Error::unavailable("catalog", "the catalog is closed; restart the server");
-        // If it fails nobody knows whether it happened, and the next change must not take its
-        // number.
-        let mut opened = slot.take().ok_or_else(closed)?;
-        let from_ns = opened.note_window(window_ns, now_ns)?;
-        self.witness.note(self.store, opened.changes);
-        *slot = Some(opened);
-        Ok(from_ns)
+        self.with_database(|slot| {
+            // If it fails nobody knows whether it happened, and the next change must not take its
+            // number.
+            let mut opened = slot.take().ok_or_else(closed)?;
+            let from_ns = opened.note_window(window_ns, now_ns)?;
+            self.witness.note(self.store, opened.changes);
+            *slot = Some(opened);
+            Ok(from_ns)
+        })
     }
 
     /// Makes it survive a power loss how new the catalog is.
@@ -234,18 +257,19 @@ impl Catalog {
         self.witness.sync();
     }
 
-    /// Whether the database can be asked.
+    /// Whether the database can be asked. Never waits for a change that is under way.
     pub fn is_open(&self) -> bool {
-        lock(&self.database).is_some()
+        self.available.load(Ordering::SeqCst)
     }
 
     /// Makes sure that the database can be asked.
     pub fn require(&self) -> Result<()> {
-        let mut slot = lock(&self.database);
-        if slot.is_none() {
-            *slot = Some(self.reopen()?);
-        }
-        Ok(())
+        self.with_database(|slot| {
+            if slot.is_none() {
+                *slot = Some(self.reopen()?);
+            }
+            Ok(())
+        })
     }
 
     fn open_anew(&self) -> Result<(Opened, State)> {

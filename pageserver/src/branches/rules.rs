@@ -1,7 +1,9 @@
-//! Names of branches: which are allowed, their form as a host name, and what a mistyped one may
-//! have meant.
+//! The rules: which names are allowed, their form as a host name, what a mistyped one may have
+//! meant, and what may be done to which branch.
 
 use crate::error::{Error, Result};
+use crate::events::Action;
+use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH};
 
 /// Longest name, which is also the longest label of a host name.
 pub const MAX_NAME_BYTES: usize = 63;
@@ -24,6 +26,23 @@ pub fn check(name: &str) -> Result<()> {
              '.', '_', '/' and '-'"
         ),
     ))
+}
+
+/// Refuses what must not be done to a branch, whoever asks for it.
+pub(super) fn allow(action: Action, name: &str, record: &BranchRecord) -> Result<()> {
+    let takes_data = matches!(action, Action::Reset | Action::Restore | Action::Delete);
+    if takes_data && record.protected {
+        let detail =
+            format!("branch \"{name}\" is protected; `branchctl unprotect {name}` lifts that");
+        return Err(Error::conflict("branch_protected", detail));
+    }
+    if action == Action::Delete && record.id == DEFAULT_BRANCH {
+        let detail = format!(
+            "branch \"{name}\" is the default branch, which new branches start from: it stays"
+        );
+        return Err(Error::conflict("default_branch", detail));
+    }
+    Ok(())
 }
 
 /// The name as the first label of a host name: lower case, with `-` for what a label may not hold.
@@ -85,6 +104,32 @@ mod tests {
         }
         for bad in ["", "-a", "/a", ".a", "a b", "a@b", "ä", "a\0", "a%2f", &"x".repeat(64)] {
             assert_eq!(check(bad).unwrap_err().code, "bad_branch_name", "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_branch_allows_follows_from_its_settings() {
+        let any = |id, protected| BranchRecord {
+            id,
+            timeline: 1,
+            parent: None,
+            created_ns: 1,
+            forked_ns: 1,
+            protected,
+            password: None,
+        };
+        for (id, protected) in [(1, false), (1, true), (2, false), (2, true)] {
+            for action in Action::ALL {
+                let refused = allow(*action, "x", &any(id, protected)).err().map(|e| e.code);
+                let expected = match action {
+                    Action::Reset | Action::Restore | Action::Delete if protected => {
+                        Some("branch_protected")
+                    }
+                    Action::Delete if id == DEFAULT_BRANCH => Some("default_branch"),
+                    _ => None,
+                };
+                assert_eq!(refused, expected, "{} {id} {protected}", action.word());
+            }
         }
     }
 

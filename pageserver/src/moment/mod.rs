@@ -7,6 +7,7 @@
 
 mod control;
 mod lineage;
+mod types;
 pub mod wal;
 
 use crate::error::{Error, Result};
@@ -14,10 +15,10 @@ use crate::fs::tree::Tree;
 use crate::storage::catalog::Update;
 use crate::storage::page::{Position, ROOT_INODE, TimelineId};
 use crate::storage::store::{Origin, Past, Store};
-use api::types::{History, HistoryRange, Moment};
 use control::Control;
 use jiff::Timestamp;
 use lineage::Span;
+pub use types::{History, HistoryRange, Moment};
 use wal::{End, Lsn, Stop, Wal};
 
 /// Microseconds between 1970 and 2000, from where Postgres counts.
@@ -49,13 +50,7 @@ pub fn fork(
     let found = match moment {
         Moment::Time(time) => at_time(store, &spans, *time),
         Moment::Position(position) => at_position(store, &spans, *position),
-        Moment::Lsn(text) => {
-            let bad = || {
-                let detail = format!("{moment} is none: Postgres prints them as 0/16B3748");
-                Error::invalid("invalid_moment", detail)
-            };
-            at_lsn(&spans, Lsn::parse(text).ok_or_else(bad)?)
-        }
+        Moment::Lsn(lsn) => at_lsn(&spans, *lsn),
     };
     let Some(found) = found? else { return Err(outside(store, branch, moment, &spans)) };
     let at = found.until.map_or(found.from.at, |(until, _)| [found.from.at[0], until.at[1]]);
@@ -216,7 +211,7 @@ fn ranges(spans: &[Span], now_ns: i64) -> Vec<HistoryRange> {
         };
         let end_ns = span.points.last().filter(|_| !span.head).map_or(now_ns, |end| end.time_ns);
         // What cannot be read is not named; the range is there all the same.
-        let lsn = |point: &Past| end_of_log(span, *point).ok().map(|lsn| lsn.to_string());
+        let lsn = |point: &Past| end_of_log(span, *point).ok();
         let (from, to) = (timestamp(first.time_ns), timestamp(end_ns));
         match ranges.last_mut() {
             Some(range) if range.to >= from => {
@@ -240,7 +235,7 @@ fn ranges(spans: &[Span], now_ns: i64) -> Vec<HistoryRange> {
 fn outside(store: &Store, branch: &str, moment: &Moment, spans: &[Span]) -> Error {
     let text = |range: &HistoryRange| {
         let lsn =
-            |lsn: &Option<String>| lsn.as_ref().map_or(String::new(), |lsn| format!(", LSN {lsn}"));
+            |lsn: &Option<Lsn>| lsn.as_ref().map_or(String::new(), |lsn| format!(", LSN {lsn}"));
         format!(
             "{} (position {}{}) to {} (position {}{})",
             range.from,

@@ -8,11 +8,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
-use super::Answer;
-use crate::api::extract::{Body, Name};
+use super::Handled;
+use crate::api::app::App;
+use crate::api::extract::{Body, Caller, Name};
+use crate::api::faults::{Always, Clash, Missing, NoRoom, Takes};
 use crate::api::observe::Subject;
-use crate::api::openapi::{Always, Clash, Missing, NoRoom, Takes};
-use crate::api::router::App;
 use crate::error::Error;
 
 /// Start an import. It goes on after this answer, whether or not anyone polls it.
@@ -26,10 +26,11 @@ use crate::error::Error;
 )]
 pub(in crate::api) async fn start(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Body(request): Body<CreateImport>,
-) -> Answer<Response> {
+) -> Handled<Response> {
     let subject = Subject(request.name.clone());
-    let import = app.imports.start(request).await?;
+    let import = Import::from(app.imports.start(actor, request.into()).await?);
     let location = format!("/v1/imports/{}", import.id);
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Extension(subject), Json(import))
         .into_response())
@@ -44,12 +45,12 @@ pub(in crate::api) async fn start(
 pub(in crate::api) async fn show(
     State(app): State<Arc<App>>,
     Name(id): Name,
-) -> Answer<Json<Import>> {
+) -> Handled<Json<Import>> {
     let unknown = || {
         let detail = format!(
             "there is no import {id}; the server forgets old ones, and all of them when it restarts"
         );
         Error::not_found("import_not_found", detail)
     };
-    Ok(Json(app.imports.get(&id).ok_or_else(unknown)?))
+    Ok(Json(app.imports.get(&id).ok_or_else(unknown)?.into()))
 }

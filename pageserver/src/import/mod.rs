@@ -12,10 +12,11 @@ pub(crate) mod source;
 use crate::compute::leftovers::Records;
 use crate::compute::{Installation, OsUser};
 use crate::error::{Error, Result};
+use crate::events::Actor;
 use crate::locks::lock;
-use crate::secret;
+use crate::secret::{self, Secret};
 use crate::storage::page::TimelineId;
-use api::types::{CreateImport, Import, ImportState};
+use crate::tasks;
 use basebackup::Progress;
 use source::Source;
 use std::collections::VecDeque;
@@ -28,13 +29,52 @@ const RUNNING: usize = 2;
 /// Imports that are remembered, those that run included.
 const REMEMBERED: usize = 100;
 
+/// A branch to be made of a running Postgres.
+#[derive(Clone)]
+pub struct NewImport {
+    /// Name of the new root branch.
+    pub name: String,
+    /// `postgresql://` URL of the source.
+    pub source: Secret,
+}
+
+/// How far an import is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportState {
+    /// Copying.
+    Running,
+    /// The branch exists.
+    Done,
+    /// Stopped with an error; nothing is left behind.
+    Failed,
+}
+
+/// An import, running or done.
+#[derive(Clone, Debug)]
+pub struct Import {
+    /// Names it to whoever asks how far it is.
+    pub id: String,
+    /// Name of the branch to be.
+    pub name: String,
+    /// How far it is.
+    pub state: ImportState,
+    /// What it does now, in words.
+    pub step: String,
+    /// Bytes received so far.
+    pub bytes_done: u64,
+    /// Bytes that the source estimated, once known.
+    pub bytes_total: Option<u64>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
 /// Where imports go. Called from threads that may block.
 pub trait ImportTarget: Send + Sync + 'static {
     /// Checks that the name is good and free, reserves it, and returns a new root timeline with its
     /// empty directory (mode 0700, of the user that Postgres runs as).
     fn begin(&self, name: &str) -> Result<(TimelineId, PathBuf)>;
-    /// Makes the timeline the branch `name`, durably.
-    fn publish(&self, name: &str, timeline: TimelineId) -> Result<()>;
+    /// Makes the timeline the branch `name`, durably, for `actor`.
+    fn publish(&self, actor: &Actor, name: &str, timeline: TimelineId) -> Result<()>;
     /// Removes everything of the timeline and frees the name.
     fn abort(&self, name: &str, timeline: TimelineId);
 }
@@ -72,8 +112,8 @@ impl Imports {
 
     /// Checks the source, reserves the name and starts to copy. Fails at once if the source cannot
     /// be reached or copied, and if the name is taken.
-    pub async fn start(self: &Arc<Self>, request: CreateImport) -> Result<Import> {
-        let source = Source::parse(&request.source)?;
+    pub async fn start(self: &Arc<Self>, actor: Actor, request: NewImport) -> Result<Import> {
+        let source = Source::parse(request.source.expose())?;
         self.installation.require_clients()?;
         let turn = self.admit()?;
         let facts = check::check(&self.installation, &self.user, &source).await?;
@@ -88,18 +128,18 @@ impl Imports {
         };
         // A task of its own: a caller that goes away must not part the reservation from the copy.
         let (this, started) = (self.clone(), import.clone());
-        let begun = tokio::spawn(async move {
+        tasks::detached(async move {
             let (begin, name) = (this.clone(), started.name.clone());
-            let begun = tokio::task::spawn_blocking(move || begin.begin(&name)).await;
-            let (timeline, directory) = begun.map_err(|e| panicked(&e))??;
+            let (timeline, directory) = tasks::blocking(move || begin.begin(&name)).await?;
             this.remember(started.clone());
             tokio::spawn(async move {
                 let _turn = turn;
-                this.finish(&started, source, facts, timeline, directory).await;
+                let copied = this.clone().copy(started.id.clone(), source, facts, directory).await;
+                this.finish(actor, &started, copied, timeline).await;
             });
             Ok(())
-        });
-        begun.await.map_err(|e| panicked(&e))??;
+        })
+        .await?;
         Ok(import)
     }
 
@@ -126,31 +166,23 @@ impl Imports {
 
     async fn finish(
         self: &Arc<Self>,
+        actor: Actor,
         import: &Import,
-        source: Source,
-        facts: check::Facts,
+        copied: Result<()>,
         timeline: TimelineId,
-        directory: PathBuf,
     ) {
-        let begun = std::time::Instant::now();
-        let copy = self.clone().copy(import.id.clone(), source, facts, directory);
-        let copied = tokio::spawn(copy).await.unwrap_or_else(|e| Err(panicked(&e)));
         let (this, name) = (self.clone(), import.name.clone());
-        let published = tokio::task::spawn_blocking(move || {
+        let published = tasks::blocking(move || {
             this.records.remove(timeline);
-            let published = copied.and_then(|()| this.target.publish(&name, timeline));
+            let published = copied.and_then(|()| this.target.publish(&actor, &name, timeline));
             if published.is_err() {
                 this.target.abort(&name, timeline);
             }
             published
-        });
-        let published = published.await.unwrap_or_else(|e| Err(panicked(&e)));
-        let ms = begun.elapsed().as_millis();
-        match &published {
-            Ok(()) => tracing::info!(branch = import.name, %timeline, ms, "imported"),
-            Err(error) => {
-                tracing::warn!(branch = import.name, %timeline, ms, error = %error, "import failed")
-            }
+        })
+        .await;
+        if let Err(error) = &published {
+            tracing::warn!(branch = import.name, %timeline, %error, "import failed");
         }
         self.update(&import.id, |import| match published {
             Ok(()) => {
@@ -239,8 +271,4 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.0.running.send_modify(|running| *running -= 1);
     }
-}
-
-fn panicked(error: &tokio::task::JoinError) -> Error {
-    Error::unavailable("import_failed", format!("the import ended: {error}"))
 }

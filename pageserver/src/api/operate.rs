@@ -1,37 +1,19 @@
-//! The server itself: status, metrics, health, and its own description.
+//! `/metrics` and `/healthz`: for those who operate the server.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ::api::types::{Health, Status, Usage};
+use ::api::types::Health;
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
-use super::Answer;
-use crate::api::metrics::Metrics;
-use crate::api::openapi::{self, Always, Broken};
-use crate::api::router::App;
-
-/// Who takes how much of the disk: every byte of the store, counted once.
-#[utoipa::path(
-    get, path = "/v1/usage", tag = "server",
-    responses((status = 200, description = "The bytes", body = Usage), Always)
-)]
-pub(in crate::api) async fn usage(State(app): State<Arc<App>>) -> Answer<Json<Usage>> {
-    let joined = tokio::task::spawn_blocking(move || app.branches.usage()).await;
-    Ok(Json(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?))
-}
-
-/// Versions, counts and sizes.
-#[utoipa::path(
-    get, path = "/v1/status", tag = "server",
-    responses((status = 200, description = "The server's status", body = Status), Always)
-)]
-pub(in crate::api) async fn status(State(app): State<Arc<App>>) -> Answer<Json<Status>> {
-    Ok(Json(app.branches.status()?))
-}
+use super::app::App;
+use super::faults::{Always, Broken};
+use super::metrics::Metrics;
+use super::problem::Fault;
+use crate::branches::ServerView;
 
 /// Prometheus metrics.
 #[utoipa::path(
@@ -44,17 +26,19 @@ pub(in crate::api) async fn status(State(app): State<Arc<App>>) -> Answer<Json<S
         Always,
     )
 )]
-pub(in crate::api) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     // Without a status the gauges keep their last values: the request counts are worth having most
     // when it fails.
-    if let Ok(status) = app.branches.status() {
-        set_gauges(&app.metrics, &status);
+    if let Ok(view) = app.branches.server().await {
+        set_gauges(&app.metrics, &view);
     }
     set_proxy_counts(&app.metrics, &app.proxy);
+    set_event_counts(&app);
+    set_job_outcomes(&app);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
 
-fn set_gauges(metrics: &Metrics, status: &Status) {
+fn set_gauges(metrics: &Metrics, status: &ServerView) {
     for (name, help, value) in [
         ("coppice_branches", "Branches.", status.branches),
         ("coppice_computes_running", "Branches whose Postgres runs.", status.running),
@@ -92,17 +76,37 @@ fn set_proxy_counts(metrics: &Metrics, proxy: &proxy::Metrics) {
     get, path = "/healthz", tag = "server", security(()),
     responses((status = 200, description = "Branches can be created", body = Health), Broken)
 )]
-pub(in crate::api) async fn healthz(State(app): State<Arc<App>>) -> Answer<Json<Health>> {
-    app.branches.status()?;
+pub(super) async fn healthz(State(app): State<Arc<App>>) -> Result<Json<Health>, Fault> {
+    app.branches.health()?;
     let status = "ok".to_owned();
     Ok(Json(Health { status }))
 }
 
-/// This document. Needs no token.
-#[utoipa::path(
-    get, path = "/openapi.json", tag = "server", security(()),
-    responses((status = 200, description = "OpenAPI 3.1 document", body = Object))
-)]
-pub(in crate::api) async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi::document()).into_response()
+fn set_event_counts(app: &App) {
+    for (action, count) in app.branches.events().counts() {
+        let labels = [("action", action.word())];
+        app.metrics
+            .counter("coppice_branch_events_total", "What was done to branches.", &labels)
+            .set(count);
+    }
+}
+
+fn set_job_outcomes(app: &App) {
+    for (job, outcome) in app.jobs.outcomes() {
+        let labels = [("job", job)];
+        let metrics = &app.metrics;
+        metrics.counter("coppice_job_runs_total", "Runs of a job.", &labels).set(outcome.runs);
+        metrics
+            .counter("coppice_job_failures_total", "Runs of a job that failed.", &labels)
+            .set(outcome.failures);
+        metrics
+            .gauge("coppice_job_last_ok", "Whether the last run succeeded: 1 or 0.", &labels)
+            .set(u64::from(outcome.error.is_none()));
+        metrics
+            .gauge("coppice_job_last_end_seconds", "When the last run ended, since 1970.", &labels)
+            .set(outcome.ended_ns.unsigned_abs() / 1_000_000_000);
+        metrics
+            .gauge("coppice_job_last_duration_ms", "How long the last run took.", &labels)
+            .set(outcome.duration_ms);
+    }
 }

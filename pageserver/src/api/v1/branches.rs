@@ -12,23 +12,50 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::Answer;
-use crate::api::extract::{Body, Name, OptionalBody, Params};
+use super::{Handled, convert, paths};
+use crate::api::app::App;
+use crate::api::extract::{Body, Caller, Name, OptionalBody, Params};
+use crate::api::faults::{Always, BadInput, Clash, Missing, NoRoom, Takes};
 use crate::api::observe::Subject;
-use crate::api::openapi::{Always, BadInput, Clash, Missing, NoRoom, Takes};
 use crate::api::problem::Fault;
-use crate::api::router::App;
+use crate::branches::BranchPage;
 
 type Service = State<Arc<App>>;
 
-/// All branches, by name.
+/// Most branches on a page, and how many there are without a limit.
+const LIMIT_MAX: usize = 100_000;
+
+/// Which branches to list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct ListQuery {
+    /// What the names begin with.
+    #[serde(default)]
+    prefix: String,
+    /// `next` of the page before; the first page if left out.
+    cursor: Option<String>,
+    /// Most branches to answer with, 1 to 100000.
+    limit: Option<usize>,
+}
+
+/// Branches, by name.
 #[utoipa::path(
-    get, path = "/v1/branches", tag = "branches",
-    responses((status = 200, description = "All branches", body = BranchList), Always)
+    get, path = "/v1/branches", tag = "branches", params(ListQuery),
+    responses((status = 200, description = "A page of branches", body = BranchList),
+        Always, BadInput)
 )]
-pub(in crate::api) async fn list(State(app): Service) -> Answer<Json<BranchList>> {
-    let branches = app.branches.list()?;
-    Ok(Json(BranchList { branches }))
+pub(in crate::api) async fn list(
+    State(app): Service,
+    Params(ListQuery { prefix, cursor: after, limit }): Params<ListQuery>,
+) -> Handled<Json<BranchList>> {
+    if limit.is_some_and(|limit| !(1..=LIMIT_MAX).contains(&limit)) {
+        let detail = format!("`limit` must be a number from 1 to {LIMIT_MAX}");
+        return Err(Fault::new(StatusCode::BAD_REQUEST, "bad_query", detail));
+    }
+    let limit = Some(limit.unwrap_or(LIMIT_MAX));
+    let (branches, next) = app.branches.list(BranchPage { prefix, after, limit }).await;
+    Ok(Json(BranchList { branches: branches.into_iter().map(Branch::from).collect(), next }))
 }
 
 /// Create a branch from the head of its parent, or from a moment `at` of the parent's past, in
@@ -42,14 +69,19 @@ pub(in crate::api) async fn list(State(app): Service) -> Answer<Json<BranchList>
 )]
 pub(in crate::api) async fn create(
     State(app): Service,
+    Caller(actor): Caller,
     Body(request): Body<CreateBranch>,
-) -> Answer<Response> {
+) -> Handled<Response> {
     let subject = Subject(request.name.clone());
+    let outcome = match request.try_into() {
+        Ok(new) => app.branches.create(actor, new).await,
+        Err(error) => Err(error),
+    };
     // The fault, too, carries the name to the log line.
-    match app.branches.create(request).await {
-        Ok(branch) => Ok((Extension(subject), created(branch)).into_response()),
-        Err(error) => Ok((Extension(subject), Fault::from(error)).into_response()),
-    }
+    Ok(match outcome {
+        Ok(branch) => (Extension(subject), created(branch.into())).into_response(),
+        Err(error) => (Extension(subject), Fault::from(error)).into_response(),
+    })
 }
 
 /// One branch.
@@ -57,8 +89,8 @@ pub(in crate::api) async fn create(
     get, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
     responses((status = 200, description = "The branch", body = Branch), Always, BadInput, Missing)
 )]
-pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
-    Ok(Json(app.branches.get(&name)?))
+pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Handled<Json<Branch>> {
+    Ok(Json(app.branches.show(&name).await?.into()))
 }
 
 /// Create the branch unless it exists. An existing branch is left as it is, even when the body
@@ -74,11 +106,14 @@ pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Answe
 )]
 pub(in crate::api) async fn ensure(
     State(app): Service,
+    Caller(actor): Caller,
     Name(name): Name,
     OptionalBody(request): OptionalBody<CreateBranch>,
-) -> Answer<Response> {
-    let (branch, new) = app.branches.ensure(CreateBranch { name, ..request }).await?;
-    Ok(if new { created(branch) } else { Json(branch).into_response() })
+) -> Handled<Response> {
+    let new = CreateBranch { name, ..request }.try_into()?;
+    let (branch, is_new) = app.branches.ensure(actor, new).await?;
+    let branch = Branch::from(branch);
+    Ok(if is_new { created(branch) } else { Json(branch).into_response() })
 }
 
 /// Rename a branch, or protect it from reset and delete.
@@ -90,10 +125,11 @@ pub(in crate::api) async fn ensure(
 )]
 pub(in crate::api) async fn update(
     State(app): Service,
+    Caller(actor): Caller,
     Name(name): Name,
     Body(request): Body<UpdateBranch>,
-) -> Answer<Json<Branch>> {
-    Ok(Json(app.branches.update(&name, request).await?))
+) -> Handled<Json<Branch>> {
+    Ok(Json(app.branches.update(actor, &name, request.into()).await?.into()))
 }
 
 /// Throw the branch's own changes away: back to its parent's head, or to a moment `at` of its past.
@@ -108,10 +144,12 @@ pub(in crate::api) async fn update(
 )]
 pub(in crate::api) async fn reset(
     State(app): Service,
+    Caller(actor): Caller,
     Name(name): Name,
     OptionalBody(request): OptionalBody<ResetBranch>,
-) -> Answer<Json<Branch>> {
-    Ok(Json(app.branches.reset(&name, request).await?))
+) -> Handled<Json<Branch>> {
+    let at = convert::at(request.at)?;
+    Ok(Json(app.branches.reset(actor, &name, at).await?.into()))
 }
 
 /// Take a branch to a moment of its own past, which may be before it was made. Its name, URL and
@@ -126,10 +164,11 @@ pub(in crate::api) async fn reset(
 )]
 pub(in crate::api) async fn restore(
     State(app): Service,
+    Caller(actor): Caller,
     Name(name): Name,
     Body(request): Body<RestoreBranch>,
-) -> Answer<Json<Branch>> {
-    Ok(Json(app.branches.restore(&name, request).await?))
+) -> Handled<Json<Branch>> {
+    Ok(Json(app.branches.restore(actor, &name, request.try_into()?).await?.into()))
 }
 
 /// The moments that a branch can be restored to, or branched from.
@@ -140,8 +179,8 @@ pub(in crate::api) async fn restore(
 pub(in crate::api) async fn history(
     State(app): Service,
     Name(name): Name,
-) -> Answer<Json<History>> {
-    Ok(Json(app.branches.history(&name).await?))
+) -> Handled<Json<History>> {
+    Ok(Json(app.branches.history(&name).await?.into()))
 }
 
 /// Delete a branch. Its children live on.
@@ -149,8 +188,12 @@ pub(in crate::api) async fn history(
     delete, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
     responses((status = 204, description = "Deleted"), Always, BadInput, Missing, Clash, NoRoom)
 )]
-pub(in crate::api) async fn delete(State(app): Service, Name(name): Name) -> Answer<StatusCode> {
-    app.branches.delete(&name).await?;
+pub(in crate::api) async fn delete(
+    State(app): Service,
+    Caller(actor): Caller,
+    Name(name): Name,
+) -> Handled<StatusCode> {
+    app.branches.delete(actor, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -160,8 +203,12 @@ pub(in crate::api) async fn delete(State(app): Service, Name(name): Name) -> Ans
     responses((status = 200, description = "Suspended", body = Branch),
         Always, BadInput, Missing, Clash)
 )]
-pub(in crate::api) async fn suspend(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
-    Ok(Json(app.branches.suspend(&name).await?))
+pub(in crate::api) async fn suspend(
+    State(app): Service,
+    Caller(actor): Caller,
+    Name(name): Name,
+) -> Handled<Json<Branch>> {
+    Ok(Json(app.branches.suspend(actor, &name).await?.into()))
 }
 
 /// Start the branch's Postgres; answers once it accepts connections.
@@ -170,15 +217,19 @@ pub(in crate::api) async fn suspend(State(app): Service, Name(name): Name) -> An
     responses((status = 200, description = "Running", body = Branch),
         Always, BadInput, Missing, Clash, NoRoom)
 )]
-pub(in crate::api) async fn wake(State(app): Service, Name(name): Name) -> Answer<Json<Branch>> {
-    Ok(Json(app.branches.wake(&name).await?))
+pub(in crate::api) async fn wake(
+    State(app): Service,
+    Caller(actor): Caller,
+    Name(name): Name,
+) -> Handled<Json<Branch>> {
+    Ok(Json(app.branches.wake(actor, &name).await?.into()))
 }
 
 /// What the connection URL is for.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::api) struct Target {
+pub(in crate::api) struct UrlQuery {
     /// Database; the server's default if left out.
     database: Option<String>,
     /// Role; the superuser that the server set up if left out.
@@ -187,16 +238,16 @@ pub(in crate::api) struct Target {
 
 /// A URL that connects to the branch through the proxy.
 #[utoipa::path(
-    get, path = "/v1/branches/{name}/connection", tag = "branches", params(BranchName, Target),
+    get, path = "/v1/branches/{name}/connection", tag = "branches", params(BranchName, UrlQuery),
     responses((status = 200, description = "The URL", body = Connection), Always, BadInput, Missing)
 )]
 pub(in crate::api) async fn connection(
     State(app): Service,
     Name(name): Name,
-    Params(target): Params<Target>,
-) -> Answer<Response> {
-    let connection =
-        app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
+    Params(target): Params<UrlQuery>,
+) -> Handled<Response> {
+    let url = app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
+    let connection = Connection { url: url.expose().to_owned() };
     // It holds a password.
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(connection)).into_response())
 }
@@ -216,7 +267,6 @@ pub(in crate::api) struct BranchName {
 }
 
 fn created(branch: Branch) -> Response {
-    // The names that the service lets through need no other encoding.
-    let location = format!("/v1/branches/{}", branch.name.replace('/', "%2F"));
+    let location = paths::branch(&branch.name);
     (StatusCode::CREATED, [(header::LOCATION, location)], Json(branch)).into_response()
 }

@@ -1,0 +1,35 @@
+//! Branch names in paths.
+
+use axum::http::Uri;
+
+/// The words that may follow a branch's name in a path.
+const ACTIONS: [&str; 6] = ["reset", "restore", "suspend", "wake", "connection", "history"];
+/// Where branches live.
+pub(in crate::api) const BRANCHES: &str = "/v1/branches/";
+
+/// The path of a branch. The names that the service lets through need no other encoding.
+pub(super) fn branch(name: &str) -> String {
+    format!("{BRANCHES}{}", name.replace('/', "%2F"))
+}
+
+/// Lets a branch name's `/` be written as it is: `/v1/branches/feature/login/reset` is taken as
+/// `/v1/branches/feature%2Flogin/reset`; none if there is nothing to change. Where the last part is
+/// an action's word it is the action: a branch that is really called `feature/reset` must be
+/// written `feature%2Freset`.
+pub(in crate::api) fn joined(uri: &Uri) -> Option<Uri> {
+    let rest = uri.path().strip_prefix(BRANCHES)?;
+    let (name, action) = match rest.rsplit_once('/') {
+        Some((name, last)) if ACTIONS.contains(&last) => (name, Some(last)),
+        _ => (rest, None),
+    };
+    if !name.contains('/') {
+        return None;
+    }
+    let mut path = branch(name);
+    for part in
+        [action.map(|action| format!("/{action}")), uri.query().map(|query| format!("?{query}"))]
+    {
+        path.push_str(&part.unwrap_or_default());
+    }
+    path.parse().ok()
+}

@@ -1,0 +1,47 @@
+//! The URL of a branch.
+
+use super::Branches;
+use crate::error::Result;
+use crate::secret::Secret;
+
+/// Role whose password the server knows.
+const SUPERUSER: &str = "postgres";
+/// Database that a first start makes.
+const DATABASE: &str = "app";
+
+impl Branches {
+    /// The URL of a database of a branch, with the password if the server set it.
+    pub fn connection(
+        &self,
+        name: &str,
+        database: Option<&str>,
+        role: Option<&str>,
+    ) -> Result<Secret> {
+        let record = self.record(name)?;
+        let role = role.unwrap_or(SUPERUSER);
+        let password = record.password.as_ref().filter(|_| role == SUPERUSER);
+        let secret = password.map(|password| format!(":{}", encode(password.expose())));
+        let database = encode(&format!("{}@{name}", database.unwrap_or(DATABASE)));
+        let url = format!(
+            "postgresql://{}{}@{}/{database}",
+            encode(role),
+            secret.unwrap_or_default(),
+            self.about.proxy_address
+        );
+        Ok(url.into())
+    }
+}
+
+/// Percent-encodes all but the unreserved characters of RFC 3986.
+fn encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte))
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
