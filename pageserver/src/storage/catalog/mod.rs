@@ -350,7 +350,7 @@ mod tests {
     }
 
     fn remove(name: &str) -> Update {
-        Update::default().remove::<BranchRecord>(&name.to_owned())
+        Update::default().remove::<BranchRecord>(name)
     }
 
     #[test]
