@@ -112,7 +112,22 @@ fn provenance(results: &Results) -> String {
          to ours."
             .to_owned(),
     ];
-    lines.join("\n")
+    lines.map(|line| wrapped(&line)).join("\n")
+}
+
+/// Text broken into lines of at most 100 columns.
+fn wrapped(text: &str) -> String {
+    let (mut wrapped, mut columns) = (String::new(), 0);
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        let goes_on = columns > 0 && columns + 1 + width <= 100;
+        if columns > 0 {
+            wrapped.push(if goes_on { ' ' } else { '\n' });
+        }
+        wrapped.push_str(word);
+        columns = if goes_on { columns + 1 + width } else { width };
+    }
+    wrapped
 }
 
 /// Writing to a string cannot fail.
