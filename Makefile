@@ -1,21 +1,29 @@
-# make demo           build, load a real database, branch it, break the branch, reset it; leaves the server running
-# make demo ONCE=1    the same, but stops at the end and leaves nothing; fails if any step did not do what it says
+# make demo           build, load a real database, branch it, break the branch, reset it; leaves the
+#                     server running
+# make demo ONCE=1    the same, but stops at the end and leaves nothing; fails if any step did not
+#                     do what it says
 # make stop           stop the server that `make demo` left running
-# make test           everything that CI runs: formatting, lints, docs, all tests, simulation, fuzzing
-# make test-versions  the server's main job on the versions 14 to 18 of Postgres that this machine does not have
-# make simulate       the page store on a simulated disk, against a model: MINUTES=n goes on for so long, SEED=n replays one run
-# make rounds         200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for more or fewer
+# make test           everything that CI runs: format, lints, docs, all tests, simulation, fuzzing
+# make test-versions  the server's main job on the versions of Postgres, 14 to 18, that this machine
+#                     does not have
+# make simulate       the page store on a simulated disk, against a model: MINUTES=n goes on for so
+#                     long, SEED=n replays one run
+# make rounds         200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for
+#                     more or fewer
 # make fuzz           fuzzes each target for MINUTES (10), guided by coverage
-# make filesystem     a million random operations on the mount and on a local directory; OPERATIONS=n for more or fewer
-# make soak           5,000 branches created, woken, queried and deleted, and 500 woken with a few places
-# make bench          Postgres on a branch against the same on ext4, btrfs and XFS, the proxy against PgBouncer; 25 minutes, as root
-# make bench-docs     the table and the plots of docs/benchmarks.md from what `make bench` measured last
-# make bench-parts    latency of branch operations, ten thousand branches, stalls, and the page store and the proxy in parts
-# make churn          half an hour of load with branches coming and going and moments of the past visited
-# make setup          install what is missing (Debian, Ubuntu); the other targets do it by themselves
+# make filesystem     a million random operations on the mount and on a local directory;
+#                     OPERATIONS=n for more or fewer
+# make soak           5,000 branches created, woken, queried and deleted, and 500 woken in few places
+# make bench          Postgres on a branch against the same on ext4, btrfs and XFS, the proxy
+#                     against PgBouncer; 25 minutes, as root
+# make bench-docs     tables and plots of docs/benchmarks.md from what `make bench` measured last
+# make bench-parts    latency of branch operations, ten thousand branches, stalls, and the page
+#                     store and the proxy in parts
+# make churn          half an hour of load with branches that come and go, and visits to the past
+# make setup          install what is missing (Debian, Ubuntu); the other targets do so themselves
 
-.PHONY: demo stop test test-versions simulate rounds fuzz filesystem soak bench bench-docs bench-parts \
-	churn setup
+.PHONY: demo stop test test-versions simulate rounds fuzz filesystem soak bench bench-docs \
+	bench-parts churn setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# All checks, in the order of their cost; stops at the first that fails. FUZZ_SECONDS sets the time of each fuzz target.
+# All checks, in the order of their cost; stops at the first that fails. FUZZ_SECONDS sets the time
+# of each fuzz target.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# The fuzz targets are a workspace of their own; with one target directory nothing is looked at twice.
+# The fuzz targets are a workspace of their own; with one target directory nothing is looked at
+# twice.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 export CARGO_TERM_PROGRESS_WHEN=never
 fuzz=(--manifest-path fuzz/Cargo.toml)
@@ -44,8 +46,8 @@ stage 'rustdoc' document
 # Tests start the programs of target/debug.
 stage 'build' cargo build --workspace
 stage 'tests' cargo test --workspace
-# The fixed seeds have run with the tests; fresh ones in a release build, which does five times as many, and the same one as below:
-# without COPPICE_SABOTAGE it has no defect.
+# The fixed seeds have run with the tests; fresh ones in a release build, which does five times as
+# many, and the same one as below: without COPPICE_SABOTAGE it has no defect.
 stage 'simulation' cargo test --release --quiet --features sabotage --test simulation -- --seconds "${SIMULATION_SECONDS:-120}"
 stage 'sabotage' sabotage
 stage 'fuzz' tests/scripts/fuzz.sh "${FUZZ_SECONDS:-5}"

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The demo: load a real database, branch it, break the branch, show that main is untouched, reset, delete.
+# The demo: load a real database, branch it, break the branch, show that main is untouched, reset,
+# delete.
 #
-# Each step is timed as its client sees it, and then checked by a query; the first that did not do what it says ends the
-# demo. `--once` stops the server at the end and leaves nothing; else it stays, and `--stop` ends it.
+# Each step is timed as its client sees it, and then checked by a query; the first that did not do
+# what it says ends the demo. `--once` stops the server at the end and leaves nothing; else it
+# stays, and `--stop` ends it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -10,7 +12,8 @@ bin="${CARGO_TARGET_DIR:-target}/release"
 state=.demo-server
 branch=feature/checkout
 postgres_bin=$(compgen -G '/usr/lib/postgresql/*/bin' | sort -V | tail -n 1 || true)
-# The real programs: what Debian puts first on the path is a Perl wrapper that takes longer than a branch.
+# The real programs: what Debian puts first on the path is a Perl wrapper that takes longer than a
+# branch.
 export PATH="${postgres_bin:+$postgres_bin:}$PATH"
 
 pid='' dir='' keep=no
@@ -20,7 +23,7 @@ die() {
     exit 1
 }
 
-# --- server -----------------------------------------------------------------------------------------------------------
+# --- server ---------------------------------------------------------------------------------------
 
 # Whether process $1 is a server on directory $2, and no other that got its number.
 serves() {
@@ -104,7 +107,7 @@ start_server() {
     export PGPASSWORD=${PGPASSWORD%%@*}
 }
 
-# --- steps ------------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 answer=''
 
@@ -166,7 +169,8 @@ load() {
         select (select count(*) from shop.orders), (select count(*) from shop.order_items),
             (select count(*) from pg_constraint where contype = $$f$$)')" '100000|300000|3'
     before=$(fingerprint main)
-    # Postgres does it every five minutes. A branch of a parent that just loaded a lot replays all of it at its start.
+    # Postgres does it every five minutes. A branch of a parent that just loaded a lot replays all
+    # of it at its start.
     step 'checkpoint' sql main 'checkpoint'
     check 'little to replay' "$(sql main '
         select pg_current_wal_insert_lsn() - redo_lsn < 1e6 from pg_control_checkpoint()')" t
@@ -213,7 +217,7 @@ delete_branch() {
     check 'untouched, every row' "$(fingerprint main)" "$before"
 }
 
-# --- end --------------------------------------------------------------------------------------------------------------
+# --- end ------------------------------------------------------------------------------------------
 
 stop_and_wait() {
     kill -TERM "$pid"

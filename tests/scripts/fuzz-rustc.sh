@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A wrapper of rustc (RUSTC_WRAPPER) that has the crates of this repository count their coverage for libFuzzer. Those of
-# others are built as ever: what they branch on would lead the search away from what is to be found.
+# A wrapper of rustc (RUSTC_WRAPPER) that has the crates of this repository count their coverage for
+# libFuzzer. Those of others are built as ever: what they branch on would lead the search away from
+# what is to be found.
 set -euo pipefail
 rustc=$1
 shift

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes each target for a time with libFuzzer, guided by coverage, on stable Rust: fuzz.sh [SECONDS [TARGET...]].
-# What it finds worth keeping goes to target/fuzz/corpus, where the next run goes on, and never to the kept corpus; an
-# input that breaks a property goes to fuzz/artifacts, and `target/fuzz/fuzz/TARGET FILE` tries it again.
+# Fuzzes each target for a time with libFuzzer, guided by coverage, on stable Rust: fuzz.sh [SECONDS
+# [TARGET...]]. What it finds worth keeping goes to target/fuzz/corpus, where the next run goes on,
+# and never to the kept corpus; an input that breaks a property goes to fuzz/artifacts, and
+# `target/fuzz/fuzz/TARGET FILE` tries it again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

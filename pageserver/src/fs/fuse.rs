@@ -9,9 +9,9 @@
 //! Only this process changes the files, so the kernel may cache everything for ever: contents,
 //! attributes, names and the absence of names. Open, create and flush are answered "not
 //! implemented" once, and the kernel then no longer asks. Through `/dev/fuse`, at most
-//! [`MAX_INLINE`](crate::storage::timeline::syncer::MAX_INLINE) callbacks wait for a sync that was asked for
-//! at once; the syncer's threads send the other replies. Who writes faster than the disk waits for
-//! that, too, on the thread that serves it.
+//! [`MAX_INLINE`](crate::storage::timeline::syncer::MAX_INLINE) callbacks wait for a sync that was
+//! asked for at once; the syncer's threads send the other replies. Who writes faster than the disk
+//! waits for that, too, on the thread that serves it.
 
 use crate::fs::convert::{mount_root, now_ns, permissions, shown};
 use crate::fs::links;
