@@ -225,6 +225,13 @@ fn sources(directory: &Path) -> Vec<(String, String)> {
     found
 }
 
+/// What of a file is in the product: nothing of tests, and not the tests at a file's end.
+fn shipped<'t>(path: &str, text: &'t str) -> Option<&'t str> {
+    let is_test = path.contains("tests/") || path.ends_with("tests.rs");
+    let text = text.split("#[cfg(test)]\nmod tests {").next();
+    text.filter(|_| path.contains("src/") && !is_test)
+}
+
 #[test]
 fn direct_dependencies_are_known_and_used() {
     let mut direct = BTreeSet::new();
@@ -247,12 +254,18 @@ fn direct_dependencies_are_known_and_used() {
                 })
             };
             let files = sources(&home).into_iter().filter(|(path, _)| !is_nested(path));
-            let text: String = files.map(|(_, text)| text).collect();
+            let files: Vec<(String, String)> = files.collect();
+            let all: String = files.iter().map(|(_, text)| text.as_str()).collect();
+            // The package of the tests, and that of the fuzz targets, are no product.
+            let is_product = home.join("src").is_dir();
+            let product: String =
+                files.iter().filter_map(|(path, text)| shipped(path, text)).collect();
             let dependencies = package["dependencies"].as_array().unwrap().iter();
-            for name in
-                dependencies.filter(|d| !d["source"].is_null()).map(|d| d["name"].as_str().unwrap())
-            {
+            for dependency in dependencies.filter(|dependency| !dependency["source"].is_null()) {
+                let name = dependency["name"].as_str().unwrap();
                 let path = format!("{}::", name.replace('-', "_"));
+                let ships = is_product && dependency["kind"].is_null();
+                let text = if ships { &product } else { &all };
                 assert!(text.contains(&path), "{} does not use {name}", package["name"]);
                 direct.insert(name.to_owned());
             }
