@@ -1,14 +1,11 @@
 //! A disk that says it synced and did not: what may be found after a power loss is any state there
 //! ever was, or damage that is noticed, and never what was not.
 
-use crate::world::{Branch, Outcome, World, open};
+use crate::branch::{Branch, Doubt};
+use crate::world::{Outcome, World, open};
 use pageserver::fs::tree::Tree;
 use pageserver::storage::disk::sim::SimDisk;
 use pageserver::storage::page::TimelineId;
-
-/// The branches as they were, since nobody knows any more what is durable.
-#[derive(Default)]
-pub(crate) struct Doubt(Vec<Vec<Branch>>);
 
 impl World {
     /// From now on nothing counts as durable.

@@ -9,12 +9,14 @@
 //! With `--expect-failure` it tries the same seeds each time and succeeds when one fails: so a
 //! build with a deliberate defect (feature `sabotage`) shows that the simulation finds it.
 
+mod branch;
 mod files;
 mod lie;
 mod model;
 mod operation;
 mod run;
 mod slow;
+mod stalled;
 mod world;
 
 use crate::operation::{Operation, draw};

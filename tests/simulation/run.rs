@@ -1,9 +1,10 @@
 //! One run: what is done to branches, moments, layers and the disk, one thing after another, from a
 //! list of operations.
 
+use crate::branch::Branch;
 use crate::files::length;
 use crate::operation::Operation;
-use crate::world::{Branch, Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
+use crate::world::{Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};

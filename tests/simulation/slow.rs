@@ -5,52 +5,16 @@
 //! which the store's own threads do. So a run still follows from its seed.
 
 use crate::files::sync;
+use crate::stalled::{Asked, Slow};
 use crate::world::{Outcome, World};
-use pageserver::error::Error;
 use pageserver::fs::tree::Tree;
-use pageserver::storage::disk::sim::SimDisk;
 use pageserver::storage::page::{Position, TimelineId};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// What takes longer does not end.
 const NEVER: Duration = Duration::from_secs(60);
-
-/// What a sync that was asked for and is not answered yet makes durable.
-pub(crate) struct Asked {
-    /// Lanes, and what they show by then.
-    lanes: Vec<(usize, Arc<crate::model::Image>)>,
-    moments: Vec<(TimelineId, Position)>,
-}
-
-/// The sync that stands still, and those that wait for it.
-pub(crate) struct Slow {
-    tree: Arc<Tree>,
-    disk: SimDisk,
-    worker: Option<JoinHandle<Result<(), Error>>>,
-    first: Asked,
-    others: Vec<(Asked, Receiver<Result<(), Error>>)>,
-    /// Operations until it ends.
-    pub(crate) left: u64,
-}
-
-impl Slow {
-    fn timeline(&self) -> TimelineId {
-        self.tree.timeline().id()
-    }
-}
-
-impl Drop for Slow {
-    fn drop(&mut self) {
-        self.disk.end_stall();
-        // What came of it matters to nobody.
-        if let Some(worker) = self.worker.take() {
-            drop(worker.join());
-        }
-    }
-}
 
 impl World {
     /// What a sync of these lanes of a branch makes durable if it begins now.

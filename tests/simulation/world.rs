@@ -1,8 +1,8 @@
 //! The store under test on its simulated disk, beside the model of what it must show.
 
-use crate::lie::Doubt;
-use crate::model::{Directory, Image, Node, Versions};
-use crate::slow::Slow;
+use crate::branch::{Branch, Doubt};
+use crate::model::{Directory, Image, Node};
+use crate::stalled::Slow;
 use pageserver::fs::tree::{NewInode, Tree};
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::check;
@@ -29,44 +29,6 @@ pub(crate) type Outcome<T = ()> = Result<T, String>;
 pub(crate) const SECOND_NS: i64 = 1_000_000_000;
 /// How long moments are kept, in seconds.
 pub(crate) const WINDOW_S: i64 = 86_400;
-
-/// A branch, and what it may show.
-#[derive(Clone)]
-pub(crate) struct Branch {
-    pub(crate) name: String,
-    /// None after a fork of unknown outcome, until the catalog says.
-    pub(crate) timeline: Option<TimelineId>,
-    pub(crate) lanes: [Versions; 2],
-    pub(crate) tree: Option<Arc<Tree>>,
-    /// Files without a name that are still open.
-    pub(crate) held: Vec<(u64, Node)>,
-    /// Something failed: it must be opened anew before it is used again.
-    pub(crate) uncertain: bool,
-}
-
-impl Branch {
-    pub(crate) fn new(name: &str, timeline: Option<TimelineId>, images: [Arc<Image>; 2]) -> Self {
-        let lanes = images.map(Versions::of);
-        Self {
-            name: name.to_owned(),
-            timeline,
-            lanes,
-            tree: None,
-            held: Vec::new(),
-            uncertain: false,
-        }
-    }
-
-    /// What it shows while the store runs.
-    pub(crate) fn newest(&self) -> [Arc<Image>; 2] {
-        self.lanes.each_ref().map(|lane| Arc::clone(lane.newest()))
-    }
-
-    pub(crate) fn close(&mut self) {
-        self.tree = None;
-        self.held.clear();
-    }
-}
 
 /// A moment that was marked, and what was there.
 #[derive(Clone)]

@@ -5,9 +5,9 @@
 //! happened. What is left to tidy up, such as the Postgres of a deleted branch, is done behind the
 //! answer, and again at the next start if a crash comes first.
 //!
-//! Lock order: `changing`, then a timeline's slot in the store (a child's before its parent's), then
-//! the catalog's database, then its state. `Directory` and `Visits` have locks of their own, which
-//! are never held over another one.
+//! Lock order: `changing`, then a timeline's slot in the store (a child's before its parent's),
+//! then the catalog's database, then its state. `Directory` and `Visits` have locks of their own,
+//! which are never held over another one.
 //!
 //! The service has types of its own. The HTTP API translates them.
 

@@ -4,7 +4,8 @@
 //! the start, and again when its period has passed since the end of the run before. The last
 //! outcome of each job is in `/metrics`. The clock is handed in: a test sets the time.
 //!
-//! [`Jobs::stop`] is the one way in which they end: all are told, then waited for, the newest first.
+//! [`Jobs::stop`] is the one way in which they end: all are told, then waited for, the newest
+//! first.
 
 use crate::error::{Error, Result};
 use crate::locks::lock;

@@ -1,5 +1,5 @@
-//! The whole server: `start` takes the first steps, `wiring` puts the parts together, `duties` lists
-//! what the server does by itself, and [`run`] runs all of it and stops it.
+//! The whole server: `start` takes the first steps, `wiring` puts the parts together, `duties`
+//! lists what the server does by itself, and [`run`] runs all of it and stops it.
 //!
 //! Stopping goes from the outside in: no new clients, no Postgres, no jobs, no mount, and then the
 //! store is closed.
