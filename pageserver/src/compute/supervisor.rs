@@ -219,7 +219,7 @@ impl Supervisor {
         let stops: Vec<_> =
             slots.into_iter().map(|slot| tokio::spawn(async move { stop(&slot).await })).collect();
         for task in stops {
-            // It fails only if the task panicked, and then that compute's own task still ends it.
+            // It fails only as the runtime ends, which nobody waits for.
             let _stopped = task.await;
         }
     }
@@ -249,8 +249,6 @@ impl Supervisor {
 
     /// The life of one compute, from start to rest.
     async fn live(self: Arc<Self>, slot: Arc<Slot>) {
-        // If this task is cancelled or panics, nobody may wait for it for ever.
-        let abandoned = Abandoned(&slot);
         let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await
         {
             Ok(place) => self.start(&slot).await.map(|postgres| (postgres, place)),
@@ -268,7 +266,6 @@ impl Supervisor {
                 failure
             }
         };
-        std::mem::forget(abandoned);
         // Nothing is wrong with a branch that there was no room for.
         let refused = failure.as_ref().is_some_and(|error| error.code == room::TOO_MANY);
         slot.rest(failure);
@@ -428,18 +425,6 @@ impl Supervisor {
 
     fn sockets(&self, timeline: TimelineId) -> PathBuf {
         self.config.run_dir.join(timeline.to_string())
-    }
-}
-
-/// Puts a slot whose task ended in the middle to rest; its [`Postgres`] shuts down when it is
-/// dropped.
-struct Abandoned<'a>(&'a Slot);
-
-impl Drop for Abandoned<'_> {
-    fn drop(&mut self) {
-        let error =
-            Error::unavailable("compute_failed", "the task that ran this compute was ended");
-        self.0.rest(Some(error));
     }
 }
 
