@@ -14,7 +14,8 @@
 //! waits for that, too, on the thread that serves it.
 
 use crate::fs::convert::{mount_root, now_ns, permissions, shown};
-use crate::fs::links;
+use crate::fs::error::{Result, TreeError};
+use crate::fs::links::stored_target;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
 use crate::fs::protocol::{
     Body, Change, Listing, Operation, RENAME_NOREPLACE, Request, Shown, Time,
@@ -23,7 +24,7 @@ use crate::fs::reply::{
     Reply, reply_attr, reply_body, reply_bytes, reply_empty, reply_entry, reply_sync, report,
 };
 use crate::fs::scratch::LOCK_FILE;
-use crate::fs::tree::{NewInode, Result, Tree, TreeError, Wanted};
+use crate::fs::tree::{NewInode, Tree, Wanted};
 use crate::locks::{read, write};
 use crate::storage::disk::slow::Watch;
 use crate::storage::log::format::{Attributes, FileKind, LaneKind};
@@ -186,12 +187,12 @@ impl Adapter {
         if target.is_absolute() && node.tree.lookup(ROOT_INODE, LOCK_FILE).is_ok() {
             return Err(leads_out());
         }
-        let depth = links::depth(&node.tree, node.inode).ok_or(Errno::ENOENT)?;
+        let depth = node.tree.depth(node.inode).ok_or(Errno::ENOENT)?;
         let root = match self.side {
             Side::Data { .. } => self.root_name(&node.tree).map(|name| self.mountpoint.join(name)),
             Side::Wal => None,
         };
-        let stored = links::stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
+        let stored = stored_target(target, depth, root.as_deref()).ok_or_else(leads_out)?;
         Ok(stored.into_os_string().into_vec())
     }
 }

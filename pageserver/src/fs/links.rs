@@ -1,54 +1,7 @@
 //! Where a symbolic link may lead: nowhere out of its branch, since what it leads to would be
 //! shared between branches.
 
-use crate::fs::tree::{Result, Tree};
-use crate::storage::log::format::{Attributes, FileKind, LaneKind};
-use crate::storage::page::ROOT_INODE;
-use crate::storage::timeline::lane_of;
-use nix::errno::Errno;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-
-/// Deepest directory that may hold a symbolic link.
-const MAX_DEPTH: usize = 64;
-
-/// How many directories lie above a directory in what a mount shows of its tree; looks through all
-/// of them, so only for rare use.
-pub fn depth(tree: &Tree, directory: u64) -> Option<usize> {
-    let apart = tree.wal_apart().filter(|_| lane_of(directory) == LaneKind::Wal);
-    let mut level = vec![apart.unwrap_or(ROOT_INODE)];
-    for depth in 0..MAX_DEPTH {
-        if level.contains(&directory) {
-            return Some(depth);
-        }
-        let below = level.iter().flat_map(|inode| tree.list(*inode));
-        level =
-            below.filter(|(.., t)| t.kind == FileKind::Directory).map(|(.., t)| t.inode).collect();
-    }
-    None
-}
-
-/// Refuses to move a link, or a directory with one below, to where it would lead out.
-pub fn check_move(tree: &Tree, (inode, attributes): (u64, &Attributes), to: u64) -> Result<()> {
-    let mut below = vec![(inode, attributes.clone(), depth(tree, to).ok_or(Errno::ENOENT)?)];
-    while let Some((inode, attributes, depth)) = below.pop() {
-        if attributes.kind == FileKind::Symlink
-            && stored_target(Path::new(OsStr::from_bytes(&attributes.target)), depth, None)
-                .is_none()
-        {
-            return Err(Errno::EPERM.into());
-        }
-        if attributes.kind == FileKind::Directory {
-            for (.., target) in
-                tree.list(inode).into_iter().filter(|(.., t)| t.kind != FileKind::File)
-            {
-                below.push((target.inode, tree.attributes(target.inode)?, depth + 1));
-            }
-        }
-    }
-    Ok(())
-}
 
 /// The target to store for a link in a directory that lies `depth` below its tree's root, which is
 /// shown at `root`; `None` if it leads out. An absolute target inside becomes relative, so that a

@@ -1,16 +1,16 @@
 //! What the kernel is answered.
 
 use crate::error::Error;
+use crate::fs::error::{Result, TreeError};
 use crate::fs::protocol::{Body, Shown, answer_header};
-use crate::fs::ring::Slot;
-use crate::fs::tree::{Result, TreeError};
+use crate::locks::{lock, wait};
 use crate::storage::disk::slow::Watch;
 use crate::storage::timeline::syncer::Done;
 use nix::errno::Errno;
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 /// An answer: an error, or bytes that may be part of a buffer.
 pub(super) enum Answer {
@@ -28,13 +28,37 @@ impl Answer {
     }
 }
 
+/// Where a thread waits for the answer to the request that it has.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    answer: Mutex<Option<Answer>>,
+    ready: Condvar,
+}
+
+impl Mailbox {
+    pub(super) fn put(&self, answer: Answer) {
+        *lock(&self.answer) = Some(answer);
+        self.ready.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Answer {
+        let mut answer = lock(&self.answer);
+        loop {
+            if let Some(answer) = answer.take() {
+                return answer;
+            }
+            answer = wait(&self.ready, answer);
+        }
+    }
+}
+
 /// Where an answer goes.
 #[derive(Clone)]
 pub(super) enum Target {
     /// To the device that the request was read from.
     Device(Arc<File>),
     /// To the thread that has the request in its ring.
-    Slot(Arc<Slot>),
+    Mailbox(Arc<Mailbox>),
 }
 
 /// Answers a request, once, from any thread. One that is forgotten is answered with EIO, as
@@ -73,7 +97,7 @@ impl Reply {
     pub(super) fn none(mut self) {
         match self.target.take() {
             // The thread goes on when it has an answer.
-            Some(Target::Slot(slot)) => slot.put(Answer::Bytes(Vec::new(), 0..0)),
+            Some(Target::Mailbox(mailbox)) => mailbox.put(Answer::Bytes(Vec::new(), 0..0)),
             Some(Target::Device(_)) | None => {}
         }
     }
@@ -81,7 +105,7 @@ impl Reply {
     fn send(&mut self, answer: Answer) {
         match self.target.take() {
             Some(Target::Device(device)) => self.write(&device, &answer),
-            Some(Target::Slot(slot)) => slot.put(answer),
+            Some(Target::Mailbox(mailbox)) => mailbox.put(answer),
             None => {}
         }
     }

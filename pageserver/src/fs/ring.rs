@@ -5,14 +5,13 @@
 
 use crate::fs::place::{Origins, Place};
 use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
-use crate::fs::reply::{Answer, Reply, Target};
-use crate::locks::lock;
+use crate::fs::reply::{Answer, Mailbox, Reply, Target};
 use crate::sys::uring::Commands;
 use nix::errno::Errno;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Requests that one processor's queue has under way, on a machine with few.
 const DEPTH: usize = 6;
@@ -68,42 +67,18 @@ pub(super) fn queues() -> io::Result<Vec<u16>> {
     Ok(numbers.flat_map(|number| std::iter::repeat_n(number, depth)).collect())
 }
 
-/// Where a thread waits for the answer to the request that it has.
-#[derive(Default)]
-pub(super) struct Slot {
-    answer: Mutex<Option<Answer>>,
-    ready: Condvar,
-}
-
-impl Slot {
-    pub(super) fn put(&self, answer: Answer) {
-        *lock(&self.answer) = Some(answer);
-        self.ready.notify_one();
-    }
-
-    fn take(&self) -> Answer {
-        let mut answer = lock(&self.answer);
-        loop {
-            if let Some(answer) = answer.take() {
-                return answer;
-            }
-            answer = self.ready.wait(answer).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
 /// One thread's part of a queue.
 pub(super) struct Ring {
     commands: Commands,
     queue: u16,
-    slot: Arc<Slot>,
+    mailbox: Arc<Mailbox>,
 }
 
 impl Ring {
     /// Tells the kernel that this thread serves requests of a processor.
     pub(super) fn register(device: Arc<File>, queue: u16, max_bytes: usize) -> io::Result<Self> {
         let commands = Commands::new(device, SHARED_BYTES, max_bytes)?;
-        let mut ring = Self { commands, queue, slot: Arc::default() };
+        let mut ring = Self { commands, queue, mailbox: Arc::default() };
         match ring.commands.begin(REGISTER, &argument(queue, 0))? {
             Some(result) if result < 0 => Err(io::Error::from_raw_os_error(-result)),
             _ => Ok(ring),
@@ -151,11 +126,11 @@ impl Ring {
         let fixed = &header[FIXED_OFFSET..FIXED_OFFSET + FIXED_BYTES];
         let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
             Ok(request) => {
-                let reply = Reply::new(unique, Target::Slot(Arc::clone(&self.slot)));
+                let reply = Reply::new(unique, Target::Mailbox(Arc::clone(&self.mailbox)));
                 // A panic ends the server. In builds where it does not, as in tests, whoever asked
                 // gets an error: the reply that is dropped is one.
                 let served = catch_unwind(AssertUnwindSafe(|| serve(request, reply)));
-                let answer = self.slot.take();
+                let answer = self.mailbox.take();
                 if served.is_err() {
                     tracing::error!("serving a request of the mount panicked");
                 }

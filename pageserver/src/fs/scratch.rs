@@ -321,7 +321,7 @@ mod tests {
             .filter_map(|line| line.rsplit('+').next()?.parse::<usize>().ok())
             .sum();
         assert!(written < 1_000, "{written} bytes went to the store");
-        let refused = |outcome: crate::fs::tree::Result<()>| outcome.unwrap_err().errno();
+        let refused = |outcome: crate::fs::error::Result<()>| outcome.unwrap_err().errno();
         assert_eq!(refused(tree.punch(file, 0, 100)), Errno::EOPNOTSUPP);
         let (from, to) = ((directory, b"pgsql_tmp1.0".as_slice()), (base, b"kept".as_slice()));
         assert_eq!(refused(tree.rename(from, to, false, 2)), Errno::EXDEV);

@@ -7,7 +7,8 @@
 //! whether its checksum holds is left to Postgres, which reads all of it again.
 
 use crate::error::{Error, Result};
-use crate::fs::tree::{Tree, TreeError, Wanted};
+use crate::fs::error::TreeError;
+use crate::fs::tree::{Tree, Wanted};
 use crate::storage::log::format::FileKind;
 use crate::storage::page::{PAGE_BYTES, ROOT_INODE};
 use std::cell::RefCell;

@@ -1,7 +1,7 @@
 //! What is changed of a file's pages: a write, cut at page boundaries, and the cutting off of its
 //! end.
 
-use crate::fs::tree::Result;
+use crate::fs::error::Result;
 use crate::storage::log::format::{Change, TO_END};
 use crate::storage::page::PAGE_BYTES;
 use crate::storage::timeline::commit::Commit;

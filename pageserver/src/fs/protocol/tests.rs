@@ -1,7 +1,12 @@
 //! Requests taken apart, and the shapes of answers.
 
+use super::numbers::code;
 use super::*;
 use crate::storage::disk::sim::Random;
+use crate::storage::log::format::FileKind;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 fn request(code: u32, arguments: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER_BYTES + arguments.len()).unwrap();
@@ -63,17 +68,18 @@ fn answers_have_the_lengths_that_the_kernel_expects() {
     };
     let offer = Offer { max_readahead: 0, flags: 0 };
     let init = Body::init(&offer, flag::OVER_IO_URING | 1, 1 << 20, 64, Duration::from_secs(1));
-    assert_eq!(init.0.len(), 64);
-    assert_eq!((init.0[12], init.0[33]), (1, 2), "the two halves of the flags");
-    assert_eq!(Body::entry(&shown).0.len(), 128);
-    assert_eq!(Body::attr(&shown).0.len(), 104);
-    assert_eq!(Body::space(1, 2, 4096).0.len(), 80);
-    assert_eq!(Body::opened(true).0.len(), 16);
+    let init = init.into_bytes();
+    assert_eq!(init.len(), 64);
+    assert_eq!((init[12], init[33]), (1, 2), "the two halves of the flags");
+    assert_eq!(Body::entry(&shown).into_bytes().len(), 128);
+    assert_eq!(Body::attr(&shown).into_bytes().len(), 104);
+    assert_eq!(Body::space(1, 2, 4096).into_bytes().len(), 80);
+    assert_eq!(Body::opened(true).into_bytes().len(), 16);
     let mut names = Listing::new(64);
     assert!(names.add(1, 1, FileKind::File, OsStr::new("12345678")));
     assert!(names.add(1, 2, FileKind::File, OsStr::new("1")));
     assert!(!names.add(1, 3, FileKind::File, OsStr::new("1")), "there is no room");
-    assert_eq!(names.into_body().0.len(), 64);
+    assert_eq!(names.into_body().into_bytes().len(), 64);
 }
 
 #[test]

@@ -6,77 +6,30 @@
 //! when the kernel forgets it. The kernel serialises changes of a directory and its inodes, so an
 //! operation may look before it commits.
 
-use crate::error::{Error, Kind};
-use crate::fs::links;
+mod contents;
+mod moves;
+mod pieces;
+
+use crate::fs::error::{Result, temporary};
 use crate::fs::owners::Owners;
-use crate::fs::pieces::{Piece, block_number, bytes_len, pieces, shorten, write_part};
 use crate::fs::scratch::{Place, Scratch};
+use crate::fs::tree::pieces::shorten;
 use crate::locks::lock;
 use crate::storage::index::Target;
 use crate::storage::log::format::{
-    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS,
+    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES,
 };
 use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
 use crate::storage::timeline::commit::Commit;
-use crate::storage::timeline::syncer::Done;
 use crate::storage::timeline::{Timeline, lane_of};
 use nix::errno::Errno;
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex};
 
 /// Name in a timeline's root directory that begins the write-ahead log class.
 const WAL_DIRECTORY: &[u8] = b"pg_wal";
-const PAGE: u64 = PAGE_BYTES as u64;
 /// Longest file: as many blocks as a block number counts, the last one kept free for "to the end".
-const MAX_FILE_BYTES: u64 = (u32::MAX as u64 - 1) * PAGE;
-
-/// Most bytes that one call may turn into a hole.
-const MAX_PUNCH_BYTES: u64 = MAX_ZEROS as u64 * PAGE;
-
-/// Why an operation did not happen.
-#[derive(Debug)]
-pub enum TreeError {
-    /// What the caller of the file system did wrong.
-    Errno(Errno),
-    /// What went wrong below.
-    Store(Error),
-}
-
-impl From<Error> for TreeError {
-    fn from(error: Error) -> Self {
-        TreeError::Store(error)
-    }
-}
-
-impl From<Errno> for TreeError {
-    fn from(errno: Errno) -> Self {
-        TreeError::Errno(errno)
-    }
-}
-
-impl TreeError {
-    /// The error as one of the server, which wanted to do this.
-    pub fn into_error(self, doing: &str) -> Error {
-        match self {
-            TreeError::Store(error) => error,
-            TreeError::Errno(errno) => Error::io(doing, &errno.into()),
-        }
-    }
-
-    /// The error as a system call reports it.
-    pub fn errno(&self) -> Errno {
-        match self {
-            TreeError::Errno(errno) => *errno,
-            TreeError::Store(error) if error.kind == Kind::Full => Errno::ENOSPC,
-            TreeError::Store(_) => Errno::EIO,
-        }
-    }
-}
-
-/// Result of a file system operation.
-pub type Result<T> = std::result::Result<T, TreeError>;
+const MAX_FILE_BYTES: u64 = (u32::MAX as u64 - 1) * PAGE_BYTES as u64;
 
 /// What a new inode is to be.
 pub struct NewInode<'a> {
@@ -266,23 +219,6 @@ impl Tree {
         if self.lookup(directory, name).is_ok() { Err(Errno::EEXIST.into()) } else { Ok(()) }
     }
 
-    /// Gives an inode another name.
-    pub fn link(&self, inode: u64, directory: u64, name: &[u8], now_ns: i64) -> Result<Attributes> {
-        self.check_new_name(directory, name)?;
-        if lane_of(inode) != lane_of(directory) || !self.scratch.lets_move(inode, directory, name) {
-            return Err(Errno::EXDEV.into());
-        }
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
-            attributes.links += 1;
-            attributes.changed_ns = now_ns;
-            let target = Target { inode, kind: attributes.kind };
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
-            put_name(commit, directory, name, target, now_ns);
-            Ok(attributes)
-        })
-    }
-
     /// Takes a name away, from a directory if `directories` or else from anything else.
     pub fn remove(
         &self,
@@ -312,61 +248,6 @@ impl Tree {
             self.timeline.commit(lane_of(inode), |commit| unlink(commit, inode, now_ns))?;
         }
         Ok(())
-    }
-
-    /// Gives what `name` leads to the name `new_name`, in place of what had it unless `keep`.
-    pub fn rename(
-        &self,
-        (directory, name): (u64, &[u8]),
-        (new_directory, new_name): (u64, &[u8]),
-        keep: bool,
-        now_ns: i64,
-    ) -> Result<()> {
-        if lane_of(directory) != lane_of(new_directory) {
-            return Err(Errno::EXDEV.into());
-        }
-        let (inode, attributes) = self.lookup(directory, name)?;
-        if !self.scratch.lets_move(inode, new_directory, new_name) {
-            return Err(Errno::EXDEV.into());
-        }
-        if directory != new_directory && attributes.kind != FileKind::File {
-            links::check_move(self, (inode, &attributes), new_directory)?;
-        }
-        let replaced = self.lookup(new_directory, new_name).ok();
-        if let Some((other, other_attributes)) = &replaced {
-            match (
-                attributes.kind == FileKind::Directory,
-                other_attributes.kind == FileKind::Directory,
-            ) {
-                _ if keep => return Err(Errno::EEXIST.into()),
-                // Two names of one file: nothing to do, says rename(2).
-                _ if *other == inode => return Ok(()),
-                (true, false) => return Err(Errno::ENOTDIR.into()),
-                (false, true) => return Err(Errno::EISDIR.into()),
-                (true, true) if !self.list(*other).is_empty() => {
-                    return Err(Errno::ENOTEMPTY.into());
-                }
-                _ => {}
-            }
-        }
-        let lane = lane_of(directory);
-        let (here, elsewhere): (Vec<u64>, Vec<u64>) =
-            replaced.iter().map(|(other, _)| *other).partition(|other| lane_of(*other) == lane);
-        self.timeline.commit(lane, |commit| -> Result<()> {
-            take_name(commit, directory, name, now_ns);
-            here.iter().try_for_each(|other| unlink(commit, *other, now_ns))?;
-            put_name(
-                commit,
-                new_directory,
-                new_name,
-                Target { inode, kind: attributes.kind },
-                now_ns,
-            );
-            Ok(())
-        })?;
-        elsewhere.iter().try_for_each(|other| {
-            self.timeline.commit(lane_of(*other), |commit| unlink(commit, *other, now_ns))
-        })
     }
 
     /// Changes attributes; returns them all.
@@ -400,179 +281,6 @@ impl Tree {
             Ok(attributes)
         })
     }
-
-    /// Up to `length` bytes at `offset`; fewer at the end of the file.
-    pub fn read(
-        &self,
-        inode: u64,
-        offset: u64,
-        length: u32,
-    ) -> Result<(Vec<u8>, std::ops::Range<usize>)> {
-        let size = self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size;
-        let end = offset.saturating_add(u64::from(length)).min(size);
-        if offset >= end {
-            return Ok((Vec::new(), 0..0));
-        }
-        if let Some(contents) = self.scratch.contents(inode) {
-            let mut buffer = vec![0; bytes_len(end - offset)?];
-            contents.read(&mut buffer, offset).map_err(temporary("read"))?;
-            let length = buffer.len();
-            return Ok((buffer, 0..length));
-        }
-        let (first, last) = (offset / PAGE, (end - 1) / PAGE);
-        let mut buffer = vec![0; bytes_len((last - first + 1) * PAGE)?];
-        self.timeline.read_blocks(inode, block_number(first)?, &mut buffer)?;
-        let start = bytes_len(offset % PAGE)?;
-        Ok((buffer, start..start + bytes_len(end - offset)?))
-    }
-
-    /// Writes `data` at `offset`.
-    pub fn write(&self, inode: u64, offset: u64, data: &[u8]) -> Result<()> {
-        let written = self.write_pieces(inode, offset, data);
-        written.map_err(|error| match error {
-            TreeError::Store(error) => TreeError::Store(self.timeline.latch_failed_write(error)),
-            errno => errno,
-        })
-    }
-
-    fn write_pieces(&self, inode: u64, offset: u64, data: &[u8]) -> Result<()> {
-        let end = offset + data.len() as u64;
-        if end > MAX_FILE_BYTES {
-            return Err(Errno::EFBIG.into());
-        }
-        if let Some(contents) = self.scratch.contents(inode) {
-            contents.write(data, offset).map_err(temporary("write"))?;
-            return self.lengthen(inode, end);
-        }
-        // Checksums are computed before the lane's lock is taken.
-        let pieces = pieces(offset, data)?;
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
-            for piece in pieces {
-                match piece {
-                    Piece::Part { block, start, bytes } => {
-                        write_part(commit, inode, block, start, bytes)?
-                    }
-                    Piece::Zeros { block, count } => {
-                        // Beyond the end everything reads as zeros already.
-                        let end = block_number(attributes.size.div_ceil(PAGE))?;
-                        let count = count.min(end.saturating_sub(block));
-                        if count > 0 {
-                            commit.push(Change::Zeros { inode, block, count });
-                        }
-                    }
-                    Piece::Pages { block, crcs, bytes } => {
-                        commit.push_pages(inode, block, crcs, Cow::Borrowed(bytes));
-                    }
-                }
-            }
-            if end > attributes.size {
-                attributes.size = end;
-                commit.push_size(inode, attributes);
-            }
-            Ok(())
-        })
-    }
-
-    /// Notes that a file has contents up to `end`.
-    fn lengthen(&self, inode: u64, end: u64) -> Result<()> {
-        if self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size >= end {
-            return Ok(());
-        }
-        self.timeline.commit(lane_of(inode), |commit| {
-            let attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
-            commit.push_size(inode, Attributes { size: end.max(attributes.size), ..attributes });
-            Ok(())
-        })
-    }
-
-    /// Makes sure the file is at least `end` bytes long. Space is not set aside: the log takes it
-    /// when written.
-    pub fn extend(&self, inode: u64, end: u64) -> Result<()> {
-        let size = self.attributes(inode)?.size;
-        if end > size {
-            self.set_attributes(inode, &Wanted { size: Some(end), ..Wanted::default() })?;
-        }
-        Ok(())
-    }
-
-    /// Makes `length` bytes at `offset` read as zeros without changing the file's length.
-    pub fn punch(&self, inode: u64, offset: u64, length: u64) -> Result<()> {
-        let size = self.attributes(inode)?.size;
-        let end = offset.saturating_add(length).min(size);
-        // The index keeps an entry for each block, so the length is bounded: Postgres's files are
-        // no longer.
-        if end.saturating_sub(offset) > MAX_PUNCH_BYTES || self.scratch.contents(inode).is_some() {
-            return Err(Errno::EOPNOTSUPP.into());
-        }
-        let zeros = [0; PAGE_BYTES];
-        let mut at = offset;
-        while at < end {
-            let whole = (end - at) / PAGE;
-            if at.is_multiple_of(PAGE) && whole > 0 {
-                let (block, count) = (block_number(at / PAGE)?, block_number(whole)?);
-                self.timeline.commit(lane_of(inode), |commit| -> Result<()> {
-                    commit.push(Change::Zeros { inode, block, count });
-                    Ok(())
-                })?;
-                at += whole * PAGE;
-            } else {
-                let part = (PAGE - at % PAGE).min(end - at);
-                self.write(inode, at, &zeros[..bytes_len(part)?])?;
-                at += part;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes a file's contents durable, and its times too unless `data_only`; calls `done` then. Of
-    /// a temporary file there is nothing to make durable.
-    pub fn sync(&self, inode: u64, data_only: bool, done: Done) {
-        if self.scratch.contents(inode).is_some() {
-            return done(Ok(()));
-        }
-        let lane = lane_of(inode);
-        let times = if data_only { None } else { lock(&self.times).remove(&inode) };
-        if let Some(times) = times
-            && let Err(error) = self.put_times(inode, times)
-        {
-            return done(Err(error));
-        }
-        self.timeline.sync(lane, done);
-    }
-
-    fn put_times(
-        &self,
-        inode: u64,
-        (modified_ns, changed_ns): (i64, i64),
-    ) -> crate::error::Result<()> {
-        self.timeline.commit(lane_of(inode), |commit| {
-            // A removed file has no times to keep.
-            if let Some(attributes) = commit.attributes(inode) {
-                let attributes = Attributes { modified_ns, changed_ns, ..attributes };
-                commit.push(Change::Attributes { inode, attributes });
-            }
-            Ok(())
-        })
-    }
-
-    /// Puts all times that the kernel reported into the log, before a clean stop.
-    pub fn put_all_times(&self) -> crate::error::Result<()> {
-        let all = std::mem::take(&mut *lock(&self.times));
-        all.into_iter().try_for_each(|(inode, times)| self.put_times(inode, times))
-    }
-
-    /// Ends an inode without a name that the kernel has forgotten.
-    pub fn reap(&self, inode: u64) -> Result<()> {
-        lock(&self.times).remove(&inode);
-        self.scratch.forget(inode);
-        self.timeline.commit(lane_of(inode), |commit| {
-            if commit.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
-                commit.push(Change::Gone { inode });
-            }
-            Ok(())
-        })
-    }
 }
 
 impl NewInode<'_> {
@@ -589,11 +297,6 @@ impl NewInode<'_> {
             target: self.target.to_vec(),
         }
     }
-}
-
-/// What went wrong with the contents of a temporary file.
-fn temporary(doing: &'static str) -> impl Fn(io::Error) -> TreeError {
-    move |error| Error::io(format!("{doing} a temporary file"), &error).into()
 }
 
 fn put_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], target: Target, now_ns: i64) {

@@ -1,0 +1,12 @@
+//! The FUSE protocol, as far as it is spoken here. The shapes are those of
+//! `include/uapi/linux/fuse.h`, version 7.31 and later, in the byte order of the machine.
+
+mod decode;
+mod encode;
+mod numbers;
+#[cfg(test)]
+mod tests;
+
+pub(super) use decode::{Change, Offer, Operation, Request, Time, decode, decode_parts};
+pub(super) use encode::{Body, Listing, Shown, answer_header, forget_name};
+pub(super) use numbers::{HEADER_BYTES, RENAME_NOREPLACE, flag};
