@@ -324,7 +324,8 @@ impl World {
             }
         };
         let Some(goal) = Self::directory(tree, to.0) else { return Err("no directory".into()) };
-        self.answered((branch, from.0.lane()), expected, tree.link(inode, goal, &to.1, 0)).map(drop)
+        self.answered((branch, from.0.lane()), expected, tree.hard_link(inode, goal, &to.1, 0))
+            .map(drop)
     }
 
     fn unlink(

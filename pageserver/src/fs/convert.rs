@@ -2,13 +2,13 @@
 
 use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::Owners;
-use crate::fs::protocol::Shown;
+use crate::fs::protocol::ShownInode;
 use crate::storage::log::format::{Attributes, FileKind};
 
 pub(super) use crate::storage::clock::machine_ns as now_ns;
 
-pub(super) fn shown(number: u64, attributes: &Attributes, owners: &Owners) -> Shown {
-    Shown {
+pub(super) fn shown(number: u64, attributes: &Attributes, owners: &Owners) -> ShownInode {
+    ShownInode {
         number,
         kind: attributes.kind,
         mode: attributes.mode,
@@ -25,8 +25,8 @@ pub(super) fn permissions(mode: u32) -> u16 {
 }
 
 /// The mount's own directory.
-pub(super) fn mount_root(owner: (u32, u32)) -> Shown {
-    Shown {
+pub(super) fn mount_root(owner: (u32, u32)) -> ShownInode {
+    ShownInode {
         number: MOUNT_ROOT,
         kind: FileKind::Directory,
         mode: 0o711,

@@ -44,8 +44,8 @@ impl TreeError {
     }
 }
 
-/// Result of a file system operation.
-pub type Result<T> = std::result::Result<T, TreeError>;
+/// Result of an operation on a tree.
+pub type TreeResult<T> = std::result::Result<T, TreeError>;
 
 /// What went wrong with the contents of a temporary file.
 pub(super) fn temporary(doing: &'static str) -> impl Fn(io::Error) -> TreeError {

@@ -1,24 +1,25 @@
 //! The adapter between FUSE and the trees: decode, call, reply.
 //!
 //! There are two mounts. One shows the data directories. The other shows the write-ahead logs of
-//! those that Postgres runs on, to which `pg_wal` in the data directory then is a link. What is
-//! done there is durable when it is answered, but for removals, which a sync of the directory makes
-//! durable, and for times, which last from a clean stop on. So the kernel is told not to ask for
-//! syncs of files, and a commit is one request, the write of its pages, where it was two.
+//! the data directories that Postgres runs on; `pg_wal` in such a data directory is then a link to
+//! the second mount. A change on the second mount is durable before the adapter answers, with two
+//! exceptions: a sync of the directory makes a removal durable, and a clean stop makes times
+//! durable. So the adapter tells the kernel not to ask for syncs of files there, and a commit of
+//! Postgres is one request, the write of its pages, in place of two.
 //!
 //! Only this process changes the files, so the kernel may cache everything for ever: contents,
-//! attributes, names and the absence of names. Open, create and flush are answered "not
+//! attributes, names and the absence of names. The adapter answers open, create and flush with "not
 //! implemented" once, and the kernel then no longer asks. Through `/dev/fuse`, at most
-//! [`MAX_INLINE`](crate::storage::timeline::syncer::MAX_INLINE) callbacks wait for a sync that was
-//! asked for at once; the syncer's threads send the other replies. Who writes faster than the disk
-//! waits for that, too, on the thread that serves it.
+//! [`MAX_INLINE`](crate::storage::timeline::syncer::MAX_INLINE) callbacks wait for a sync at the
+//! same time; the syncer's threads send the other replies. A process that writes faster than the
+//! disk waits too, on the thread that serves the request.
 
 use crate::fs::convert::{mount_root, now_ns, permissions, shown};
-use crate::fs::error::{Result, TreeError};
+use crate::fs::error::{TreeError, TreeResult};
 use crate::fs::links::stored_target;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
 use crate::fs::protocol::{
-    Body, Change, Listing, Operation, RENAME_NOREPLACE, Request, Shown, Time,
+    AttributeChange, Listing, Operation, RENAME_NOREPLACE, ReplyBody, Request, ShownInode, Time,
 };
 use crate::fs::reply::{
     Reply, reply_attr, reply_body, reply_bytes, reply_empty, reply_entry, reply_sync, report,
@@ -43,7 +44,7 @@ const DOT_COOKIES: [u64; 2] = [1, 2];
 /// Trees by the name of their directory in the mount.
 pub type Roots = Arc<RwLock<BTreeMap<String, Arc<Tree>>>>;
 
-/// Which of the two mounts it is.
+/// Which of the two mounts an adapter serves.
 pub enum Side {
     /// Data directories; where their write-ahead logs are shown apart.
     Data {
@@ -77,7 +78,7 @@ impl Adapter {
         Self { side, store, roots, nodes: Nodes::default(), mountpoint, owner }
     }
 
-    fn node(&self, number: u64) -> Result<Node> {
+    fn node(&self, number: u64) -> TreeResult<Node> {
         // The mount's own directory holds only trees; nothing is changed in it through the kernel.
         if number == MOUNT_ROOT {
             return Err(Errno::EPERM.into());
@@ -85,12 +86,12 @@ impl Adapter {
         self.nodes.get(number).ok_or(TreeError::Errno(Errno::ESTALE))
     }
 
-    fn entry(&self, tree: &Arc<Tree>, inode: u64, attributes: &Attributes) -> Shown {
+    fn entry(&self, tree: &Arc<Tree>, inode: u64, attributes: &Attributes) -> ShownInode {
         let number = self.nodes.look_up(Node { tree: Arc::clone(tree), inode });
         self.attr(number, tree, inode, attributes)
     }
 
-    fn attr(&self, number: u64, tree: &Tree, inode: u64, attributes: &Attributes) -> Shown {
+    fn attr(&self, number: u64, tree: &Tree, inode: u64, attributes: &Attributes) -> ShownInode {
         match self.link_to_wal(tree, inode) {
             Some(target) => {
                 let size = target.as_os_str().len() as u64;
@@ -125,7 +126,7 @@ impl Adapter {
         }
     }
 
-    fn look_up(&self, parent: u64, name: &OsStr) -> Result<Shown> {
+    fn look_up(&self, parent: u64, name: &OsStr) -> TreeResult<ShownInode> {
         if parent == MOUNT_ROOT {
             let tree =
                 read(&self.roots).get(&*name.to_string_lossy()).cloned().ok_or(Errno::ENOENT)?;
@@ -137,19 +138,19 @@ impl Adapter {
         Ok(self.entry(&node.tree, inode, &attributes))
     }
 
-    /// Answers with the outcome of what was done to `number`: where write-ahead logs are shown,
-    /// once it is durable.
-    fn settle<T: Send + 'static>(
+    /// Answers with the outcome of a change to `number`. On the mount of write-ahead logs the
+    /// answer waits until the change is durable: Postgres takes it for a commit.
+    fn answer_when_durable<T: Send + 'static>(
         &self,
         number: u64,
-        outcome: Result<T>,
-        answer: impl FnOnce(Result<T>) + Send + 'static,
+        outcome: TreeResult<T>,
+        answer: impl FnOnce(TreeResult<T>) + Send + 'static,
     ) {
-        let settled = match (&self.side, outcome) {
+        let node_and_value = match (&self.side, outcome) {
             (Side::Wal, Ok(value)) => self.node(number).map(|node| (node, value)),
             (_, outcome) => return answer(outcome),
         };
-        match settled {
+        match node_and_value {
             Ok((node, value)) => {
                 let done = |synced: crate::error::Result<()>| {
                     answer(synced.map(|()| value).map_err(TreeError::Store))
@@ -160,7 +161,7 @@ impl Adapter {
         }
     }
 
-    fn make(&self, parent: u64, name: &OsStr, new: &NewInode<'_>) -> Result<Shown> {
+    fn make(&self, parent: u64, name: &OsStr, new: &NewInode<'_>) -> TreeResult<ShownInode> {
         let node = self.node(parent)?;
         let new = NewInode { owner: node.tree.owners().store(new.owner), ..*new };
         let (inode, attributes) = node.tree.make(node.inode, name.as_bytes(), &new, now_ns())?;
@@ -173,7 +174,7 @@ impl Adapter {
     /// A running Postgres may not give an absolute one at all: it logs the place of a new
     /// tablespace, and a branch that replays this would find its parent's directory there. Tools
     /// that work before it starts log nothing.
-    fn link_target(&self, node: &Node, target: &Path) -> Result<Vec<u8>> {
+    fn link_target(&self, node: &Node, target: &Path) -> TreeResult<Vec<u8>> {
         let leads_out = || {
             tracing::warn!(
                 target = %target.display(),
@@ -198,7 +199,7 @@ impl Adapter {
 }
 
 impl Adapter {
-    /// Does what the kernel wants, and sees to it that it is answered.
+    /// Serves a request, and has `reply` answered.
     pub(super) fn serve(&self, request: Request<'_>, reply: Reply) {
         let (number, owner) = (request.node, (request.uid, request.gid));
         let new = |kind, mode| NewInode { kind, mode: permissions(mode), owner, target: &[] };
@@ -211,8 +212,8 @@ impl Adapter {
             Operation::GetAttributes => self.get_attributes(number, reply),
             Operation::SetAttributes(change) => self.set_attributes(number, &change, reply),
             Operation::ReadLink => self.read_link(number, reply),
-            Operation::MakeLink { name, target } => {
-                self.make_link(number, owner, (name, target), reply)
+            Operation::Symlink { name, target } => {
+                self.symlink(number, owner, (name, target), reply)
             }
             Operation::MakeNode { name, mode } => {
                 let regular = mode & nix::libc::S_IFMT == nix::libc::S_IFREG;
@@ -221,11 +222,11 @@ impl Adapter {
                 } else {
                     Err(Errno::EPERM.into())
                 };
-                self.settle(number, outcome, |outcome| reply_entry(reply, outcome));
+                self.answer_when_durable(number, outcome, |outcome| reply_entry(reply, outcome));
             }
             Operation::MakeDirectory { name, mode } => {
                 let outcome = self.make(number, name, &new(FileKind::Directory, mode));
-                self.settle(number, outcome, |outcome| reply_entry(reply, outcome));
+                self.answer_when_durable(number, outcome, |outcome| reply_entry(reply, outcome));
             }
             Operation::Remove { name, directory } => {
                 let remove = |n: Node| n.tree.remove(n.inode, name.as_bytes(), directory, now_ns());
@@ -233,22 +234,24 @@ impl Adapter {
             }
             Operation::Rename { name, new_parent, new_name, flags } => {
                 let outcome = self.rename((number, name), (new_parent, new_name), flags);
-                self.settle(number, outcome, |outcome| reply_empty(reply, outcome));
+                self.answer_when_durable(number, outcome, |outcome| reply_empty(reply, outcome));
             }
-            Operation::Link { number: linked, name } => self.link(linked, number, name, reply),
+            Operation::HardLink { number: linked, name } => {
+                self.hard_link(linked, number, name, reply)
+            }
             Operation::Read { offset, size } => self.read(number, offset, size, reply),
             Operation::Write { offset, data } => self.write(number, offset, data, reply),
             Operation::Space => self.space(reply),
             Operation::Sync { data_only } => self.sync(number, data_only, reply),
             // The kernel may not cache the list of the mount's own directory.
-            Operation::OpenDirectory => reply.body(Body::opened(number != MOUNT_ROOT)),
+            Operation::OpenDirectory => reply.body(ReplyBody::opened(number != MOUNT_ROOT)),
             Operation::ReadDirectory { offset, size } => {
                 self.read_directory(number, offset, size, reply)
             }
             Operation::SyncDirectory => self.sync_directory(number, reply),
             Operation::Allocate { offset, length, mode } => {
                 let outcome = self.allocate(number, (offset, length), mode);
-                self.settle(number, outcome, |outcome| reply_empty(reply, outcome));
+                self.answer_when_durable(number, outcome, |outcome| reply_empty(reply, outcome));
             }
             Operation::Release | Operation::Destroy => reply.ok(),
             // The mount was agreed upon before it is served.
@@ -262,7 +265,7 @@ impl Adapter {
             // Number 0 lets the kernel remember that there is nothing. In the mount's own directory
             // names come without its doing, so there it asks again.
             Err(TreeError::Errno(Errno::ENOENT)) if parent != MOUNT_ROOT => {
-                reply.body(Body::entry(&Shown { number: 0, ..mount_root(self.owner) }));
+                reply.body(ReplyBody::entry(&ShownInode { number: 0, ..mount_root(self.owner) }));
             }
             outcome => reply_entry(reply, outcome),
         }
@@ -289,7 +292,7 @@ impl Adapter {
         reply_attr(reply, self.node(number).and_then(shown));
     }
 
-    fn set_attributes(&self, number: u64, change: &Change, reply: Reply) {
+    fn set_attributes(&self, number: u64, change: &AttributeChange, reply: Reply) {
         let now = now_ns();
         let ns = |time: &Time| match time {
             Time::At { ns } => *ns,
@@ -309,7 +312,7 @@ impl Adapter {
             let attributes = node.tree.set_attributes(node.inode, &wanted)?;
             Ok(shown(number, &attributes, owners))
         });
-        self.settle(number, outcome, |outcome| reply_attr(reply, outcome));
+        self.answer_when_durable(number, outcome, |outcome| reply_attr(reply, outcome));
     }
 
     fn read_link(&self, number: u64, reply: Reply) {
@@ -321,7 +324,7 @@ impl Adapter {
         reply_bytes(reply, target);
     }
 
-    fn make_link(
+    fn symlink(
         &self,
         parent: u64,
         owner: (u32, u32),
@@ -333,20 +336,20 @@ impl Adapter {
                 let new = NewInode { kind: FileKind::Symlink, mode: 0o777, owner, target: &target };
                 self.make(parent, name, &new)
             });
-        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
+        self.answer_when_durable(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
-    fn link(&self, number: u64, parent: u64, name: &OsStr, reply: Reply) {
+    fn hard_link(&self, number: u64, parent: u64, name: &OsStr, reply: Reply) {
         let outcome = self.node(number).and_then(|node| {
             let directory = self.node(parent)?;
             if !Arc::ptr_eq(&node.tree, &directory.tree) {
                 return Err(Errno::EXDEV.into());
             }
             let attributes =
-                node.tree.link(node.inode, directory.inode, name.as_bytes(), now_ns())?;
+                node.tree.hard_link(node.inode, directory.inode, name.as_bytes(), now_ns())?;
             Ok(self.entry(&node.tree, node.inode, &attributes))
         });
-        self.settle(parent, outcome, |outcome| reply_entry(reply, outcome));
+        self.answer_when_durable(parent, outcome, |outcome| reply_entry(reply, outcome));
     }
 
     fn rename(
@@ -354,7 +357,7 @@ impl Adapter {
         (parent, name): (u64, &OsStr),
         (new_parent, new_name): (u64, &OsStr),
         flags: u32,
-    ) -> Result<()> {
+    ) -> TreeResult<()> {
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
         if !Arc::ptr_eq(&from.tree, &to.tree) {
             return Err(Errno::EXDEV.into());
@@ -385,8 +388,8 @@ impl Adapter {
             node.tree.write(node.inode, offset, data)?;
             Ok(u32::try_from(data.len()).unwrap_or(0))
         });
-        self.settle(number, written, move |written| {
-            reply_body(reply, written.map(Body::written));
+        self.answer_when_durable(number, written, move |written| {
+            reply_body(reply, written.map(ReplyBody::written));
             drop(watch);
         });
     }
@@ -457,11 +460,11 @@ impl Adapter {
         let space = self.store.space().map_err(TreeError::from);
         reply_body(
             reply,
-            space.map(|(free, total)| Body::space(blocks(free), blocks(total), BLOCK)),
+            space.map(|(free, total)| ReplyBody::space(blocks(free), blocks(total), BLOCK)),
         );
     }
 
-    fn allocate(&self, number: u64, (offset, length): (u64, u64), mode: i32) -> Result<()> {
+    fn allocate(&self, number: u64, (offset, length): (u64, u64), mode: i32) -> TreeResult<()> {
         use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
         let node = self.node(number)?;
         match mode {

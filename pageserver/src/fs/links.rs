@@ -1,5 +1,5 @@
-//! Where a symbolic link may lead: nowhere out of its branch, since what it leads to would be
-//! shared between branches.
+//! Where a symbolic link may lead. A link must not lead out of its branch, since branches would
+//! share the file that the link leads to.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -8,6 +8,7 @@
 //! has the mounts.
 
 mod convert;
+mod cpu;
 mod device;
 pub mod error;
 pub mod fuse;
@@ -15,7 +16,6 @@ pub mod links;
 pub mod mount;
 pub mod nodes;
 pub mod owners;
-mod place;
 mod protocol;
 mod reply;
 mod ring;

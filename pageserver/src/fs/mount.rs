@@ -12,7 +12,7 @@ use crate::fs::fuse::{Adapter, Roots, Side, set_root};
 use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::{self, Owner, Owners};
 use crate::fs::ring;
-use crate::fs::scratch::Place;
+use crate::fs::scratch::ScratchDir;
 use crate::fs::session::Session;
 use crate::fs::tree::Tree;
 use crate::locks::{lock, read};
@@ -81,7 +81,7 @@ pub struct Places<'a> {
 pub struct Mount {
     store: Arc<Store>,
     mountpoint: PathBuf,
-    scratch: Option<Arc<Place>>,
+    scratch: Option<Arc<ScratchDir>>,
     roots: Roots,
     served: Mutex<Vec<Served>>,
     /// A lock for each, as opening one timeline may take long.
@@ -121,7 +121,7 @@ impl Mount {
         let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner, ring));
         let served = served.into_iter().collect::<Result<Vec<_>>>()?;
         let (served, attached) = (Mutex::new(served), Mutex::default());
-        let scratch = Place::prepare(places.scratch);
+        let scratch = ScratchDir::prepare(places.scratch);
         Ok(Self { store, mountpoint, scratch, roots, served, attached, owner, first_uid })
     }
 

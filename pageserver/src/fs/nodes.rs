@@ -27,7 +27,7 @@ struct Known {
 }
 
 #[derive(Default)]
-struct State {
+struct NodeTable {
     by_number: HashMap<u64, Known>,
     by_inode: HashMap<(usize, u64), u64>,
     newest: u64,
@@ -35,7 +35,7 @@ struct State {
 
 /// All numbers that the kernel holds.
 #[derive(Default)]
-pub struct Nodes(RwLock<State>);
+pub struct Nodes(RwLock<NodeTable>);
 
 fn key(node: &Node) -> (usize, u64) {
     // The address is unique as long as the node keeps the tree alive.
@@ -50,30 +50,30 @@ impl Nodes {
 
     /// The number of an inode, for a reply that the kernel counts as a lookup.
     pub fn look_up(&self, node: Node) -> u64 {
-        let mut state = write(&self.0);
-        if let Some(number) = state.by_inode.get(&key(&node)).copied() {
-            if let Some(known) = state.by_number.get_mut(&number) {
+        let mut table = write(&self.0);
+        if let Some(number) = table.by_inode.get(&key(&node)).copied() {
+            if let Some(known) = table.by_number.get_mut(&number) {
                 known.lookups += 1;
             }
             return number;
         }
-        state.newest = state.newest.max(MOUNT_ROOT) + 1;
-        let number = state.newest;
-        state.by_inode.insert(key(&node), number);
-        state.by_number.insert(number, Known { node, lookups: 1 });
+        table.newest = table.newest.max(MOUNT_ROOT) + 1;
+        let number = table.newest;
+        table.by_inode.insert(key(&node), number);
+        table.by_number.insert(number, Known { node, lookups: 1 });
         number
     }
 
     /// Takes back `lookups`; returns the node if the kernel has forgotten it.
     pub fn forget(&self, number: u64, lookups: u64) -> Option<Node> {
-        let mut state = write(&self.0);
-        let known = state.by_number.get_mut(&number)?;
+        let mut table = write(&self.0);
+        let known = table.by_number.get_mut(&number)?;
         known.lookups = known.lookups.saturating_sub(lookups);
         if known.lookups > 0 {
             return None;
         }
-        let known = state.by_number.remove(&number)?;
-        state.by_inode.remove(&key(&known.node));
+        let known = table.by_number.remove(&number)?;
+        table.by_inode.remove(&key(&known.node));
         Some(known.node)
     }
 }

@@ -1,8 +1,8 @@
-//! What the kernel is answered.
+//! Answers requests of the kernel, from any thread.
 
 use crate::error::Error;
-use crate::fs::error::{Result, TreeError};
-use crate::fs::protocol::{Body, Shown, answer_header};
+use crate::fs::error::{TreeError, TreeResult};
+use crate::fs::protocol::{ReplyBody, ShownInode, answer_header};
 use crate::locks::{lock, wait};
 use crate::storage::disk::slow::Watch;
 use crate::storage::timeline::syncer::Done;
@@ -12,13 +12,13 @@ use std::io::{IoSlice, Write};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 
-/// An answer: an error, or bytes that may be part of a buffer.
-pub(super) enum Answer {
+/// The data of an answer: an error, or bytes that may be part of a buffer.
+pub(super) enum ReplyData {
     Error(Errno),
     Bytes(Vec<u8>, Range<usize>),
 }
 
-impl Answer {
+impl ReplyData {
     /// The error, and the bytes.
     pub(super) fn parts(&self) -> (Option<Errno>, &[u8]) {
         match self {
@@ -28,20 +28,20 @@ impl Answer {
     }
 }
 
-/// Where a thread waits for the answer to the request that it has.
+/// Where the thread of a ring waits for the answer to its request.
 #[derive(Default)]
 pub(super) struct Mailbox {
-    answer: Mutex<Option<Answer>>,
+    answer: Mutex<Option<ReplyData>>,
     ready: Condvar,
 }
 
 impl Mailbox {
-    pub(super) fn put(&self, answer: Answer) {
+    pub(super) fn put(&self, answer: ReplyData) {
         *lock(&self.answer) = Some(answer);
         self.ready.notify_one();
     }
 
-    pub(super) fn take(&self) -> Answer {
+    pub(super) fn take(&self) -> ReplyData {
         let mut answer = lock(&self.answer);
         loop {
             if let Some(answer) = answer.take() {
@@ -54,35 +54,35 @@ impl Mailbox {
 
 /// Where an answer goes.
 #[derive(Clone)]
-pub(super) enum Target {
+pub(super) enum ReplyTo {
     /// To the device that the request was read from.
     Device(Arc<File>),
     /// To the thread that has the request in its ring.
     Mailbox(Arc<Mailbox>),
 }
 
-/// Answers a request, once, from any thread. One that is forgotten is answered with EIO, as
-/// somebody waits for it.
+/// Answers a request, once, from any thread. A reply that is dropped unanswered answers EIO, since
+/// a process waits for it.
 pub(super) struct Reply {
     unique: u64,
-    target: Option<Target>,
+    target: Option<ReplyTo>,
 }
 
 impl Reply {
-    pub(super) fn new(unique: u64, target: Target) -> Self {
+    pub(super) fn new(unique: u64, target: ReplyTo) -> Self {
         Self { unique, target: Some(target) }
     }
 
     pub(super) fn error(mut self, errno: Errno) {
-        self.send(Answer::Error(errno));
+        self.send(ReplyData::Error(errno));
     }
 
     /// That it was done.
     pub(super) fn ok(self) {
-        self.body(Body::default());
+        self.body(ReplyBody::default());
     }
 
-    pub(super) fn body(self, body: Body) {
+    pub(super) fn body(self, body: ReplyBody) {
         let bytes = body.into_bytes();
         let all = 0..bytes.len();
         self.data(bytes, all);
@@ -90,27 +90,27 @@ impl Reply {
 
     /// Part of a buffer.
     pub(super) fn data(mut self, buffer: Vec<u8>, range: Range<usize>) {
-        self.send(Answer::Bytes(buffer, range));
+        self.send(ReplyData::Bytes(buffer, range));
     }
 
     /// Nothing, as nobody waits.
     pub(super) fn none(mut self) {
         match self.target.take() {
             // The thread goes on when it has an answer.
-            Some(Target::Mailbox(mailbox)) => mailbox.put(Answer::Bytes(Vec::new(), 0..0)),
-            Some(Target::Device(_)) | None => {}
+            Some(ReplyTo::Mailbox(mailbox)) => mailbox.put(ReplyData::Bytes(Vec::new(), 0..0)),
+            Some(ReplyTo::Device(_)) | None => {}
         }
     }
 
-    fn send(&mut self, answer: Answer) {
+    fn send(&mut self, answer: ReplyData) {
         match self.target.take() {
-            Some(Target::Device(device)) => self.write(&device, &answer),
-            Some(Target::Mailbox(mailbox)) => mailbox.put(answer),
+            Some(ReplyTo::Device(device)) => self.write(&device, &answer),
+            Some(ReplyTo::Mailbox(mailbox)) => mailbox.put(answer),
             None => {}
         }
     }
 
-    fn write(&self, mut device: &File, answer: &Answer) {
+    fn write(&self, mut device: &File, answer: &ReplyData) {
         let (error, bytes) = answer.parts();
         let header = answer_header(self.unique, error, bytes.len());
         // The kernel takes an answer as a whole or not at all.
@@ -129,7 +129,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if self.target.is_some() {
-            self.send(Answer::Error(Errno::EIO));
+            self.send(ReplyData::Error(Errno::EIO));
         }
     }
 }
@@ -154,19 +154,19 @@ fn report_store(error: &Error) {
     }
 }
 
-pub(super) fn reply_entry(reply: Reply, outcome: Result<Shown>) {
-    reply_body(reply, outcome.map(|shown| Body::entry(&shown)));
+pub(super) fn reply_entry(reply: Reply, outcome: TreeResult<ShownInode>) {
+    reply_body(reply, outcome.map(|shown| ReplyBody::entry(&shown)));
 }
 
-pub(super) fn reply_empty(reply: Reply, outcome: Result<()>) {
-    reply_body(reply, outcome.map(|()| Body::default()));
+pub(super) fn reply_empty(reply: Reply, outcome: TreeResult<()>) {
+    reply_body(reply, outcome.map(|()| ReplyBody::default()));
 }
 
-pub(super) fn reply_attr(reply: Reply, outcome: Result<Shown>) {
-    reply_body(reply, outcome.map(|shown| Body::attr(&shown)));
+pub(super) fn reply_attr(reply: Reply, outcome: TreeResult<ShownInode>) {
+    reply_body(reply, outcome.map(|shown| ReplyBody::attr(&shown)));
 }
 
-pub(super) fn reply_bytes(reply: Reply, outcome: Result<Vec<u8>>) {
+pub(super) fn reply_bytes(reply: Reply, outcome: TreeResult<Vec<u8>>) {
     match outcome {
         Ok(bytes) => {
             let all = 0..bytes.len();
@@ -176,7 +176,7 @@ pub(super) fn reply_bytes(reply: Reply, outcome: Result<Vec<u8>>) {
     }
 }
 
-pub(super) fn reply_body(reply: Reply, outcome: Result<Body>) {
+pub(super) fn reply_body(reply: Reply, outcome: TreeResult<ReplyBody>) {
     match outcome {
         Ok(body) => reply.body(body),
         Err(error) => reply.error(report(error)),

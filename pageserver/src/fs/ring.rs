@@ -3,9 +3,9 @@
 //! the answer and the wait for the next one are one system call. How it works is in the kernel's
 //! `Documentation/filesystems/fuse/fuse-io-uring.rst`.
 
-use crate::fs::place::{Origins, Place};
+use crate::fs::cpu::{Cpu, RequestCpus};
 use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
-use crate::fs::reply::{Answer, Mailbox, Reply, Target};
+use crate::fs::reply::{Mailbox, Reply, ReplyData, ReplyTo};
 use crate::sys::uring::Commands;
 use nix::errno::Errno;
 use std::fs::{self, File};
@@ -86,19 +86,19 @@ impl Ring {
     }
 
     /// Serves until the mount is gone.
-    pub(super) fn serve(mut self, origins: Arc<Origins>, serve: impl Fn(Request<'_>, Reply)) {
-        let mut place = Place::new(self.queue, origins);
+    pub(super) fn serve(mut self, cpus: Arc<RequestCpus>, serve: impl Fn(Request<'_>, Reply)) {
+        let mut cpu = Cpu::new(self.queue, cpus);
         let mut outcome = self.commands.wait();
         while let Ok(0..) = outcome {
-            place.begin();
+            cpu.begin();
             let (commit, bytes) = self.answer(&serve);
             let argument = argument(self.queue, commit);
-            outcome = if place.end(bytes) {
+            outcome = if cpu.end(bytes) {
                 self.commands.run(COMMIT_AND_FETCH, &argument)
             } else {
                 // Whoever waits for the answer does not wait for the move.
                 let handed_in = self.commands.begin(COMMIT_AND_FETCH, &argument);
-                place.change();
+                cpu.change();
                 handed_in.and_then(|done| done.map_or_else(|| self.commands.wait(), Ok))
             };
         }
@@ -126,7 +126,7 @@ impl Ring {
         let fixed = &header[FIXED_OFFSET..FIXED_OFFSET + FIXED_BYTES];
         let answer = match protocol::decode_parts(&header[..HEADER_BYTES], fixed, data) {
             Ok(request) => {
-                let reply = Reply::new(unique, Target::Mailbox(Arc::clone(&self.mailbox)));
+                let reply = Reply::new(unique, ReplyTo::Mailbox(Arc::clone(&self.mailbox)));
                 // A panic ends the server. In builds where it does not, as in tests, whoever asked
                 // gets an error: the reply that is dropped is one.
                 let served = catch_unwind(AssertUnwindSafe(|| serve(request, reply)));
@@ -136,7 +136,7 @@ impl Ring {
                 }
                 answer
             }
-            Err(_) => Answer::Error(Errno::EIO),
+            Err(_) => ReplyData::Error(Errno::EIO),
         };
         let (mut error, mut bytes) = answer.parts();
         if bytes.len() > body.len() {

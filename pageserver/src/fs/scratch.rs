@@ -1,12 +1,14 @@
 //! Contents of temporary files, which no start of Postgres needs.
 //!
-//! What a sort, a hash or the building of an index has no memory for, Postgres writes to files in
-//! directories `pgsql_tmp`, reads once more, and removes; what a crash leaves there, its next start
-//! removes unread. Its lock file is about the process that runs, and the server removes it before
-//! each start, as it must: Postgres refuses one that says nothing. Names and lengths of these files
-//! are in the timeline, as of any other. Their contents are in files of the server's own, which
-//! have no name: so they come into no log, layer or branch, a sync of them writes nothing, and they
-//! go with their tree. A branch finds zeros in their place.
+//! Postgres writes what a sort, a hash or the building of an index has no memory for to files in
+//! directories `pgsql_tmp`, reads the files once more, and removes them. Files that a crash leaves
+//! there Postgres removes unread at its next start. The lock file of Postgres is about the process
+//! that runs. The server removes it before each start, since Postgres refuses an empty one.
+//!
+//! Names and lengths of temporary files are in the timeline, as of any other file. Their contents
+//! are in files of the server's own, which have no name. So the contents reach no log, layer or
+//! branch, a sync of them writes nothing, and they go with their tree. A branch reads zeros in
+//! their place.
 
 use crate::locks::lock;
 use crate::storage::page::ROOT_INODE;
@@ -26,18 +28,19 @@ const PREFIX: &[u8] = b"pgsql_tmp";
 /// The lock file, which Postgres syncs six times while it starts.
 pub(super) const LOCK_FILE: &[u8] = b"postmaster.pid";
 
-/// Where contents are.
-pub struct Place {
-    directory: PathBuf,
-    /// Files that are open, and how many may be: the process has other uses for them.
+/// The directory of the files that hold contents.
+pub struct ScratchDir {
+    path: PathBuf,
+    /// Files that are open.
     open: AtomicU64,
+    /// How many may be open: the process has other uses for file descriptors.
     most: u64,
 }
 
-/// A file without a name, for the contents of a temporary one.
-pub(super) struct Contents {
+/// A file without a name, which holds the contents of a temporary file.
+pub(super) struct ScratchFile {
     file: File,
-    place: Arc<Place>,
+    dir: Arc<ScratchDir>,
 }
 
 /// What is temporary in a directory.
@@ -55,12 +58,12 @@ enum Temporary {
 #[derive(Default)]
 pub(super) struct Scratch {
     /// If there is none, their contents are where those of other files are.
-    place: Option<Arc<Place>>,
+    dir: Option<Arc<ScratchDir>>,
     directories: Mutex<HashMap<u64, Temporary>>,
-    files: Mutex<HashMap<u64, Arc<Contents>>>,
+    files: Mutex<HashMap<u64, Arc<ScratchFile>>>,
 }
 
-impl Place {
+impl ScratchDir {
     /// The directory `path`, made if missing; none if the file system there has no nameless files.
     pub fn prepare(path: &Path) -> Option<Arc<Self>> {
         let made = DirBuilder::new()
@@ -71,8 +74,8 @@ impl Place {
         let limit = made.and_then(|_| Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1));
         match limit {
             Ok(limit) => {
-                let (directory, open) = (path.to_owned(), AtomicU64::new(0));
-                Some(Arc::new(Self { directory, open, most: limit / 4 }))
+                let (path, open) = (path.to_owned(), AtomicU64::new(0));
+                Some(Arc::new(Self { path, open, most: limit / 4 }))
             }
             Err(error) => {
                 tracing::warn!(
@@ -89,23 +92,23 @@ fn nameless(directory: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(O_TMPFILE).open(directory)
 }
 
-impl Drop for Contents {
+impl Drop for ScratchFile {
     fn drop(&mut self) {
-        self.place.open.fetch_sub(1, Ordering::SeqCst);
+        self.dir.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-impl Contents {
+impl ScratchFile {
     /// A new file; none if there are as many as may be.
-    fn make(place: &Arc<Place>) -> io::Result<Option<Self>> {
-        if place.open.fetch_add(1, Ordering::SeqCst) >= place.most {
-            place.open.fetch_sub(1, Ordering::SeqCst);
+    fn make(dir: &Arc<ScratchDir>) -> io::Result<Option<Self>> {
+        if dir.open.fetch_add(1, Ordering::SeqCst) >= dir.most {
+            dir.open.fetch_sub(1, Ordering::SeqCst);
             return Ok(None);
         }
-        let file = nameless(&place.directory).inspect_err(|_| {
-            place.open.fetch_sub(1, Ordering::SeqCst);
+        let file = nameless(&dir.path).inspect_err(|_| {
+            dir.open.fetch_sub(1, Ordering::SeqCst);
         })?;
-        Ok(Some(Self { file, place: Arc::clone(place) }))
+        Ok(Some(Self { file, dir: Arc::clone(dir) }))
     }
 
     /// Fills `buffer` from `offset`, with zeros where nothing was written.
@@ -134,14 +137,14 @@ impl Contents {
 }
 
 impl Scratch {
-    /// With contents in `place`, if there is one.
-    pub(super) fn at(place: Option<Arc<Place>>) -> Self {
-        Self { place, ..Self::default() }
+    /// With contents in `dir`, if there is one.
+    pub(super) fn at(dir: Option<Arc<ScratchDir>>) -> Self {
+        Self { dir, ..Self::default() }
     }
 
     /// Learns that `name` in `directory` is the directory `inode`.
     pub(super) fn meet_directory(&self, directory: u64, name: &[u8], inode: u64) {
-        if self.place.is_none() {
+        if self.dir.is_none() {
             return;
         }
         let mut known = lock(&self.directories);
@@ -179,12 +182,11 @@ impl Scratch {
 
     /// What is to keep the contents of a new file of this name; none if it is not temporary, or the
     /// store has to keep them.
-    pub(super) fn make(&self, directory: u64, name: &[u8]) -> Option<Contents> {
-        let place = self.place.as_ref().filter(|_| self.takes(directory, name))?;
-        Contents::make(place).unwrap_or_else(|error| {
-            let place = place.directory.display();
+    pub(super) fn make(&self, directory: u64, name: &[u8]) -> Option<ScratchFile> {
+        let dir = self.dir.as_ref().filter(|_| self.takes(directory, name))?;
+        ScratchFile::make(dir).unwrap_or_else(|error| {
             tracing::warn!(
-                %place, %error,
+                place = %dir.path.display(), %error,
                 "no temporary file can be made: contents of one go to the store, and its history"
             );
             None
@@ -192,12 +194,12 @@ impl Scratch {
     }
 
     /// Has it keep the contents of the inode.
-    pub(super) fn keep(&self, inode: u64, contents: Contents) {
+    pub(super) fn keep(&self, inode: u64, contents: ScratchFile) {
         lock(&self.files).insert(inode, Arc::new(contents));
     }
 
     /// What keeps the contents of the inode, if it is a temporary file.
-    pub(super) fn contents(&self, inode: u64) -> Option<Arc<Contents>> {
+    pub(super) fn contents(&self, inode: u64) -> Option<Arc<ScratchFile>> {
         lock(&self.files).get(&inode).cloned()
     }
 
@@ -222,8 +224,8 @@ mod tests {
     use crate::storage::timeline::Timeline;
     use nix::errno::Errno;
 
-    fn place() -> Arc<Place> {
-        Place::prepare(&std::env::temp_dir()).unwrap()
+    fn dir() -> Arc<ScratchDir> {
+        ScratchDir::prepare(&std::env::temp_dir()).unwrap()
     }
 
     /// With a root, on the disk; the store has to live as long.
@@ -231,14 +233,14 @@ mod tests {
         let disk = SimDisk::default();
         let store = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, 1).unwrap();
         let timeline = store.timeline(store.create_root().unwrap()).unwrap();
-        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(place()));
+        let tree = Tree::to_run(Arc::clone(&timeline), Owners::default(), Some(dir()));
         tree.make_root((0, 0), 1).unwrap();
         (disk, store, timeline, tree)
     }
 
     /// With the directory 7 for temporary files.
     fn scratch() -> Scratch {
-        let scratch = Scratch::at(Some(place()));
+        let scratch = Scratch::at(Some(dir()));
         scratch.meet_directory(ROOT_INODE, b"base", 6);
         scratch.meet_directory(6, b"pgsql_tmp", 7);
         scratch
@@ -267,9 +269,9 @@ mod tests {
 
     #[test]
     fn there_are_only_so_many() {
-        let place =
-            Arc::new(Place { most: 2, directory: std::env::temp_dir(), open: AtomicU64::new(0) });
-        let make = || Contents::make(&place).unwrap();
+        let dir =
+            Arc::new(ScratchDir { most: 2, path: std::env::temp_dir(), open: AtomicU64::new(0) });
+        let make = || ScratchFile::make(&dir).unwrap();
         let (first, second) = (make(), make());
         assert!(first.is_some() && second.is_some() && make().is_none());
         drop(first);
@@ -278,11 +280,11 @@ mod tests {
 
     #[test]
     fn where_none_can_be_made_the_store_keeps_contents() {
-        let directory = std::env::temp_dir().join("coppice-scratch-that-somebody-removed");
-        let place = Arc::new(Place { most: 2, directory, open: AtomicU64::new(0) });
-        let scratch = Scratch::at(Some(Arc::clone(&place)));
+        let path = std::env::temp_dir().join("coppice-scratch-that-somebody-removed");
+        let dir = Arc::new(ScratchDir { most: 2, path, open: AtomicU64::new(0) });
+        let scratch = Scratch::at(Some(Arc::clone(&dir)));
         assert!((0..3).all(|_| scratch.make(ROOT_INODE, LOCK_FILE).is_none()));
-        assert_eq!(place.open.load(Ordering::SeqCst), 0);
+        assert_eq!(dir.open.load(Ordering::SeqCst), 0);
     }
 
     #[test]
@@ -321,12 +323,12 @@ mod tests {
             .filter_map(|line| line.rsplit('+').next()?.parse::<usize>().ok())
             .sum();
         assert!(written < 1_000, "{written} bytes went to the store");
-        let refused = |outcome: crate::fs::error::Result<()>| outcome.unwrap_err().errno();
+        let refused = |outcome: crate::fs::error::TreeResult<()>| outcome.unwrap_err().errno();
         assert_eq!(refused(tree.punch(file, 0, 100)), Errno::EOPNOTSUPP);
         let (from, to) = ((directory, b"pgsql_tmp1.0".as_slice()), (base, b"kept".as_slice()));
         assert_eq!(refused(tree.rename(from, to, false, 2)), Errno::EXDEV);
         assert_eq!(refused(tree.rename((base, b"pgsql_tmp"), to, false, 2)), Errno::EXDEV);
-        assert_eq!(refused(tree.link(file, base, b"kept", 2).map(drop)), Errno::EXDEV);
+        assert_eq!(refused(tree.hard_link(file, base, b"kept", 2).map(drop)), Errno::EXDEV);
         tree.rename(from, (directory, b"pgsql_tmp2.0"), false, 2).unwrap();
         assert_eq!(read(&tree), expected);
         assert_eq!(read(&Tree::new(Arc::clone(&timeline))), [0; 6_000], "as a branch has it");

@@ -1,9 +1,9 @@
 //! The threads that serve one mount.
 
+use crate::fs::cpu::RequestCpus;
 use crate::fs::fuse::Adapter;
-use crate::fs::place::Origins;
-use crate::fs::protocol::{self, Body, HEADER_BYTES, Offer, Operation, Request, flag};
-use crate::fs::reply::{Reply, Target};
+use crate::fs::protocol::{self, HEADER_BYTES, Offer, Operation, ReplyBody, Request, flag};
+use crate::fs::reply::{Reply, ReplyTo};
 use crate::fs::ring::{self, Ring};
 use crate::storage::timeline::syncer::MAX_INLINE;
 use crate::sys;
@@ -95,12 +95,12 @@ impl Session {
     fn serve_rings(&mut self, adapter: &Arc<Adapter>) -> io::Result<()> {
         let queues = ring::queues()?;
         let (sender, receiver) = channel();
-        let origins = Arc::<Origins>::default();
+        let cpus = Arc::<RequestCpus>::default();
         for (nth, queue) in queues.iter().copied().enumerate() {
             let (adapter, device, sender) =
                 (Arc::clone(adapter), Arc::clone(&self.device), sender.clone());
-            let origins = Arc::clone(&origins);
-            let run = move || serve_ring(&adapter, device, queue, origins, &sender);
+            let cpus = Arc::clone(&cpus);
+            let run = move || serve_ring(&adapter, device, queue, cpus, &sender);
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
         drop(sender);
@@ -129,14 +129,14 @@ fn serve_ring(
     adapter: &Adapter,
     device: Arc<File>,
     queue: u16,
-    origins: Arc<Origins>,
+    cpus: Arc<RequestCpus>,
     registered: &Sender<io::Result<()>>,
 ) {
     match Ring::register(device, queue, MAX_TRANSFER_BYTES as usize) {
         Ok(ring) => {
             // Whoever waits for it is still there.
             drop(registered.send(Ok(())));
-            ring.serve(origins, |request, reply| adapter.serve(request, reply));
+            ring.serve(cpus, |request, reply| adapter.serve(request, reply));
         }
         Err(error) => drop(registered.send(Err(error))),
     }
@@ -156,11 +156,11 @@ fn serve_device(adapter: &Adapter, device: &Arc<File>, mut buffer: impl DerefMut
         };
         match protocol::decode(&buffer[..length]) {
             Ok(request) => {
-                let reply = Reply::new(request.unique, Target::Device(Arc::clone(device)));
+                let reply = Reply::new(request.unique, ReplyTo::Device(Arc::clone(device)));
                 adapter.serve(request, reply);
             }
             Err(Some(unique)) => {
-                Reply::new(unique, Target::Device(Arc::clone(device))).error(Errno::EIO)
+                Reply::new(unique, ReplyTo::Device(Arc::clone(device))).error(Errno::EIO)
             }
             Err(None) => return tracing::error!(length, "the kernel sent what is no request"),
         }
@@ -186,7 +186,7 @@ fn agree(device: &Arc<File>, ring: bool) -> io::Result<bool> {
         Ok(Request { unique, operation: Operation::Init(offer), .. }) => (unique, offer),
         _ => return Err(too_old()),
     };
-    let reply = Reply::new(unique, Target::Device(Arc::clone(device)));
+    let reply = Reply::new(unique, ReplyTo::Device(Arc::clone(device)));
     if offer.flags & NEEDED != NEEDED {
         reply.error(Errno::EPROTO);
         return Err(too_old());
@@ -196,8 +196,8 @@ fn agree(device: &Arc<File>, ring: bool) -> io::Result<bool> {
     Ok(ring)
 }
 
-fn answer(offer: &Offer, ring: bool) -> Body {
+fn answer(offer: &Offer, ring: bool) -> ReplyBody {
     let ring = if ring { flag::OVER_IO_URING } else { 0 };
     let flags = NEEDED | (WANTED | ring) & offer.flags;
-    Body::init(offer, flags, MAX_TRANSFER_BYTES, MAX_BACKGROUND, TIME_STEP)
+    ReplyBody::init(offer, flags, MAX_TRANSFER_BYTES, MAX_BACKGROUND, TIME_STEP)
 }

@@ -16,7 +16,7 @@ pub(in crate::fs) struct Request<'a> {
     pub(in crate::fs) operation: Operation<'a>,
 }
 
-/// What the kernel wants.
+/// What the kernel asks for.
 pub(in crate::fs) enum Operation<'a> {
     Init(Offer),
     Destroy,
@@ -26,9 +26,9 @@ pub(in crate::fs) enum Operation<'a> {
     /// Lookups of numbers that are taken back. Not answered.
     Forget(Vec<(u64, u64)>),
     GetAttributes,
-    SetAttributes(Change),
+    SetAttributes(AttributeChange),
     ReadLink,
-    MakeLink {
+    Symlink {
         name: &'a OsStr,
         target: &'a Path,
     },
@@ -50,7 +50,7 @@ pub(in crate::fs) enum Operation<'a> {
         new_name: &'a OsStr,
         flags: u32,
     },
-    Link {
+    HardLink {
         number: u64,
         name: &'a OsStr,
     },
@@ -91,7 +91,7 @@ pub(in crate::fs) struct Offer {
 
 /// Attributes to be changed.
 #[derive(Default)]
-pub(in crate::fs) struct Change {
+pub(in crate::fs) struct AttributeChange {
     pub(in crate::fs) mode: Option<u32>,
     pub(in crate::fs) uid: Option<u32>,
     pub(in crate::fs) gid: Option<u32>,
@@ -138,7 +138,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Bytes of the arguments that have a fixed place, of what stands before names and data.
+/// Bytes of the arguments that have a fixed offset_and_size, of what stands before names and data.
 fn fixed_bytes(code: u32) -> usize {
     match code {
         code::RENAME
@@ -195,9 +195,7 @@ fn operation<'a>(
         code::GETATTR => Operation::GetAttributes,
         code::SETATTR => Operation::SetAttributes(change(fixed)?),
         code::READLINK => Operation::ReadLink,
-        code::SYMLINK => {
-            Operation::MakeLink { name: rest.name()?, target: Path::new(rest.name()?) }
-        }
+        code::SYMLINK => Operation::Symlink { name: rest.name()?, target: Path::new(rest.name()?) },
         code::MKNOD => Operation::MakeNode { mode: fixed.u32()?, name: rest.name()? },
         code::MKDIR => Operation::MakeDirectory { mode: fixed.u32()?, name: rest.name()? },
         code::UNLINK => Operation::Remove { name: rest.name()?, directory: false },
@@ -208,17 +206,17 @@ fn operation<'a>(
             name: rest.name()?,
             new_name: rest.name()?,
         },
-        code::LINK => Operation::Link { number: fixed.u64()?, name: rest.name()? },
+        code::LINK => Operation::HardLink { number: fixed.u64()?, name: rest.name()? },
         code::READ => {
-            let (offset, size) = place(fixed)?;
+            let (offset, size) = offset_and_size(fixed)?;
             Operation::Read { offset, size }
         }
         code::WRITE => {
-            let (offset, size) = place(fixed)?;
+            let (offset, size) = offset_and_size(fixed)?;
             Operation::Write { offset, data: rest.0.get(..usize::try_from(size).ok()?)? }
         }
         code::READDIR => {
-            let (offset, size) = place(fixed)?;
+            let (offset, size) = offset_and_size(fixed)?;
             Operation::ReadDirectory { offset, size }
         }
         code::STATFS => Operation::Space,
@@ -241,7 +239,7 @@ fn operation<'a>(
 }
 
 /// Offset and size of a read or write, behind the number of the open file.
-fn place(mut fixed: Cursor<'_>) -> Option<(u64, u32)> {
+fn offset_and_size(mut fixed: Cursor<'_>) -> Option<(u64, u32)> {
     fixed.skip(8)?;
     Some((fixed.u64()?, fixed.u32()?))
 }
@@ -253,7 +251,7 @@ fn forgotten(count: u32, mut rest: Cursor<'_>) -> Option<Vec<(u64, u64)>> {
     (0..count).map(|_| Some((rest.u64()?, rest.u64()?))).collect()
 }
 
-fn change(mut fixed: Cursor<'_>) -> Option<Change> {
+fn change(mut fixed: Cursor<'_>) -> Option<AttributeChange> {
     const MODE: u32 = 1;
     const UID: u32 = 1 << 1;
     const GID: u32 = 1 << 2;
@@ -275,7 +273,7 @@ fn change(mut fixed: Cursor<'_>) -> Option<Change> {
         ns: seconds.cast_signed().saturating_mul(1_000_000_000).saturating_add(i64::from(ns)),
     };
     let given = |bit: u32| valid & bit != 0;
-    Some(Change {
+    Some(AttributeChange {
         mode: given(MODE).then_some(mode),
         uid: given(UID).then_some(uid),
         gid: given(GID).then_some(gid),

@@ -16,9 +16,9 @@ const NOTIFY_INVAL_ENTRY: i32 = 3;
 
 /// What a request is answered with, but for its outcome.
 #[derive(Default)]
-pub(in crate::fs) struct Body(Vec<u8>);
+pub(in crate::fs) struct ReplyBody(Vec<u8>);
 
-impl Body {
+impl ReplyBody {
     pub(super) fn u32(mut self, value: u32) -> Self {
         self.0.extend_from_slice(&value.to_ne_bytes());
         self
@@ -69,16 +69,16 @@ impl Body {
     }
 
     /// An inode, found or made. With the number 0 there is none, and the kernel may remember that.
-    pub(in crate::fs) fn entry(shown: &Shown) -> Self {
+    pub(in crate::fs) fn entry(shown: &ShownInode) -> Self {
         let body = Self::default().u64(shown.number).u64(0).u64(FOREVER_S).u64(FOREVER_S).u64(0);
         body.attributes(shown)
     }
 
-    pub(in crate::fs) fn attr(shown: &Shown) -> Self {
+    pub(in crate::fs) fn attr(shown: &ShownInode) -> Self {
         Self::default().u64(FOREVER_S).u64(0).attributes(shown)
     }
 
-    fn attributes(self, shown: &Shown) -> Self {
+    fn attributes(self, shown: &ShownInode) -> Self {
         let seconds = |ns: i64| ns.div_euclid(1_000_000_000).cast_unsigned();
         let rest = |ns: i64| u32::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or(0);
         self.u64(shown.number)
@@ -120,7 +120,7 @@ impl Body {
 }
 
 /// What the kernel is told of an inode.
-pub(in crate::fs) struct Shown {
+pub(in crate::fs) struct ShownInode {
     pub(in crate::fs) number: u64,
     pub(in crate::fs) kind: FileKind,
     pub(in crate::fs) mode: u16,
@@ -149,13 +149,13 @@ fn file_type(kind: FileKind) -> u32 {
 
 /// Names of a directory, as many as there is room for.
 pub(in crate::fs) struct Listing {
-    body: Body,
+    body: ReplyBody,
     room: usize,
 }
 
 impl Listing {
     pub(in crate::fs) fn new(size: u32) -> Self {
-        Self { body: Body::default(), room: usize::try_from(size).unwrap_or(0) }
+        Self { body: ReplyBody::default(), room: usize::try_from(size).unwrap_or(0) }
     }
 
     /// Adds a name, after which the list goes on at `cookie`; false if there is no room.
@@ -180,7 +180,7 @@ impl Listing {
         true
     }
 
-    pub(in crate::fs) fn into_body(self) -> Body {
+    pub(in crate::fs) fn into_body(self) -> ReplyBody {
         self.body
     }
 }
@@ -202,7 +202,7 @@ fn header(length: u32, error: i32, unique: u64) -> [u8; 16] {
 /// Tells the kernel that a name in a directory is not what it was.
 pub(in crate::fs) fn forget_name(parent: u64, name: &OsStr) -> Vec<u8> {
     let name = name.as_bytes();
-    let body = Body::default().u64(parent).u32(u32::try_from(name.len()).unwrap_or(0)).u32(0);
+    let body = ReplyBody::default().u64(parent).u32(u32::try_from(name.len()).unwrap_or(0)).u32(0);
     let body = body.bytes(name).bytes(&[0]).into_bytes();
     let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
     [&header(length, NOTIFY_INVAL_ENTRY, 0)[..], &body].concat()

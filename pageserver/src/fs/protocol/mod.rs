@@ -7,6 +7,6 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 
-pub(super) use decode::{Change, Offer, Operation, Request, Time, decode, decode_parts};
-pub(super) use encode::{Body, Listing, Shown, answer_header, forget_name};
+pub(super) use decode::{AttributeChange, Offer, Operation, Request, Time, decode, decode_parts};
+pub(super) use encode::{Listing, ReplyBody, ShownInode, answer_header, forget_name};
 pub(super) use numbers::{HEADER_BYTES, RENAME_NOREPLACE, flag};

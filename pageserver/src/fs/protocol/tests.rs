@@ -10,13 +10,14 @@ use std::time::Duration;
 
 fn request(code: u32, arguments: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER_BYTES + arguments.len()).unwrap();
-    let header = Body::default().u32(length).u32(code).u64(77).u64(5).u32(1000).u32(100).u64(0);
+    let header =
+        ReplyBody::default().u32(length).u32(code).u64(77).u64(5).u32(1000).u32(100).u64(0);
     header.bytes(arguments).into_bytes()
 }
 
 #[test]
 fn a_request_is_taken_apart_in_one_piece_and_in_three() {
-    let fixed = Body::default().u64(0).u64(8192).u32(5).u32(0).u64(0).u64(0).into_bytes();
+    let fixed = ReplyBody::default().u64(0).u64(8192).u32(5).u32(0).u64(0).u64(0).into_bytes();
     let bytes = request(code::WRITE, &[&fixed[..], b"bytes"].concat());
     let parts = decode_parts(&bytes[..HEADER_BYTES], &fixed, b"bytes and what was there before");
     for found in [decode(&bytes), parts] {
@@ -42,7 +43,7 @@ fn a_request_is_taken_apart_in_one_piece_and_in_three() {
 #[test]
 fn times_before_the_epoch_and_only_what_is_given_are_changed() {
     let valid = 1 << 3 | 1 << 5;
-    let given = Body::default().u32(valid).u32(0).u64(0).u64(4096).u64(0).u64(0);
+    let given = ReplyBody::default().u32(valid).u32(0).u64(0).u64(4096).u64(0).u64(0);
     let given = given.u64((-2_i64).cast_unsigned()).u64(7).u32(0).u32(500_000_000).u32(0);
     let given = given.u32(0o600).u32(0).u32(1).u32(2).u32(0).into_bytes();
     let bytes = request(code::SETATTR, &given);
@@ -56,7 +57,7 @@ fn times_before_the_epoch_and_only_what_is_given_are_changed() {
 
 #[test]
 fn answers_have_the_lengths_that_the_kernel_expects() {
-    let shown = Shown {
+    let shown = ShownInode {
         number: 2,
         kind: FileKind::File,
         mode: 0o600,
@@ -67,14 +68,15 @@ fn answers_have_the_lengths_that_the_kernel_expects() {
         changed_ns: 0,
     };
     let offer = Offer { max_readahead: 0, flags: 0 };
-    let init = Body::init(&offer, flag::OVER_IO_URING | 1, 1 << 20, 64, Duration::from_secs(1));
+    let init =
+        ReplyBody::init(&offer, flag::OVER_IO_URING | 1, 1 << 20, 64, Duration::from_secs(1));
     let init = init.into_bytes();
     assert_eq!(init.len(), 64);
     assert_eq!((init[12], init[33]), (1, 2), "the two halves of the flags");
-    assert_eq!(Body::entry(&shown).into_bytes().len(), 128);
-    assert_eq!(Body::attr(&shown).into_bytes().len(), 104);
-    assert_eq!(Body::space(1, 2, 4096).into_bytes().len(), 80);
-    assert_eq!(Body::opened(true).into_bytes().len(), 16);
+    assert_eq!(ReplyBody::entry(&shown).into_bytes().len(), 128);
+    assert_eq!(ReplyBody::attr(&shown).into_bytes().len(), 104);
+    assert_eq!(ReplyBody::space(1, 2, 4096).into_bytes().len(), 80);
+    assert_eq!(ReplyBody::opened(true).into_bytes().len(), 16);
     let mut names = Listing::new(64);
     assert!(names.add(1, 1, FileKind::File, OsStr::new("12345678")));
     assert!(names.add(1, 2, FileKind::File, OsStr::new("1")));

@@ -1,7 +1,7 @@
 //! The contents of files: reading, writing, cutting off, and making durable.
 
-use crate::fs::error::{Result, TreeError, temporary};
-use crate::fs::tree::pieces::{Piece, block_number, bytes_len, pieces, write_part};
+use crate::fs::error::{TreeError, TreeResult, temporary};
+use crate::fs::tree::pages::{PageWrite, block_number, bytes_len, split_at_pages, write_within};
 use crate::fs::tree::{MAX_FILE_BYTES, Tree, Wanted};
 use crate::locks::lock;
 use crate::storage::log::format::{Attributes, Change, MAX_ZEROS};
@@ -23,7 +23,7 @@ impl Tree {
         inode: u64,
         offset: u64,
         length: u32,
-    ) -> Result<(Vec<u8>, std::ops::Range<usize>)> {
+    ) -> TreeResult<(Vec<u8>, std::ops::Range<usize>)> {
         let size = self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size;
         let end = offset.saturating_add(u64::from(length)).min(size);
         if offset >= end {
@@ -43,15 +43,15 @@ impl Tree {
     }
 
     /// Writes `data` at `offset`.
-    pub fn write(&self, inode: u64, offset: u64, data: &[u8]) -> Result<()> {
-        let written = self.write_pieces(inode, offset, data);
+    pub fn write(&self, inode: u64, offset: u64, data: &[u8]) -> TreeResult<()> {
+        let written = self.write_pages(inode, offset, data);
         written.map_err(|error| match error {
             TreeError::Store(error) => TreeError::Store(self.timeline.latch_failed_write(error)),
             errno => errno,
         })
     }
 
-    fn write_pieces(&self, inode: u64, offset: u64, data: &[u8]) -> Result<()> {
+    fn write_pages(&self, inode: u64, offset: u64, data: &[u8]) -> TreeResult<()> {
         let end = offset + data.len() as u64;
         if end > MAX_FILE_BYTES {
             return Err(Errno::EFBIG.into());
@@ -61,15 +61,15 @@ impl Tree {
             return self.lengthen(inode, end);
         }
         // Checksums are computed before the lane's lock is taken.
-        let pieces = pieces(offset, data)?;
+        let writes = split_at_pages(offset, data)?;
         self.timeline.commit(lane_of(inode), |commit| {
             let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
-            for piece in pieces {
-                match piece {
-                    Piece::Part { block, start, bytes } => {
-                        write_part(commit, inode, block, start, bytes)?
+            for write in writes {
+                match write {
+                    PageWrite::Within { block, start, bytes } => {
+                        write_within(commit, inode, block, start, bytes)?
                     }
-                    Piece::Zeros { block, count } => {
+                    PageWrite::Zeros { block, count } => {
                         // Beyond the end everything reads as zeros already.
                         let end = block_number(attributes.size.div_ceil(PAGE))?;
                         let count = count.min(end.saturating_sub(block));
@@ -77,7 +77,7 @@ impl Tree {
                             commit.push(Change::Zeros { inode, block, count });
                         }
                     }
-                    Piece::Pages { block, crcs, bytes } => {
+                    PageWrite::Whole { block, crcs, bytes } => {
                         commit.push_pages(inode, block, crcs, Cow::Borrowed(bytes));
                     }
                 }
@@ -91,7 +91,7 @@ impl Tree {
     }
 
     /// Notes that a file has contents up to `end`.
-    fn lengthen(&self, inode: u64, end: u64) -> Result<()> {
+    fn lengthen(&self, inode: u64, end: u64) -> TreeResult<()> {
         if self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size >= end {
             return Ok(());
         }
@@ -104,7 +104,7 @@ impl Tree {
 
     /// Makes sure the file is at least `end` bytes long. Space is not set aside: the log takes it
     /// when written.
-    pub fn extend(&self, inode: u64, end: u64) -> Result<()> {
+    pub fn extend(&self, inode: u64, end: u64) -> TreeResult<()> {
         let size = self.attributes(inode)?.size;
         if end > size {
             self.set_attributes(inode, &Wanted { size: Some(end), ..Wanted::default() })?;
@@ -113,7 +113,7 @@ impl Tree {
     }
 
     /// Makes `length` bytes at `offset` read as zeros without changing the file's length.
-    pub fn punch(&self, inode: u64, offset: u64, length: u64) -> Result<()> {
+    pub fn punch(&self, inode: u64, offset: u64, length: u64) -> TreeResult<()> {
         let size = self.attributes(inode)?.size;
         let end = offset.saturating_add(length).min(size);
         // The index keeps an entry for each block, so the length is bounded: Postgres's files are
@@ -127,7 +127,7 @@ impl Tree {
             let whole = (end - at) / PAGE;
             if at.is_multiple_of(PAGE) && whole > 0 {
                 let (block, count) = (block_number(at / PAGE)?, block_number(whole)?);
-                self.timeline.commit(lane_of(inode), |commit| -> Result<()> {
+                self.timeline.commit(lane_of(inode), |commit| -> TreeResult<()> {
                     commit.push(Change::Zeros { inode, block, count });
                     Ok(())
                 })?;
@@ -179,7 +179,7 @@ impl Tree {
     }
 
     /// Ends an inode without a name that the kernel has forgotten.
-    pub fn reap(&self, inode: u64) -> Result<()> {
+    pub fn reap(&self, inode: u64) -> TreeResult<()> {
         lock(&self.times).remove(&inode);
         self.scratch.forget(inode);
         self.timeline.commit(lane_of(inode), |commit| {

@@ -8,12 +8,12 @@
 
 mod contents;
 mod moves;
-mod pieces;
+mod pages;
 
-use crate::fs::error::{Result, temporary};
+use crate::fs::error::{TreeResult, temporary};
 use crate::fs::owners::Owners;
-use crate::fs::scratch::{Place, Scratch};
-use crate::fs::tree::pieces::shorten;
+use crate::fs::scratch::{Scratch, ScratchDir};
+use crate::fs::tree::pages::shorten;
 use crate::locks::lock;
 use crate::storage::index::Target;
 use crate::storage::log::format::{
@@ -98,7 +98,11 @@ impl Tree {
     /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than
     /// the store says, its write-ahead log, if it has one, is shown apart, and contents of
     /// temporary files are in `scratch`, if there is one.
-    pub fn to_run(timeline: Arc<Timeline>, owners: Owners, scratch: Option<Arc<Place>>) -> Self {
+    pub fn to_run(
+        timeline: Arc<Timeline>,
+        owners: Owners,
+        scratch: Option<Arc<ScratchDir>>,
+    ) -> Self {
         let wal = timeline.lookup(ROOT_INODE, WAL_DIRECTORY);
         let wal = wal.filter(|target| {
             target.kind == FileKind::Directory && lane_of(target.inode) == LaneKind::Wal
@@ -123,7 +127,7 @@ impl Tree {
     }
 
     /// Makes the root directory of a new timeline.
-    pub fn make_root(&self, owner: (u32, u32), now_ns: i64) -> Result<()> {
+    pub fn make_root(&self, owner: (u32, u32), now_ns: i64) -> TreeResult<()> {
         let new = NewInode { kind: FileKind::Directory, mode: 0o700, owner, target: &[] };
         self.timeline.commit(LaneKind::Data, |commit| {
             commit
@@ -133,7 +137,7 @@ impl Tree {
     }
 
     /// Removes files that were open without a name when the server stopped.
-    pub fn remove_nameless(&self) -> Result<()> {
+    pub fn remove_nameless(&self) -> TreeResult<()> {
         for inode in self.timeline.nameless() {
             self.reap(inode)?;
         }
@@ -141,7 +145,7 @@ impl Tree {
     }
 
     /// Attributes of an inode that the kernel holds.
-    pub fn attributes(&self, inode: u64) -> Result<Attributes> {
+    pub fn attributes(&self, inode: u64) -> TreeResult<Attributes> {
         let mut attributes = self.timeline.attributes(inode).ok_or(Errno::ESTALE)?;
         if let Some((modified_ns, changed_ns)) = lock(&self.times).get(&inode) {
             (attributes.modified_ns, attributes.changed_ns) = (*modified_ns, *changed_ns);
@@ -150,7 +154,7 @@ impl Tree {
     }
 
     /// The inode that `name` leads to.
-    pub fn lookup(&self, directory: u64, name: &[u8]) -> Result<(u64, Attributes)> {
+    pub fn lookup(&self, directory: u64, name: &[u8]) -> TreeResult<(u64, Attributes)> {
         let target = self.timeline.lookup(directory, name).ok_or(Errno::ENOENT)?;
         // A name can outlive its inode only if a crash came between the two lanes' records: then it
         // is not there.
@@ -173,7 +177,7 @@ impl Tree {
         name: &[u8],
         new: &NewInode<'_>,
         now_ns: i64,
-    ) -> Result<(u64, Attributes)> {
+    ) -> TreeResult<(u64, Attributes)> {
         self.check_new_name(directory, name)?;
         if new.target.len() > MAX_TARGET_BYTES {
             return Err(Errno::ENAMETOOLONG.into());
@@ -187,7 +191,7 @@ impl Tree {
             FileKind::File => self.scratch.make(directory, name),
             _ => None,
         };
-        let inode = self.timeline.commit(lane, |commit| -> Result<u64> {
+        let inode = self.timeline.commit(lane, |commit| -> TreeResult<u64> {
             let inode = commit.position() | class;
             commit.push(Change::Attributes { inode, attributes: attributes.clone() });
             if lane == lane_of(directory) {
@@ -196,7 +200,7 @@ impl Tree {
             Ok(inode)
         })?;
         if lane != lane_of(directory) {
-            self.timeline.commit(lane_of(directory), |commit| -> Result<()> {
+            self.timeline.commit(lane_of(directory), |commit| -> TreeResult<()> {
                 put_name(commit, directory, name, Target { inode, kind }, now_ns);
                 Ok(())
             })?;
@@ -209,7 +213,7 @@ impl Tree {
         Ok((inode, attributes))
     }
 
-    fn check_new_name(&self, directory: u64, name: &[u8]) -> Result<()> {
+    fn check_new_name(&self, directory: u64, name: &[u8]) -> TreeResult<()> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Err(Errno::ENAMETOOLONG.into());
         }
@@ -226,7 +230,7 @@ impl Tree {
         name: &[u8],
         directories: bool,
         now_ns: i64,
-    ) -> Result<()> {
+    ) -> TreeResult<()> {
         let (inode, attributes) = self.lookup(directory, name)?;
         match (attributes.kind == FileKind::Directory, directories) {
             (true, false) => return Err(Errno::EISDIR.into()),
@@ -237,7 +241,7 @@ impl Tree {
         if lane_of(inode) == LaneKind::Wal {
             self.timeline.mark_before_removal()?;
         }
-        self.timeline.commit(lane_of(directory), |commit| -> Result<()> {
+        self.timeline.commit(lane_of(directory), |commit| -> TreeResult<()> {
             take_name(commit, directory, name, now_ns);
             if lane_of(inode) == lane_of(directory) {
                 unlink(commit, inode, now_ns)?;
@@ -251,7 +255,7 @@ impl Tree {
     }
 
     /// Changes attributes; returns them all.
-    pub fn set_attributes(&self, inode: u64, wanted: &Wanted) -> Result<Attributes> {
+    pub fn set_attributes(&self, inode: u64, wanted: &Wanted) -> TreeResult<Attributes> {
         if wanted.size.is_some_and(|size| size > MAX_FILE_BYTES) {
             return Err(Errno::EFBIG.into());
         }
@@ -319,7 +323,7 @@ fn touch(commit: &mut Commit<'_, '_>, directory: u64, now_ns: i64) {
     }
 }
 
-fn unlink(commit: &mut Commit<'_, '_>, inode: u64, now_ns: i64) -> Result<()> {
+fn unlink(commit: &mut Commit<'_, '_>, inode: u64, now_ns: i64) -> TreeResult<()> {
     let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
     assert!(attributes.links > 0, "inode {inode:#x} lost a name it did not have");
     attributes.links -= 1;

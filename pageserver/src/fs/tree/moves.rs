@@ -1,7 +1,7 @@
 //! Names that an inode is given beside its first: hard links and renames, and how deep a directory
 //! lies.
 
-use crate::fs::error::Result;
+use crate::fs::error::TreeResult;
 use crate::fs::links::stored_target;
 use crate::fs::tree::{Tree, put_name, take_name, unlink};
 use crate::storage::index::Target;
@@ -18,7 +18,13 @@ const MAX_DEPTH: usize = 64;
 
 impl Tree {
     /// Gives an inode another name.
-    pub fn link(&self, inode: u64, directory: u64, name: &[u8], now_ns: i64) -> Result<Attributes> {
+    pub fn hard_link(
+        &self,
+        inode: u64,
+        directory: u64,
+        name: &[u8],
+        now_ns: i64,
+    ) -> TreeResult<Attributes> {
         self.check_new_name(directory, name)?;
         if lane_of(inode) != lane_of(directory) || !self.scratch.lets_move(inode, directory, name) {
             return Err(Errno::EXDEV.into());
@@ -41,7 +47,7 @@ impl Tree {
         (new_directory, new_name): (u64, &[u8]),
         keep: bool,
         now_ns: i64,
-    ) -> Result<()> {
+    ) -> TreeResult<()> {
         if lane_of(directory) != lane_of(new_directory) {
             return Err(Errno::EXDEV.into());
         }
@@ -72,7 +78,7 @@ impl Tree {
         let lane = lane_of(directory);
         let (here, elsewhere): (Vec<u64>, Vec<u64>) =
             replaced.iter().map(|(other, _)| *other).partition(|other| lane_of(*other) == lane);
-        self.timeline.commit(lane, |commit| -> Result<()> {
+        self.timeline.commit(lane, |commit| -> TreeResult<()> {
             take_name(commit, directory, name, now_ns);
             here.iter().try_for_each(|other| unlink(commit, *other, now_ns))?;
             put_name(
@@ -108,7 +114,7 @@ impl Tree {
     }
 
     /// Refuses to move a link, or a directory with one below, to where it would lead out.
-    fn check_move(&self, (inode, attributes): (u64, &Attributes), to: u64) -> Result<()> {
+    fn check_move(&self, (inode, attributes): (u64, &Attributes), to: u64) -> TreeResult<()> {
         let mut below = vec![(inode, attributes.clone(), self.depth(to).ok_or(Errno::ENOENT)?)];
         while let Some((inode, attributes, depth)) = below.pop() {
             if attributes.kind == FileKind::Symlink

@@ -1,7 +1,11 @@
-//! What is changed of a file's pages: a write, cut at page boundaries, and the cutting off of its
-//! end.
+//! The pages of a file that an operation changes: a write split at the boundaries of pages, and the
+//! end of a file that is cut off.
+//!
+//! A *page write* is what one write does to one page or to a run of pages. A *part* is something
+//! else: the piece of a write-ahead page that the store logs in place of the whole page
+//! (`storage::timeline::parts`).
 
-use crate::fs::error::Result;
+use crate::fs::error::TreeResult;
 use crate::storage::log::format::{Change, TO_END};
 use crate::storage::page::PAGE_BYTES;
 use crate::storage::timeline::commit::Commit;
@@ -10,34 +14,37 @@ use std::borrow::Cow;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
-/// What is written to one page, or to some that follow one another.
-pub(super) enum Piece<'a> {
-    Part { block: u32, start: usize, bytes: &'a [u8] },
+/// What a write does to one page, or to a run of pages.
+pub(super) enum PageWrite<'a> {
+    /// Changes some bytes of a page.
+    Within { block: u32, start: usize, bytes: &'a [u8] },
+    /// Makes a run of pages zeros.
     Zeros { block: u32, count: u32 },
-    Pages { block: u32, crcs: Vec<u32>, bytes: &'a [u8] },
+    /// Replaces a run of pages.
+    Whole { block: u32, crcs: Vec<u32>, bytes: &'a [u8] },
 }
 
-/// The pieces of `data` at `offset`, with their checksums.
-pub(super) fn pieces(offset: u64, data: &[u8]) -> Result<Vec<Piece<'_>>> {
-    let mut pieces = Vec::new();
+/// Splits a write of `data` at `offset` at the boundaries of pages, and computes the checksums.
+pub(super) fn split_at_pages(offset: u64, data: &[u8]) -> TreeResult<Vec<PageWrite<'_>>> {
+    let mut writes = Vec::new();
     let (mut block, mut rest) = (block_number(offset / PAGE)?, data);
     let start = bytes_len(offset % PAGE)?;
     if start > 0 {
         let (bytes, behind) = rest.split_at(rest.len().min(PAGE_BYTES - start));
-        pieces.push(Piece::Part { block, start, bytes });
+        writes.push(PageWrite::Within { block, start, bytes });
         (block, rest) = (block + 1, behind);
     }
-    // A run of pages is one piece as long as they are all zeros or all not.
+    // A run of pages is one page write as long as the pages are all zeros or all not.
     while rest.len() >= PAGE_BYTES {
         let zeros = is_zeros(&rest[..PAGE_BYTES]);
         let count =
             rest.chunks_exact(PAGE_BYTES).take_while(|page| is_zeros(page) == zeros).count();
         let (bytes, behind) = rest.split_at(count * PAGE_BYTES);
         let blocks = block_number(count as u64)?;
-        pieces.push(if zeros {
-            Piece::Zeros { block, count: blocks }
+        writes.push(if zeros {
+            PageWrite::Zeros { block, count: blocks }
         } else {
-            Piece::Pages {
+            PageWrite::Whole {
                 block,
                 crcs: bytes.chunks_exact(PAGE_BYTES).map(crc32fast::hash).collect(),
                 bytes,
@@ -46,9 +53,9 @@ pub(super) fn pieces(offset: u64, data: &[u8]) -> Result<Vec<Piece<'_>>> {
         (block, rest) = (block + blocks, behind);
     }
     if !rest.is_empty() {
-        pieces.push(Piece::Part { block, start: 0, bytes: rest });
+        writes.push(PageWrite::Within { block, start: 0, bytes: rest });
     }
-    Ok(pieces)
+    Ok(writes)
 }
 
 fn is_zeros(page: &[u8]) -> bool {
@@ -58,17 +65,17 @@ fn is_zeros(page: &[u8]) -> bool {
 }
 
 /// A block as a record names it.
-pub(super) fn block_number(block: u64) -> Result<u32> {
+pub(super) fn block_number(block: u64) -> TreeResult<u32> {
     u32::try_from(block).map_err(|_| Errno::EFBIG.into())
 }
 
 /// A length in memory.
-pub(super) fn bytes_len(length: u64) -> Result<usize> {
+pub(super) fn bytes_len(length: u64) -> TreeResult<usize> {
     usize::try_from(length).map_err(|_| Errno::EFBIG.into())
 }
 
-/// Drops what lies beyond `size`, in whole blocks and within the last one.
-pub(super) fn shorten(commit: &mut Commit<'_, '_>, inode: u64, size: u64) -> Result<()> {
+/// Makes the bytes beyond `size` zeros, in whole blocks and within the last block that stays.
+pub(super) fn shorten(commit: &mut Commit<'_, '_>, inode: u64, size: u64) -> TreeResult<()> {
     let kept = size.div_ceil(PAGE);
     let rest = bytes_len(size % PAGE)?;
     if rest > 0 {
@@ -83,14 +90,14 @@ pub(super) fn shorten(commit: &mut Commit<'_, '_>, inode: u64, size: u64) -> Res
     Ok(())
 }
 
-/// Writes to a part of a page.
-pub(super) fn write_part(
+/// Writes some bytes of a page.
+pub(super) fn write_within(
     commit: &mut Commit<'_, '_>,
     inode: u64,
     block: u32,
     start: usize,
     bytes: &[u8],
-) -> Result<()> {
+) -> TreeResult<()> {
     let mut page = commit.read_block(inode, block)?;
     page[start..start + bytes.len()].copy_from_slice(bytes);
     commit.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
