@@ -14,8 +14,6 @@
 //! the proxy forwards them unread. Since a Postgres behind a Unix socket offers SCRAM without
 //! channel binding, clients must not insist on channel binding; by default none does.
 
-use std::path::PathBuf;
-
 pub mod metrics;
 pub mod property;
 pub mod refusal;
@@ -24,40 +22,25 @@ pub mod server;
 pub mod startup;
 pub mod tls;
 
+mod backends;
 mod cancel;
 mod end;
 mod greeting;
+mod limits;
 mod line;
 mod local_door;
 mod polling;
 mod session;
+mod shared;
 mod switch;
 mod witness;
 
+pub use backends::{Backends, Upstream};
+pub use limits::Limits;
 pub use local_door::LocalDoor;
 pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use route::{Selector, Target};
-pub use server::{Doors, Limits, run};
+pub use server::{Doors, run};
 pub use switch::Switch;
 pub use tls::Tls;
-
-/// Where a branch's Postgres is.
-pub struct Upstream {
-    /// Name of the branch, for the log.
-    pub branch: String,
-    /// Unix socket of its Postgres.
-    pub socket: PathBuf,
-    /// Keeps the branch awake until dropped, which is when the session ends.
-    pub lease: Box<dyn Send + Sync>,
-}
-
-/// Finds branches and wakes them.
-pub trait Backends: Send + Sync + 'static {
-    /// Wakes the branch, or the moment of its past, if need be, and returns once its Postgres
-    /// accepts connections.
-    ///
-    /// The future is dropped when the client goes away first, so that nothing stays awake for
-    /// nobody.
-    fn acquire(&self, target: &Target) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
-}

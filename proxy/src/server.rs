@@ -17,12 +17,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::Backends;
-use crate::cancel::Table;
+use crate::backends::Backends;
+use crate::limits::Limits;
 use crate::local_door::LocalDoor;
 use crate::metrics::Metrics;
 use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
 use crate::session::{serve, serve_local};
+use crate::shared::{Phase, Shared};
 use crate::switch::Switch;
 use crate::tls::Tls;
 
@@ -36,68 +37,6 @@ const CLOSE_TIME: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
 const KEEPALIVE_PROBES: u32 = 6;
-
-/// Every limit of the proxy. `Default` gives what both binaries use.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Sessions at the same time; one more is refused with `53300`.
-    pub sessions: usize,
-    /// Connections that have not started a session yet, at the same time. Apart from `sessions`, so
-    /// that a query can be cancelled while all sessions are in use.
-    pub greetings: usize,
-    /// Time from accept to a complete startup packet, TLS handshake included. Half of Postgres's
-    /// own `authentication_timeout`, which covers what comes after.
-    pub startup: Duration,
-    /// Time for waking the branch and connecting to it; long enough for a crash recovery.
-    pub wake: Duration,
-    /// Time that sessions get to end by themselves at a shutdown.
-    pub grace: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sessions: 1000,
-            greetings: 1000,
-            startup: Duration::from_secs(30),
-            wake: Duration::from_secs(300),
-            grace: Duration::from_secs(3),
-        }
-    }
-}
-
-/// How far the shutdown is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
-    /// None was asked for.
-    Serving,
-    /// No new sessions; the running ones may end by themselves.
-    Draining,
-    /// The running sessions are closed.
-    Closing,
-}
-
-/// What all connections share.
-pub(crate) struct Shared<B> {
-    pub(crate) backends: Arc<B>,
-    pub(crate) tls: Tls,
-    pub(crate) limits: Limits,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) keys: Arc<Table>,
-    pub(crate) switch: Switch,
-    pub(crate) sessions: Arc<Semaphore>,
-    greetings: Arc<Semaphore>,
-    phase: watch::Receiver<Phase>,
-}
-
-impl<B> Shared<B> {
-    /// Waits until the shutdown is that far.
-    pub(crate) async fn reached(&self, phase: Phase) {
-        let mut current = self.phase.clone();
-        // Without a sender the loop is gone, which is as far as a shutdown gets.
-        let _ = current.wait_for(|current| *current >= phase).await;
-    }
-}
 
 /// Where clients come in.
 pub struct Doors {

@@ -19,16 +19,16 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::rustls::ServerConnection;
 use tokio_rustls::server::TlsStream;
 
+use crate::backends::{Backends, Upstream};
 use crate::end::close;
 use crate::greeting::{self, Failure, Plain, Wish};
 use crate::refusal::{
     CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS,
 };
 use crate::route::{Target, route};
-use crate::server::{Phase, Shared};
+use crate::shared::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
 use crate::witness::Witness;
-use crate::{Backends, Upstream};
 
 /// Bytes a client may send ahead while its branch wakes; more stay in the kernel.
 const EARLY_BYTES_MAX: usize = 8 * 1024;

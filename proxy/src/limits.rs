@@ -1,0 +1,32 @@
+//! Every limit of the proxy that its owner may choose.
+
+use std::time::Duration;
+
+/// Every limit of the proxy. `Default` gives what both binaries use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sessions at the same time; one more is refused with `53300`.
+    pub sessions: usize,
+    /// Connections that have not started a session yet, at the same time. Apart from `sessions`, so
+    /// that a query can be cancelled while all sessions are in use.
+    pub greetings: usize,
+    /// Time from accept to a complete startup packet, TLS handshake included. Half of Postgres's
+    /// own `authentication_timeout`, which covers what comes after.
+    pub startup: Duration,
+    /// Time for waking the branch and connecting to it; long enough for a crash recovery.
+    pub wake: Duration,
+    /// Time that sessions get to end by themselves at a shutdown.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 1000,
+            greetings: 1000,
+            startup: Duration::from_secs(30),
+            wake: Duration::from_secs(300),
+            grace: Duration::from_secs(3),
+        }
+    }
+}
