@@ -11,7 +11,9 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::storage::disk::sim::Random;
 use proxy::route::route;
 use proxy::startup::{LENGTH_BYTES, Packet, body_bytes, decode};
-use proxy::{Backends, Doors, Limits, Metrics, Refusal, Selector, Switch, Target, Tls, Upstream};
+use proxy::{
+    Backends, Limits, Listeners, Metrics, Refusal, Relay, Selector, Target, Tls, Upstream,
+};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -119,9 +121,9 @@ async fn serve(directory: &Path) -> SocketAddr {
     let address = listener.local_addr().expect("an address");
     let tls = Tls::self_signed(directory, None).expect("make a certificate");
     let (limits, metrics) = (Limits::default(), Arc::new(Metrics::default()));
-    let (switch, never) = (Switch::start().expect("start threads"), std::future::pending());
-    let doors = Doors { tcp: listener, unix: None };
-    tokio::spawn(proxy::run(doors, tls, limits, Arc::new(Echo(socket)), metrics, switch, never));
+    let (relay, never) = (Relay::start().expect("start threads"), std::future::pending());
+    let listeners = Listeners { tcp: listener, unix: None };
+    tokio::spawn(proxy::run(listeners, tls, limits, Arc::new(Echo(socket)), metrics, relay, never));
     address
 }
 

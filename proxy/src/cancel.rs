@@ -10,12 +10,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::locks::lock;
 use crate::startup::CancelKey;
 
 /// How long a Postgres may take over a cancel request before the proxy gives up on it.
@@ -39,7 +40,7 @@ pub(crate) struct Registration {
 
 impl Table {
     pub(crate) fn register(self: &Arc<Self>, key: CancelKey, socket: &Path) -> Registration {
-        self.lock().insert(key.clone(), socket.to_owned());
+        lock(&self.0).insert(key.clone(), socket.to_owned());
         let table = Arc::clone(self);
         Registration { table, key }
     }
@@ -47,7 +48,7 @@ impl Table {
     /// Hands a request to the Postgres that gave out `key`; an unknown key is silently ignored, as
     /// Postgres does.
     pub(crate) async fn forward(&self, key: &CancelKey) -> io::Result<()> {
-        let socket = self.lock().get(key).cloned();
+        let socket = lock(&self.0).get(key).cloned();
         let Some(socket) = socket else {
             return Ok(());
         };
@@ -60,11 +61,6 @@ impl Table {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         tokio::time::timeout(CANCEL_TIME, exchange).await.map_err(late)?
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<CancelKey, PathBuf>> {
-        // No code that holds the lock leaves the map half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn end_of_file_is_fine(error: io::Error) -> io::Result<()> {
@@ -76,7 +72,7 @@ fn end_of_file_is_fine(error: io::Error) -> io::Result<()> {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.table.lock().remove(&self.key);
+        lock(&self.table.0).remove(&self.key);
     }
 }
 
@@ -86,10 +82,11 @@ impl Drop for Registration {
 /// more than a header or one key.
 #[derive(Default)]
 pub(crate) struct KeyWatch {
-    state: State,
+    state: KeyState,
 }
 
-enum State {
+/// How far the search for the key is.
+enum KeyState {
     /// Between two messages: these bytes of the header are there.
     Header(Vec<u8>),
     /// In a message of no interest: so many bytes are to come.
@@ -100,7 +97,7 @@ enum State {
     Done,
 }
 
-impl Default for State {
+impl Default for KeyState {
     fn default() -> Self {
         Self::Header(Vec::with_capacity(HEADER_BYTES))
     }
@@ -109,33 +106,33 @@ impl Default for State {
 impl KeyWatch {
     /// Whether there is nothing more to find.
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self.state, KeyState::Done)
     }
 
     /// Takes the next bytes of the server, and returns the key when these complete it.
     pub(crate) fn see(&mut self, mut bytes: &[u8]) -> Option<CancelKey> {
         while !bytes.is_empty() {
             match &mut self.state {
-                State::Done => return None,
-                State::Header(header) => {
+                KeyState::Done => return None,
+                KeyState::Header(header) => {
                     take(&mut bytes, header, HEADER_BYTES);
                     if header.len() == HEADER_BYTES {
                         self.state = after_header(header);
                     }
                 }
-                State::Body(left) => {
+                KeyState::Body(left) => {
                     let skipped = bytes.len().min(*left);
                     bytes = &bytes[skipped..];
                     *left -= skipped;
                     if *left == 0 {
-                        self.state = State::default();
+                        self.state = KeyState::default();
                     }
                 }
-                State::Key(key, length) => {
+                KeyState::Key(key, length) => {
                     take(&mut bytes, key, *length);
                     if key.len() == *length {
                         let key = CancelKey::decode(key);
-                        self.state = State::Done;
+                        self.state = KeyState::Done;
                         return key;
                     }
                 }
@@ -153,16 +150,16 @@ fn take(bytes: &mut &[u8], into: &mut Vec<u8>, length: usize) {
 }
 
 /// What follows a complete header.
-fn after_header(header: &[u8]) -> State {
+fn after_header(header: &[u8]) -> KeyState {
     let length = header[1..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     match (header[0], length.checked_sub(LENGTH_BYTES)) {
-        (b'Z', _) | (_, None) => State::Done,
+        (b'Z', _) | (_, None) => KeyState::Done,
         (b'K', Some(body)) if (1..=KEY_BYTES_MAX).contains(&body) => {
-            State::Key(Vec::with_capacity(body), body)
+            KeyState::Key(Vec::with_capacity(body), body)
         }
-        (b'K', Some(_)) => State::Done,
-        (_, Some(0)) => State::default(),
-        (_, Some(body)) => State::Body(body),
+        (b'K', Some(_)) => KeyState::Done,
+        (_, Some(0)) => KeyState::default(),
+        (_, Some(body)) => KeyState::Body(body),
     }
 }
 
@@ -228,8 +225,8 @@ mod tests {
         let table = Arc::new(Table::default());
         let key = CancelKey::decode(&[1; 8]).unwrap();
         let registration = table.register(key.clone(), Path::new("/run/a"));
-        assert_eq!(table.lock().get(&key), Some(&PathBuf::from("/run/a")));
+        assert_eq!(lock(&table.0).get(&key), Some(&PathBuf::from("/run/a")));
         drop(registration);
-        assert!(table.lock().is_empty());
+        assert!(lock(&table.0).is_empty());
     }
 }

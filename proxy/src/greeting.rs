@@ -15,25 +15,25 @@ use crate::startup::{CancelKey, LENGTH_BYTES, Packet, Startup, body_bytes, decod
 /// 16 MiB.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What a client wants.
+/// What a client asks for in its first packet.
 #[derive(Debug)]
-pub(crate) enum Wish {
+pub(crate) enum StartupRequest {
     /// A session.
     Session(Startup),
     /// To cancel a query of another connection.
     Cancel(CancelKey),
 }
 
-/// How far the plain part of a connection led.
+/// What follows the unencrypted part of a connection.
 #[derive(Debug)]
-pub(crate) enum Plain {
+pub(crate) enum Negotiated {
     /// A TLS handshake comes next.
     Tls {
         /// Whether the client started it without asking (`sslnegotiation=direct`).
         direct: bool,
     },
-    /// The client goes on without encryption.
-    Wish(Wish),
+    /// The client goes on without encryption, and asks for this.
+    Plain(StartupRequest),
 }
 
 /// Why a client got no further.
@@ -58,58 +58,60 @@ impl From<io::Error> for Failure {
 }
 
 /// Answers encryption requests until the client starts TLS or says what it wants.
-pub(crate) async fn plain(socket: &mut TcpStream) -> Result<Plain, Failure> {
+pub(crate) async fn negotiate(socket: &mut TcpStream) -> Result<Negotiated, Failure> {
     let mut first = [0];
     if socket.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
-        return Ok(Plain::Tls { direct: true });
+        return Ok(Negotiated::Tls { direct: true });
     }
-    let mut gss_asked = false;
+    let mut gss_requested = false;
     loop {
         match read_packet(socket).await? {
             Packet::Ssl => {
                 socket.write_all(b"S").await?;
-                return Ok(Plain::Tls { direct: false });
+                return Ok(Negotiated::Tls { direct: false });
             }
-            Packet::Gss if !gss_asked => {
-                gss_asked = true;
+            Packet::Gss if !gss_requested => {
+                gss_requested = true;
                 socket.write_all(b"N").await?;
             }
-            packet => return Ok(Plain::Wish(wish(packet)?)),
+            packet => return Ok(Negotiated::Plain(startup_request(packet)?)),
         }
     }
 }
 
 /// Reads what a client of the same machine wants, to whom no encryption is given, as Postgres does
 /// over its socket.
-pub(crate) async fn local(socket: &mut UnixStream) -> Result<Wish, Failure> {
-    let (mut ssl_asked, mut gss_asked) = (false, false);
+pub(crate) async fn local(socket: &mut UnixStream) -> Result<StartupRequest, Failure> {
+    let (mut ssl_requested, mut gss_requested) = (false, false);
     loop {
-        let asked = match read_packet(socket).await? {
-            Packet::Ssl => &mut ssl_asked,
-            Packet::Gss => &mut gss_asked,
-            packet => return wish(packet),
+        let requested = match read_packet(socket).await? {
+            Packet::Ssl => &mut ssl_requested,
+            Packet::Gss => &mut gss_requested,
+            packet => return startup_request(packet),
         };
-        if std::mem::replace(asked, true) {
-            return Err(asked_again().into());
+        if std::mem::replace(requested, true) {
+            return Err(requested_again().into());
         }
         socket.write_all(b"N").await?;
     }
 }
 
 /// Reads what the client wants from within an encrypted connection.
-pub(crate) async fn encrypted(stream: &mut (impl AsyncRead + Unpin)) -> Result<Wish, Failure> {
-    wish(read_packet(stream).await?)
+pub(crate) async fn encrypted(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<StartupRequest, Failure> {
+    startup_request(read_packet(stream).await?)
 }
 
-fn wish(packet: Packet) -> Result<Wish, Failure> {
+fn startup_request(packet: Packet) -> Result<StartupRequest, Failure> {
     match packet {
-        Packet::Startup(startup) => Ok(Wish::Session(startup)),
-        Packet::Cancel(key) => Ok(Wish::Cancel(key)),
-        Packet::Ssl | Packet::Gss => Err(asked_again().into()),
+        Packet::Startup(startup) => Ok(StartupRequest::Session(startup)),
+        Packet::Cancel(key) => Ok(StartupRequest::Cancel(key)),
+        Packet::Ssl | Packet::Gss => Err(requested_again().into()),
     }
 }
 
-fn asked_again() -> Refusal {
+fn requested_again() -> Refusal {
     Refusal::new(PROTOCOL_VIOLATION, "encryption was requested a second time")
 }
 

@@ -2,18 +2,20 @@
 //!
 //! A connection passes through the modules in this order:
 //!
-//! 1. [`server`] accepts it, within [`Limits`], over TCP or through a [`LocalDoor`];
+//! 1. [`server`] accepts it, within [`Limits`], over TCP or through a [`LocalListener`];
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which
 //!    [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
-//! 4. `session` connects the two, and [`Switch`] copies bytes from `line` to `line` until one side
-//!    ends; a `witness` counts them, and `cancel` remembers the key by which the session's queries
-//!    can be cancelled.
+//! 4. `session` connects the two, and [`Relay`] copies bytes from `socket` to `socket` until one
+//!    side ends; a `monitor` counts the bytes, and `cancel` remembers the key by which a client can
+//!    cancel the queries of the session.
 //!
-//! Whoever is turned away gets a [`Refusal`]. Passwords are between the client and its Postgres:
+//! `shared` is what all connections have in common. A client that the proxy turns away gets a
+//! [`Refusal`]. Passwords are between the client and its Postgres:
 //! the proxy forwards them unread. Since a Postgres behind a Unix socket offers SCRAM without
 //! channel binding, clients must not insist on channel binding; by default none does.
 
+pub mod locks;
 pub mod metrics;
 pub mod property;
 pub mod refusal;
@@ -27,20 +29,20 @@ mod cancel;
 mod end;
 mod greeting;
 mod limits;
-mod line;
-mod local_door;
+mod local_listener;
+mod monitor;
 mod polling;
+mod relay;
 mod session;
 mod shared;
-mod switch;
-mod witness;
+mod socket;
 
 pub use backends::{Backends, Upstream};
 pub use limits::Limits;
-pub use local_door::LocalDoor;
+pub use local_listener::LocalListener;
 pub use metrics::Metrics;
 pub use refusal::Refusal;
+pub use relay::Relay;
 pub use route::{Selector, Target};
-pub use server::{Doors, run};
-pub use switch::Switch;
+pub use server::{Listeners, run};
 pub use tls::Tls;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use api::client::{Client, read_token};
 use clap::Parser;
-use proxy::{Doors, Limits, LocalDoor, Metrics, Tls};
+use proxy::{Limits, Listeners, LocalListener, Metrics, Tls};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -124,13 +124,13 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
     let unix = match flags.listen_socket.as_deref() {
         None => None,
         Some(directory) => {
-            let opened = LocalDoor::open(directory, port).await;
+            let opened = LocalListener::open(directory, port).await;
             let failed =
                 |error| format!("cannot make a socket in {}: {error}", directory.display());
             Some(opened.map_err(failed)?)
         }
     };
-    let doors = Doors { unix, tcp: listener };
+    let listeners = Listeners { unix, tcp: listener };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async {
@@ -139,10 +139,10 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
             _ = interrupt.recv() => {}
         }
     };
-    tracing::info!(listen = %doors.tcp.local_addr()?, api = flags.api, "proxy is ready");
-    let (limits, metrics, switch) =
-        (Limits::default(), Arc::new(Metrics::default()), proxy::Switch::start()?);
-    proxy::run(doors, tls, limits, backends, metrics, switch, shutdown).await;
+    tracing::info!(listen = %listeners.tcp.local_addr()?, api = flags.api, "proxy is ready");
+    let (limits, metrics, relay) =
+        (Limits::default(), Arc::new(Metrics::default()), proxy::Relay::start()?);
+    proxy::run(listeners, tls, limits, backends, metrics, relay, shutdown).await;
     tracing::info!("proxy stopped");
     Ok(())
 }

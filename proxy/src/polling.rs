@@ -1,5 +1,5 @@
-//! Waiting for events: looking for them before sleeping, while they come soon and nobody else wants
-//! the processor.
+//! Waiting for events. A thread polls before it sleeps, while events come soon and no other thread
+//! wants the CPU.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -6,11 +6,12 @@
 //! for that.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use api::client::{Client, Error};
 use api::types::Branch;
+use proxy::locks::lock;
 use proxy::refusal::{CANNOT_CONNECT_NOW, FEATURE_NOT_SUPPORTED, NO_SUCH_BRANCH};
 use proxy::{Backends, Refusal, Selector, Target, Upstream};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -39,7 +40,7 @@ impl Remote {
 
     /// The beat of a branch, started if there is none.
     fn beat(&self, branch: &str) -> Arc<Beat> {
-        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut beats = lock(&self.beats);
         if let Some(beat) = beats.get(branch).and_then(Weak::upgrade) {
             return beat;
         }

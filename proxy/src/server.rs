@@ -19,12 +19,12 @@ use tokio::time::{sleep, timeout};
 
 use crate::backends::Backends;
 use crate::limits::Limits;
-use crate::local_door::LocalDoor;
+use crate::local_listener::LocalListener;
 use crate::metrics::Metrics;
 use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
+use crate::relay::Relay;
 use crate::session::{serve, serve_local};
 use crate::shared::{Phase, Shared};
-use crate::switch::Switch;
 use crate::tls::Tls;
 
 /// Pause after a failed accept, which mostly means that file descriptors ran out.
@@ -38,27 +38,27 @@ const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
 const KEEPALIVE_PROBES: u32 = 6;
 
-/// Where clients come in.
-pub struct Doors {
-    /// From the same machine, at less cost: without TLS, and so without a host name that could
-    /// choose the branch.
-    pub unix: Option<LocalDoor>,
-    /// From anywhere. It is closed last, so that a successor finds both closed.
+/// The sockets on which the proxy accepts clients.
+pub struct Listeners {
+    /// For clients on the same machine, at less cost: without TLS, and so without a host name that
+    /// could choose the branch.
+    pub unix: Option<LocalListener>,
+    /// For clients anywhere. Closed last, so that a successor finds both closed.
     pub tcp: TcpListener,
 }
 
-/// Serves connections through `doors` until `shutdown` is ready, then ends those that are left, and
+/// Serves connections through `listeners` until `shutdown` is ready, then ends those that are left, and
 /// returns.
 ///
 /// A page server that stops its computes while this waits for the grace period lets each client get
 /// the shutdown message of its own Postgres.
 pub async fn run<B: Backends>(
-    doors: Doors,
+    listeners: Listeners,
     tls: Tls,
     limits: Limits,
     backends: Arc<B>,
     metrics: Arc<Metrics>,
-    switch: Switch,
+    relay: Relay,
     shutdown: impl Future<Output = ()>,
 ) {
     let (phase, watch) = watch::channel(Phase::Serving);
@@ -68,15 +68,15 @@ pub async fn run<B: Backends>(
         tls,
         metrics,
         keys: Arc::default(),
-        switch,
+        relay,
         sessions: Arc::new(Semaphore::new(limits.sessions)),
         greetings: Arc::new(Semaphore::new(limits.greetings)),
         limits,
         phase: watch,
     });
     let mut connections = JoinSet::new();
-    accept_until(shutdown, &doors, &shared, &mut connections).await;
-    drop(doors);
+    accept_until(shutdown, &listeners, &shared, &mut connections).await;
+    drop(listeners);
     phase.send_replace(Phase::Draining);
     let _ = timeout(grace, finish(&mut connections)).await;
     if !connections.is_empty() {
@@ -90,11 +90,11 @@ pub async fn run<B: Backends>(
 
 async fn accept_until<B: Backends>(
     shutdown: impl Future<Output = ()>,
-    doors: &Doors,
+    listeners: &Listeners,
     shared: &Arc<Shared<B>>,
     connections: &mut JoinSet<()>,
 ) {
-    let local = async || match &doors.unix {
+    let local = async || match &listeners.unix {
         Some(unix) => unix.listener.accept().await,
         None => std::future::pending().await,
     };
@@ -102,7 +102,7 @@ async fn accept_until<B: Backends>(
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => return,
-            accepted = doors.tcp.accept() => {
+            accepted = listeners.tcp.accept() => {
                 accepted.map(|(socket, peer)| admit(socket, peer, shared, connections))
             }
             accepted = local() => {
@@ -138,7 +138,7 @@ fn admit<B: Backends>(
     shared: &Arc<Shared<B>>,
     connections: &mut JoinSet<()>,
 ) {
-    let Ok(slot) = Arc::clone(&shared.greetings).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&shared.greetings).try_acquire_owned() else {
         return turn_away(&peer, socket.into_std());
     };
     if let Err(error) = prepare(&socket) {
@@ -148,7 +148,7 @@ fn admit<B: Backends>(
     let shared = Arc::clone(shared);
     connections.spawn(async move {
         let _open = open;
-        serve(socket, peer, shared, slot).await;
+        serve(socket, peer, shared, permit).await;
     });
 }
 
@@ -157,14 +157,14 @@ fn admit_local<B: Backends>(
     shared: &Arc<Shared<B>>,
     connections: &mut JoinSet<()>,
 ) {
-    let Ok(slot) = Arc::clone(&shared.greetings).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&shared.greetings).try_acquire_owned() else {
         return turn_away(&"on this machine", socket.into_std());
     };
     let open = shared.metrics.open();
     let shared = Arc::clone(shared);
     connections.spawn(async move {
         let _open = open;
-        serve_local(socket, shared, slot).await;
+        serve_local(socket, shared, permit).await;
     });
 }
 

@@ -21,36 +21,37 @@ use tokio_rustls::server::TlsStream;
 
 use crate::backends::{Backends, Upstream};
 use crate::end::close;
-use crate::greeting::{self, Failure, Plain, Wish};
+use crate::greeting::{self, Failure, Negotiated, StartupRequest};
+use crate::monitor::Monitor;
 use crate::refusal::{
     CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS,
 };
 use crate::route::{Target, route};
 use crate::shared::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
-use crate::witness::Witness;
 
 /// Bytes a client may send ahead while its branch wakes; more stay in the kernel.
 const EARLY_BYTES_MAX: usize = 8 * 1024;
-/// How long to wait before knocking again at a Postgres whose queue of new connections is full.
-const KNOCK_INTERVAL: Duration = Duration::from_millis(10);
+/// How long to wait before connecting again to a Postgres whose queue of new connections is full.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 /// How long the refusal of a client may take to send.
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
 
-/// Serves one connection. `slot` counts it among those that have not started a session yet.
+/// Serves one connection. `permit` counts it among those that have not started a session yet.
 pub(crate) async fn serve<B: Backends>(
     mut socket: TcpStream,
     peer: SocketAddr,
     shared: Arc<Shared<B>>,
-    slot: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + shared.limits.startup;
     let peer = peer.to_string();
-    let connection = Connection { peer, shared: &shared, slot: Some(slot), sni: None, tls: false };
-    match connection.until(deadline, greeting::plain(&mut socket)).await {
-        Ok(Plain::Wish(wish)) => connection.fulfil(socket, Ok(wish)).await,
-        Ok(Plain::Tls { direct }) => connection.encrypt(socket, direct, deadline).await,
-        Err(failure) => connection.fulfil(socket, Err(failure)).await,
+    let connection =
+        Connection { peer, shared: &shared, permit: Some(permit), sni: None, tls: false };
+    match connection.until(deadline, greeting::negotiate(&mut socket)).await {
+        Ok(Negotiated::Plain(request)) => connection.handle(socket, Ok(request)).await,
+        Ok(Negotiated::Tls { direct }) => connection.encrypt(socket, direct, deadline).await,
+        Err(failure) => connection.handle(socket, Err(failure)).await,
     }
 }
 
@@ -58,15 +59,16 @@ pub(crate) async fn serve<B: Backends>(
 pub(crate) async fn serve_local<B: Backends>(
     mut socket: UnixStream,
     shared: Arc<Shared<B>>,
-    slot: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + shared.limits.startup;
     let peer = socket
         .peer_cred()
         .map_or_else(|_| "local".to_owned(), |peer| format!("local user {}", peer.uid()));
-    let connection = Connection { peer, shared: &shared, slot: Some(slot), sni: None, tls: false };
-    let wish = connection.until(deadline, greeting::local(&mut socket)).await;
-    connection.fulfil(socket, wish).await;
+    let connection =
+        Connection { peer, shared: &shared, permit: Some(permit), sni: None, tls: false };
+    let request = connection.until(deadline, greeting::local(&mut socket)).await;
+    connection.handle(socket, request).await;
 }
 
 /// What is known of a connection, whatever kind of stream it is.
@@ -75,7 +77,7 @@ struct Connection<'a, B> {
     peer: String,
     shared: &'a Arc<Shared<B>>,
     /// Held until the session starts.
-    slot: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     sni: Option<String>,
     tls: bool,
 }
@@ -87,7 +89,7 @@ struct Awake {
 }
 
 impl<B: Backends> Connection<'_, B> {
-    /// Does the TLS handshake and reads the wish within it.
+    /// Does the TLS handshake and reads the request within it.
     async fn encrypt(mut self, socket: TcpStream, direct: bool, deadline: Instant) {
         let handshake = async { Ok(self.shared.tls.accept(socket).await?) };
         let mut handshake = match self.until(deadline, handshake).await {
@@ -99,7 +101,7 @@ impl<B: Backends> Connection<'_, B> {
         };
         self.sni = handshake.sni.take();
         self.tls = true;
-        let wish = if direct && !handshake.alpn {
+        let request = if direct && !handshake.alpn {
             let text = "direct TLS without the application protocol (ALPN) \"postgresql\"";
             let hint =
                 "Use a client that supports sslnegotiation=direct, or sslnegotiation=postgres.";
@@ -107,7 +109,7 @@ impl<B: Backends> Connection<'_, B> {
         } else {
             self.until(deadline, greeting::encrypted(&mut handshake.stream)).await
         };
-        self.fulfil(handshake.stream, wish).await;
+        self.handle(handshake.stream, request).await;
     }
 
     /// Waits for `work`, but not beyond the deadline for the startup packet, nor into a shutdown.
@@ -127,13 +129,13 @@ impl<B: Backends> Connection<'_, B> {
         }
     }
 
-    async fn fulfil(mut self, mut stream: impl Stream, wish: Result<Wish, Failure>) {
-        let result = match wish {
-            Ok(Wish::Session(startup)) => match self.start(&mut stream, startup).await {
+    async fn handle(mut self, mut stream: impl Stream, request: Result<StartupRequest, Failure>) {
+        let result = match request {
+            Ok(StartupRequest::Session(startup)) => match self.start(&mut stream, startup).await {
                 Ok(session) => return self.run(stream, session).await,
                 Err(failure) => Err(failure),
             },
-            Ok(Wish::Cancel(key)) => {
+            Ok(StartupRequest::Cancel(key)) => {
                 self.cancel(&key).await;
                 Ok(())
             }
@@ -175,7 +177,7 @@ impl<B: Backends> Connection<'_, B> {
         let (target, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
         let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
         let permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
-        self.slot = None;
+        self.permit = None;
         let started = Instant::now();
         let mut early = Vec::new();
         let Awake { upstream, mut server } = tokio::select! {
@@ -195,7 +197,7 @@ impl<B: Backends> Connection<'_, B> {
         let limit = self.shared.limits.wake;
         let work = async {
             let upstream = self.shared.backends.acquire(target).await?;
-            let server = knock(&upstream).await?;
+            let server = connect(&upstream).await?;
             Ok(Awake { upstream, server })
         };
         timeout(limit, work).await.unwrap_or_else(|_| {
@@ -209,23 +211,23 @@ impl<B: Backends> Connection<'_, B> {
     async fn run(&self, client: impl Stream, session: Session) {
         let Session { upstream, server, started, permit } = session;
         let Upstream { branch, socket, lease } = upstream;
-        let witness = Witness::new(&self.shared.metrics, &self.shared.keys, socket);
+        let monitor = Monitor::new(&self.shared.metrics, &self.shared.keys, socket);
         let shutdown = self.shared.reached(Phase::Closing);
         let ended = async {
             let (client, server) = (client.into_parts()?, server.into_std()?.into());
-            self.shared.switch.relay(client, server, witness, shutdown).await
+            self.shared.relay.copy(client, server, monitor, shutdown).await
         };
         let ended = ended.await;
         let duration = started.elapsed();
         let (peer, tls) = (&self.peer, self.tls);
-        let (end, client, witness) = match ended {
+        let (end, client, monitor) = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 return tracing::error!(branch, %peer, tls, ?duration, %error, "session cut off");
             }
         };
-        let (bytes_in, bytes_out) = (witness.bytes_in, witness.bytes_out);
-        drop((witness, lease, permit));
+        let (bytes_in, bytes_out) = (monitor.bytes_in, monitor.bytes_out);
+        drop((monitor, lease, permit));
         tracing::info!(branch, %peer, tls, ?duration, bytes_in, bytes_out, %end, "session ended");
         // Whatever family it is of, it is shut down and read alike.
         if let Ok(mut client) = UnixStream::from_std(client.into()) {
@@ -281,10 +283,12 @@ async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Erro
 }
 
 /// Connects to a Postgres, waiting while its queue of new connections is full.
-async fn knock(upstream: &Upstream) -> Result<UnixStream, Refusal> {
+async fn connect(upstream: &Upstream) -> Result<UnixStream, Refusal> {
     loop {
         match UnixStream::connect(&upstream.socket).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(KNOCK_INTERVAL).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                sleep(CONNECT_INTERVAL).await
+            }
             result => return result.map_err(|error| unreachable_branch(upstream, &error)),
         }
     }

@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::cancel::Table;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::switch::Switch;
+use crate::relay::Relay;
 use crate::tls::Tls;
 
 /// How far the shutdown is.
@@ -28,7 +28,7 @@ pub(crate) struct Shared<B> {
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keys: Arc<Table>,
-    pub(crate) switch: Switch,
+    pub(crate) relay: Relay,
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) greetings: Arc<Semaphore>,
     pub(crate) phase: watch::Receiver<Phase>,

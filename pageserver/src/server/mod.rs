@@ -24,7 +24,7 @@ pub use start::{lock_data, lock_data_if_used, open_disk, open_disk_read_only, ra
 /// Where clients come in.
 struct Listeners {
     api: TcpListener,
-    proxy: proxy::Doors,
+    proxy: proxy::Listeners,
     proxy_address: SocketAddr,
 }
 
@@ -34,11 +34,11 @@ impl Listeners {
         let tcp = start::bind(config.proxy, "proxy", "--proxy").await?;
         let proxy_address =
             tcp.local_addr().map_err(|e| Error::io("read the proxy's address", &e))?;
-        let unix = proxy::LocalDoor::open(&layout.proxy, proxy_address.port()).await;
+        let unix = proxy::LocalListener::open(&layout.proxy, proxy_address.port()).await;
         let unix = unix.map_err(|e| {
             Error::io(format!("make the proxy's socket in {}", layout.proxy.display()), &e)
         })?;
-        Ok(Self { api, proxy: proxy::Doors { unix: Some(unix), tcp }, proxy_address })
+        Ok(Self { api, proxy: proxy::Listeners { unix: Some(unix), tcp }, proxy_address })
     }
 }
 
@@ -55,7 +55,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let listeners = Listeners::open(&config, &layout).await?;
     let token = Token::load_or_create(&layout.token)?;
     let tls = tls::load(&config, &layout)?;
-    let switch = proxy::Switch::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
+    let relay = proxy::Relay::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
     let public = start::public_address(config.public_address.as_deref(), listeners.proxy_address);
     let running = Running::start(&config, &layout, public).await?;
     duties::start(&running, &config)?;
@@ -72,7 +72,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let limits = proxy::Limits { grace: PROXY_GRACE, ..proxy::Limits::default() };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
     let proxy =
-        proxy::run(listeners.proxy, tls, limits, gateway, proxy_metrics, switch, until(stopped));
+        proxy::run(listeners.proxy, tls, limits, gateway, proxy_metrics, relay, until(stopped));
     let proxy = tokio::spawn(proxy);
     let (proxy_address, data) = (listeners.proxy_address, config.data.display());
     tracing::info!(api = %api_address, proxy = %proxy_address, %data, "ready");

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use proxy::{Backends, Doors, Limits, Metrics, Refusal, Selector, Switch, Target, Tls, Upstream};
+use proxy::{
+    Backends, Limits, Listeners, Metrics, Refusal, Relay, Selector, Target, Tls, Upstream,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -112,11 +114,11 @@ impl World {
         let metrics = Arc::new(Metrics::default());
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
-        let unix = proxy::LocalDoor::open(&dir, address.port()).await.unwrap();
-        let doors = Doors { tcp: listener, unix: Some(unix) };
-        let (to, metered, switch) =
-            (Arc::clone(&branches), Arc::clone(&metrics), Switch::start().unwrap());
-        let work = proxy::run(doors, tls, limits, to, metered, switch, shutdown);
+        let unix = proxy::LocalListener::open(&dir, address.port()).await.unwrap();
+        let listeners = Listeners { tcp: listener, unix: Some(unix) };
+        let (to, metered, relay) =
+            (Arc::clone(&branches), Arc::clone(&metrics), Relay::start().unwrap());
+        let work = proxy::run(listeners, tls, limits, to, metered, relay, shutdown);
         Self {
             address,
             metrics,

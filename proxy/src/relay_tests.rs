@@ -31,7 +31,7 @@ const BOTH: [By; 2] = [By::Plain, By::Tls];
 
 /// What encrypts, on either side.
 static TLS: LazyLock<(Tls, TlsConnector)> = LazyLock::new(|| {
-    let directory = std::env::temp_dir().join(format!("coppice-switch-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("coppice-relay-{}", std::process::id()));
     let tls = Tls::self_signed(&directory, None).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(directory.join("localhost.crt")).unwrap()).unwrap();
@@ -52,7 +52,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Client for T {}
 struct Running {
     client: Box<dyn Client>,
     server: UnixStream,
-    ended: tokio::task::JoinHandle<(End, Witness)>,
+    ended: tokio::task::JoinHandle<(End, Monitor)>,
 }
 
 async fn start(by: By, shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
@@ -88,19 +88,19 @@ async fn encrypt(client: TcpStream, near: TcpStream) -> (TlsStream<TcpStream>, N
     (client.unwrap(), (socket.into_std().unwrap().into(), Some(tls)))
 }
 
-/// Has the switch copy between a client and what is returned.
+/// Has the relay copy between a client and what is returned.
 async fn copy(
     client: Near,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> (UnixStream, tokio::task::JoinHandle<(End, Witness)>) {
+) -> (UnixStream, tokio::task::JoinHandle<(End, Monitor)>) {
     let (server, near_server) = UnixStream::pair().unwrap();
     let ended = tokio::spawn(async move {
-        let switch = Switch::start().unwrap();
+        let relay = Relay::start().unwrap();
         let near_server = near_server.into_std().unwrap().into();
-        let copied = switch.relay(client, near_server, Witness::default(), shutdown);
-        let (end, client, witness) = copied.await.unwrap();
+        let copied = relay.copy(client, near_server, Monitor::default(), shutdown);
+        let (end, client, monitor) = copied.await.unwrap();
         close(&mut UnixStream::from_std(client.into()).unwrap()).await;
-        (end, witness)
+        (end, monitor)
     });
     (server, ended)
 }
@@ -268,9 +268,9 @@ async fn nothing_is_lost_when_both_sides_send_more_than_the_other_takes() {
         let both = async { tokio::join!(up, down) };
         tokio::time::timeout(Duration::from_secs(60), both).await.expect("all of it comes");
         drop((from_client, to_client, from_server, to_server));
-        let (end, witness) = ended.await.unwrap();
+        let (end, monitor) = ended.await.unwrap();
         assert!(matches!(end, End::Closed(_)), "{by:?}: {end}");
-        assert_eq!((witness.bytes_in, witness.bytes_out), (8 << 20, 8 << 20), "{by:?}");
+        assert_eq!((monitor.bytes_in, monitor.bytes_out), (8 << 20, 8 << 20), "{by:?}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The Unix socket through which clients of the same machine come.
+//! The Unix socket for clients on the same machine.
 //!
 //! Guarantees that nobody's socket is taken away while somebody listens on it, neither at the start
 //! nor at the end, and that no directory that was there before is changed.
@@ -16,7 +16,7 @@ const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
 /// A Unix socket for clients, removed when dropped.
-pub struct LocalDoor {
+pub struct LocalListener {
     pub(crate) listener: UnixListener,
     path: PathBuf,
     /// Device and inode of the socket.
@@ -27,7 +27,7 @@ fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-impl LocalDoor {
+impl LocalListener {
     /// Makes the socket by which Postgres clients find `port` in a directory (`psql -h DIRECTORY -p
     /// PORT`). Every user of the machine may use it, as Postgres's own; they give a password. One
     /// on which nobody listens any more is replaced.
@@ -68,7 +68,7 @@ fn refuse_foreign(directory: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
-impl Drop for LocalDoor {
+impl Drop for LocalListener {
     fn drop(&mut self) {
         let ours =
             fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
@@ -86,8 +86,8 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("coppice-door-{name}-{}", std::process::id()));
+            let path = std::env::temp_dir()
+                .join(format!("coppice-listener-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Self(path)
         }
@@ -104,9 +104,9 @@ mod tests {
         let scratch = Scratch::new("use");
         let directory = scratch.0.join("made");
         let path = directory.join(".s.PGSQL.5433");
-        let first = LocalDoor::open(&directory, 5433).await.unwrap();
+        let first = LocalListener::open(&directory, 5433).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o777);
-        let second = LocalDoor::open(&directory, 5433).await.err().unwrap();
+        let second = LocalListener::open(&directory, 5433).await.err().unwrap();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         assert!(UnixStream::connect(&path).await.is_ok());
         drop(first);
@@ -114,9 +114,9 @@ mod tests {
 
         // A server that was killed leaves its socket.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let third = LocalDoor::open(&directory, 5433).await.unwrap();
+        let third = LocalListener::open(&directory, 5433).await.unwrap();
         fs::remove_file(&path).unwrap();
-        let another = LocalDoor::open(&directory, 5433).await.unwrap();
+        let another = LocalListener::open(&directory, 5433).await.unwrap();
         drop(third);
         assert!(UnixStream::connect(&path).await.is_ok(), "the socket of another was removed");
         drop(another);
@@ -127,7 +127,7 @@ mod tests {
         let scratch = Scratch::new("mode");
         for (mode, works) in [(0o700, true), (0o1777, true), (0o777, false)] {
             fs::set_permissions(&scratch.0, Permissions::from_mode(mode)).unwrap();
-            assert_eq!(LocalDoor::open(&scratch.0, 5433).await.is_ok(), works, "{mode:o}");
+            assert_eq!(LocalListener::open(&scratch.0, 5433).await.is_ok(), works, "{mode:o}");
             assert_eq!(fs::metadata(&scratch.0).unwrap().mode() & 0o7777, mode);
         }
     }

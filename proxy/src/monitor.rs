@@ -1,5 +1,5 @@
-//! What a session's bytes are looked at for: how many there are, and the key by which its queries
-//! can be cancelled.
+//! Sees each piece of data of a session: counts the bytes, and finds the key by which a client can
+//! cancel the queries of the session.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::cancel::{KeyWatch, Registration, Table};
 use crate::metrics::Metrics;
 
-/// Sees every piece of data of a session. The key is known as long as it lives.
+/// Sees each piece of data of a session. The key is in the table as long as the monitor lives.
 #[derive(Default)]
-pub(crate) struct Witness {
+pub(crate) struct Monitor {
     metrics: Arc<Metrics>,
     keys: Arc<Table>,
     watch: KeyWatch,
@@ -23,7 +23,7 @@ pub(crate) struct Witness {
     pub(crate) bytes_out: u64,
 }
 
-impl Witness {
+impl Monitor {
     pub(crate) fn new(metrics: &Arc<Metrics>, keys: &Arc<Table>, socket: PathBuf) -> Self {
         let (metrics, keys) = (Arc::clone(metrics), Arc::clone(keys));
         Self { metrics, keys, socket, ..Self::default() }

@@ -1,21 +1,21 @@
-//! Copies the bytes of sessions both ways until they end, on threads of its own.
+//! The threads that copy the bytes of sessions both ways until the sessions end.
 //!
-//! A session costs two reads and two writes for a question and its answer, with which a busy thread
-//! need not be woken, and no memory while both sides keep up but what TLS needs: each thread has
-//! one `epoll` and one buffer for all its sessions. A task of the runtime for each would also be
-//! woken when Postgres has taken what it was sent, and would wake other threads in turn.
+//! A request and its reply cost two reads and two writes, and wake no thread that is busy. While
+//! both sides keep up, a session takes no memory but what TLS needs: each thread has one `epoll`
+//! and one buffer for all its sessions. A task of the runtime for each session would also be woken
+//! when Postgres has read a request, and would wake other threads in turn.
 //!
-//! A session holds at most one buffer for each direction: what one side does not take at once is
-//! kept, and nothing more is read for it until it is gone. End-of-file is passed on (a client that
-//! only stops sending still gets its answers), and what a Postgres said last reaches the client
-//! before the connection closes, unless the proxy is shut down. Nothing is parsed; a [`Witness`]
-//! sees each piece.
+//! A session holds at most one buffer for each direction. The relay keeps what a socket does not
+//! take at once, and reads nothing more for that socket until it has sent the rest. The relay
+//! passes end-of-file on, so a client that only stops sending still gets its replies. The last
+//! words of a Postgres reach the client before the connection closes, unless the proxy shuts down.
+//! The relay parses nothing; a [`Monitor`] sees each piece of data.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use nix::errno::Errno;
@@ -25,13 +25,14 @@ use tokio::sync::oneshot;
 use tokio_rustls::rustls::ServerConnection;
 
 use crate::end::{End, Side};
-use crate::line::Line;
+use crate::locks::lock;
+use crate::monitor::Monitor;
 use crate::polling::Polling;
-use crate::witness::Witness;
+use crate::socket::Socket;
 
 /// Bytes copied at a time in one direction.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// And of what came before a session is copied.
+/// Bytes copied at a time of what the client sent before the session began.
 const EARLY_BYTES: usize = 4096;
 /// Events taken at a time.
 const EVENTS: usize = 64;
@@ -40,17 +41,17 @@ const THREADS_MAX: usize = 4;
 /// The event that ends a thread. Sessions count from 1.
 const STOP: u64 = 0;
 
-/// The threads that copy. They end when it is dropped, and with them what they still copy.
-pub struct Switch {
-    threads: Vec<Arc<Lines>>,
+/// The threads that copy. Dropping the relay ends them, and the sessions that they still copy.
+pub struct Relay {
+    threads: Vec<Arc<RelayThread>>,
     next: AtomicUsize,
 }
 
 /// The sessions of one thread.
-struct Lines {
+struct RelayThread {
     epoll: Epoll,
     stop: EventFd,
-    sessions: Mutex<HashMap<u64, Session>>,
+    sessions: Mutex<HashMap<u64, SocketPair>>,
     next: AtomicU64,
     is_closed: AtomicBool,
 }
@@ -59,113 +60,116 @@ struct Lines {
 struct Finished {
     end: End,
     client: OwnedFd,
-    witness: Witness,
+    monitor: Monitor,
 }
 
-struct Session {
-    client: Line,
-    server: Line,
-    /// Whether the client may still send, and its Postgres.
-    asks: bool,
-    answers: bool,
-    /// Who closed first.
+/// The two sockets of a session, and what the relay knows of them.
+struct SocketPair {
+    client: Socket,
+    server: Socket,
+    /// Whether the client may still send.
+    client_is_open: bool,
+    /// Whether its Postgres may still send.
+    server_is_open: bool,
+    /// The side that closed first.
     first: Side,
-    /// What the thread waits for, for the client and the server.
+    /// The events that the thread waits for, of the client and of the server.
     awaited: [EpollFlags; 2],
-    witness: Witness,
+    monitor: Monitor,
     finished: oneshot::Sender<Finished>,
 }
 
 /// Whether a session goes on.
 type Step = Result<(), End>;
 
-impl Switch {
-    /// Starts a thread for every second processor; the others are for Postgres.
+impl Relay {
+    /// Starts a thread for every second CPU; the others are for Postgres.
     pub fn start() -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from) / 2;
-        let threads =
-            (0..count.clamp(1, THREADS_MAX)).map(|_| Lines::start()).collect::<io::Result<_>>()?;
+        let threads = (0..count.clamp(1, THREADS_MAX))
+            .map(|_| RelayThread::start())
+            .collect::<io::Result<_>>()?;
         Ok(Self { threads, next: AtomicUsize::new(0) })
     }
 
     /// Copies between the socket of a client, which may be encrypted, and that of its Postgres
     /// until one side is done or `shutdown` is.
-    pub(crate) async fn relay(
+    pub(crate) async fn copy(
         &self,
         (client, tls): (OwnedFd, Option<ServerConnection>),
         server: OwnedFd,
-        witness: Witness,
+        monitor: Monitor,
         shutdown: impl Future<Output = ()>,
-    ) -> io::Result<(End, OwnedFd, Witness)> {
+    ) -> io::Result<(End, OwnedFd, Monitor)> {
         let nth = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
         let (finished, mut ended) = oneshot::channel();
-        let call = self.threads[nth].connect(Session {
-            client: Line::new(client, tls)?,
-            server: Line::new(server, None)?,
-            asks: true,
-            answers: true,
+        let guard = self.threads[nth].connect(SocketPair {
+            client: Socket::new(client, tls)?,
+            server: Socket::new(server, None)?,
+            client_is_open: true,
+            server_is_open: true,
             first: Side::Server,
             awaited: [EpollFlags::empty(); 2],
-            witness,
+            monitor,
             finished,
         })?;
         let finished = tokio::select! {
             finished = &mut ended => finished,
             () = shutdown => {
-                call.lines.end(call.number, End::Shutdown);
+                guard.thread.end(guard.number, End::Shutdown);
                 ended.await
             }
         };
-        let Finished { end, client, witness } = finished.map_err(io::Error::other)?;
-        Ok((end, client, witness))
+        let Finished { end, client, monitor } = finished.map_err(io::Error::other)?;
+        Ok((end, client, monitor))
     }
 }
 
-impl Drop for Switch {
+impl Drop for Relay {
     fn drop(&mut self) {
-        for lines in &self.threads {
+        for thread in &self.threads {
             // A counter at its limit, which one write cannot reach, is the only thing that could
             // fail.
-            let _ = lines.stop.write(1);
+            let _ = thread.stop.write(1);
         }
     }
 }
 
-/// A session in the hands of a thread, taken back when dropped.
-struct Call<'l> {
-    lines: &'l Lines,
+/// A session that a thread copies. Dropping the guard takes the session away from the thread.
+struct SessionGuard<'l> {
+    thread: &'l RelayThread,
     number: u64,
 }
 
-impl Drop for Call<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
-        self.lines.sessions().remove(&self.number);
+        self.thread.sessions().remove(&self.number);
     }
 }
 
-impl Lines {
+impl RelayThread {
     fn start() -> io::Result<Arc<Self>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         let (next, is_closed) = (AtomicU64::new(STOP + 1), AtomicBool::new(false));
-        let lines = Arc::new(Self { epoll, stop, sessions: Mutex::default(), next, is_closed });
-        let its = Arc::clone(&lines);
-        thread::Builder::new().name("switch".to_owned()).spawn(move || {
+        let thread = Arc::new(Self { epoll, stop, sessions: Mutex::default(), next, is_closed });
+        let its = Arc::clone(&thread);
+        thread::Builder::new().name("relay".to_owned()).spawn(move || {
             its.run();
             its.close();
         })?;
-        Ok(lines)
+        Ok(thread)
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<u64, Session>> {
-        // A session that a panic left half-way is at worst cut off.
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sessions(&self) -> MutexGuard<'_, HashMap<u64, SocketPair>> {
+        // The relay at worst cuts off a session that a panic left half-way.
+        lock(&self.sessions)
     }
 
-    fn connect(&self, mut session: Session) -> io::Result<Call<'_>> {
-        // What came with the handshake.
-        let step = session.ask_for_the_rest(&mut [0; EARLY_BYTES]);
+    fn connect(&self, mut session: SocketPair) -> io::Result<SessionGuard<'_>> {
+        // No event tells of the bytes that came with the handshake.
+        let step = session.copy_buffered_requests(&mut [0; EARLY_BYTES]);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut sessions = self.sessions();
         if self.is_closed.load(Ordering::SeqCst) {
@@ -177,7 +181,7 @@ impl Lines {
         if let Err(end) = step {
             self.end(number, end);
         }
-        Ok(Call { lines: self, number })
+        Ok(SessionGuard { thread: self, number })
     }
 
     /// Cuts off all sessions, and takes no more.
@@ -190,11 +194,11 @@ impl Lines {
     fn end(&self, number: u64, end: End) {
         let Some(mut session) = self.sessions().remove(&number) else { return };
         session.forget(&self.epoll);
-        let Session { client, server, witness, finished, .. } = session;
-        // Postgres sees the end before its branch is let go.
+        let SocketPair { client, server, monitor, finished, .. } = session;
+        // Postgres sees the end before the session gives up the lease of its branch.
         drop(server);
-        // Whoever does not wait any more does not want to know.
-        drop(finished.send(Finished { end, client: client.into_socket(), witness }));
+        // A task that no longer waits needs no outcome.
+        drop(finished.send(Finished { end, client: client.into_socket(), monitor }));
     }
 
     fn run(&self) {
@@ -218,7 +222,7 @@ impl Lines {
                     [Side::Client, Side::Server][usize::from(event.data() % 2 == 1)],
                 );
                 let mut sessions = self.sessions();
-                // It may have ended after the event was taken.
+                // The session may have ended after the thread took the event.
                 let Some(session) = sessions.get_mut(&number) else { continue };
                 let step = session.go_on(side, event.events(), &mut buffer);
                 let step = step.and_then(|()| {
@@ -233,15 +237,15 @@ impl Lines {
     }
 }
 
-impl Session {
-    /// Whether the client is to be read.
-    fn may_ask(&self) -> bool {
-        self.asks && !self.server.is_behind()
+impl SocketPair {
+    /// Whether the relay may read from the client.
+    fn reads_client(&self) -> bool {
+        self.client_is_open && !self.server.has_unsent()
     }
 
-    /// Whether its Postgres is to be read.
-    fn may_answer(&self) -> bool {
-        self.answers && !self.client.is_behind()
+    /// Whether the relay may read from Postgres.
+    fn reads_server(&self) -> bool {
+        self.server_is_open && !self.client.has_unsent()
     }
 
     /// Does what an event of one side makes possible.
@@ -251,60 +255,61 @@ impl Session {
         let readable = flags.intersects(EpollFlags::EPOLLIN | broken);
         match side {
             Side::Client => {
-                if writable && self.client.is_behind() {
-                    self.client.send_kept().map_err(|error| End::Failed(Side::Client, error))?;
-                    self.end_if_told()?;
+                if writable && self.client.has_unsent() {
+                    self.client.send_unsent().map_err(|error| End::Failed(Side::Client, error))?;
+                    self.end_if_delivered()?;
                 }
-                if readable { self.ask(buffer) } else { Ok(()) }
+                if readable { self.copy_requests(buffer) } else { Ok(()) }
             }
             Side::Server => {
-                if writable && self.server.is_behind() {
-                    if self.server.send_kept().is_err() {
-                        self.stop_asking();
+                if writable && self.server.has_unsent() {
+                    if self.server.send_unsent().is_err() {
+                        self.stop_requests();
                     }
-                    self.ask_for_the_rest(buffer)?;
+                    self.copy_buffered_requests(buffer)?;
                 }
-                if readable && self.may_answer() { self.answer(buffer) } else { Ok(()) }
+                if readable && self.reads_server() { self.copy_reply(buffer) } else { Ok(()) }
             }
         }
     }
 
-    /// A Postgres that takes no more input may have said why: that is still to be delivered.
-    fn stop_asking(&mut self) {
-        self.asks = false;
-        self.server.drop_kept();
+    /// Reads no more from the client. A Postgres that takes no more input may have sent the reason,
+    /// which the client still has to get.
+    fn stop_requests(&mut self) {
+        self.client_is_open = false;
+        self.server.drop_unsent();
     }
 
-    /// Copies from the client to its Postgres, if that takes it.
-    fn ask(&mut self, buffer: &mut [u8]) -> Step {
-        if self.may_ask() {
-            self.pass_question(buffer)?;
+    /// Copies from the client to its Postgres, if Postgres takes more.
+    fn copy_requests(&mut self, buffer: &mut [u8]) -> Step {
+        if self.reads_client() {
+            self.copy_request(buffer)?;
         }
-        self.ask_for_the_rest(buffer)
+        self.copy_buffered_requests(buffer)
     }
 
-    /// The same for what came with what was read before, of which no event tells.
-    fn ask_for_the_rest(&mut self, buffer: &mut [u8]) -> Step {
+    /// Copies what TLS has decrypted already, of which no event tells.
+    fn copy_buffered_requests(&mut self, buffer: &mut [u8]) -> Step {
         let failed = |error| End::Failed(Side::Client, error);
-        while self.may_ask() && self.client.holds_more().map_err(failed)? {
-            self.pass_question(buffer)?;
+        while self.reads_client() && self.client.holds_more().map_err(failed)? {
+            self.copy_request(buffer)?;
         }
         Ok(())
     }
 
-    fn pass_question(&mut self, buffer: &mut [u8]) -> Step {
+    fn copy_request(&mut self, buffer: &mut [u8]) -> Step {
         match self.client.read(buffer).map_err(|error| End::Failed(Side::Client, error))? {
             None => {}
             Some(0) => {
-                self.asks = false;
+                self.client_is_open = false;
                 if self.server.close().is_ok() {
                     self.first = Side::Client;
                 }
             }
             Some(count) => {
-                self.witness.sent(&buffer[..count]);
+                self.monitor.sent(&buffer[..count]);
                 if self.server.send(&buffer[..count]).is_err() {
-                    self.stop_asking();
+                    self.stop_requests();
                 }
             }
         }
@@ -312,28 +317,30 @@ impl Session {
     }
 
     /// Copies from Postgres to its client.
-    fn answer(&mut self, buffer: &mut [u8]) -> Step {
+    fn copy_reply(&mut self, buffer: &mut [u8]) -> Step {
         match self.server.read(buffer).map_err(|error| End::Failed(Side::Server, error))? {
             None => Ok(()),
             Some(0) => {
-                self.answers = false;
-                self.client.say_goodbye().map_err(|error| End::Failed(Side::Client, error))?;
-                self.end_if_told()
+                self.server_is_open = false;
+                self.client
+                    .send_close_notify()
+                    .map_err(|error| End::Failed(Side::Client, error))?;
+                self.end_if_delivered()
             }
             Some(count) => {
-                self.witness.received(&buffer[..count]);
+                self.monitor.received(&buffer[..count]);
                 self.client.send(&buffer[..count]).map_err(|error| End::Failed(Side::Client, error))
             }
         }
     }
 
-    /// Ends the session once the client has what its Postgres said last.
-    fn end_if_told(&mut self) -> Step {
-        if self.answers || self.client.is_behind() {
+    /// Ends the session once the client has the last words of its Postgres.
+    fn end_if_delivered(&mut self) -> Step {
+        if self.server_is_open || self.client.has_unsent() {
             return Ok(());
         }
-        let told = self.client.close();
-        Err(told
+        let closed = self.client.close();
+        Err(closed
             .map_or_else(|error| End::Failed(Side::Client, error), |()| End::Closed(self.first)))
     }
 
@@ -345,8 +352,8 @@ impl Session {
             flags.set(EpollFlags::EPOLLOUT, writing);
             flags
         };
-        let client = of(self.may_ask(), self.client.is_behind());
-        let server = of(self.may_answer(), self.server.is_behind());
+        let client = of(self.reads_client(), self.client.has_unsent());
+        let server = of(self.reads_server(), self.server.has_unsent());
         await_events(epoll, &self.client, &mut self.awaited[0], client, number * 2)?;
         await_events(epoll, &self.server, &mut self.awaited[1], server, number * 2 + 1)
     }
@@ -361,8 +368,8 @@ impl Session {
     }
 }
 
-/// Changes what is waited for, if it is something else than before. Nothing is not the same as no
-/// event: a broken connection would be reported over and over.
+/// Changes the events that the thread waits for. A socket without events is taken out of `epoll`,
+/// since `epoll` would report a broken connection over and over.
 fn await_events(
     epoll: &Epoll,
     socket: &impl AsFd,
@@ -384,5 +391,5 @@ fn await_events(
 }
 
 #[cfg(test)]
-#[path = "switch_tests.rs"]
+#[path = "relay_tests.rs"]
 mod tests;
