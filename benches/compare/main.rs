@@ -27,10 +27,13 @@ mod systems;
 
 use config::Config;
 use coppice::Directory;
+use coppice::loop_volume::FileSystem;
+use coppice_system::Coppice;
+use local_system::{Local, Method};
 use report::Report;
 use sections::Bench;
 use std::sync::Arc;
-use systems::Base;
+use systems::{Base, Skipped, System};
 
 /// How full pgbench makes pages by default.
 const FULL: u64 = 100;
@@ -57,7 +60,7 @@ fn measure(config: &Config) {
     let parts = ["branches", "cold", "select", "bulk", "checkpoint", "tpcb", "proxy"];
     if parts.iter().any(|part| config.runs(part)) {
         let base = Base { scale: config.scale, fillfactor: FULL, seal_at_once: false };
-        let (systems, skipped) = systems::make_all(config, &directory, base, config.volume_bytes());
+        let (systems, skipped) = make_all(config, &directory, base, config.volume_bytes());
         report.skip(skipped);
         let mut bench = Bench { config, systems, report: &mut report };
         sections::run_all(&mut bench, &directory);
@@ -66,11 +69,42 @@ fn measure(config: &Config) {
         // A server and volumes of its own, when the others are gone.
         let directory = Arc::new(Directory::new());
         let base = Base { scale: config.storage_scale, fillfactor: ROOMY, seal_at_once: true };
-        let (systems, skipped) =
-            systems::make_all(config, &directory, base, config.storage_volume_bytes());
+        let (systems, skipped) = make_all(config, &directory, base, config.storage_volume_bytes());
         report.skip(skipped);
         let mut bench = Bench { config, systems, report: &mut report };
         sections::storage::run(&mut bench);
     }
     report.finish();
+}
+
+/// Makes all systems that this machine can run, ours first. Says loudly which it cannot run.
+fn make_all(
+    config: &Config,
+    directory: &Arc<Directory>,
+    base: Base,
+    volume_bytes: u64,
+) -> (Vec<Box<dyn System>>, Skipped) {
+    let mut systems: Vec<Box<dyn System>> = Vec::new();
+    let mut skipped = Vec::new();
+    println!("preparing coppice");
+    systems.push(Box::new(Coppice::new(directory, base)));
+    println!("preparing native");
+    systems.push(Box::new(Local::on_directory(directory.path(), base)));
+    let mut volumes =
+        vec![(FileSystem::Btrfs, Method::Snapshot), (FileSystem::Xfs, Method::Reflink)];
+    if config.control {
+        volumes.push((FileSystem::Ext4, Method::Copy));
+    }
+    for (kind, method) in volumes {
+        println!("preparing {} on a loop device", kind.name());
+        let options = if kind == FileSystem::Btrfs { config.btrfs_options.as_str() } else { "" };
+        match Local::on_volume((kind, options), method, (directory.path(), volume_bytes), base) {
+            Ok(local) => systems.push(Box::new(local)),
+            Err(why) => {
+                println!("!!! SKIPPED {}: {why}", kind.name());
+                skipped.push((kind.name().to_owned(), why));
+            }
+        }
+    }
+    (systems, skipped)
 }

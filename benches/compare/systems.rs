@@ -1,12 +1,6 @@
 //! What is compared: one Postgres each, on a file system that branches it or does not.
 
-use crate::config::Config;
-use crate::coppice_system::Coppice;
-use crate::local_system::{Local, Method};
-use coppice::Directory;
-use coppice::loop_volume::FileSystem;
 use coppice::sides::Side;
-use std::sync::Arc;
 
 /// The database that is branched.
 #[derive(Clone, Copy, Debug)]
@@ -78,35 +72,3 @@ pub(crate) fn load(side: &Side, base: Base) {
 
 /// What a machine cannot, and why.
 pub(crate) type Skipped = Vec<(String, String)>;
-
-/// Makes all that this machine can, ours first. Says loudly what it cannot.
-pub(crate) fn make_all(
-    config: &Config,
-    directory: &Arc<Directory>,
-    base: Base,
-    volume_bytes: u64,
-) -> (Vec<Box<dyn System>>, Skipped) {
-    let mut systems: Vec<Box<dyn System>> = Vec::new();
-    let mut skipped = Vec::new();
-    println!("preparing coppice");
-    systems.push(Box::new(Coppice::new(directory, base)));
-    println!("preparing native");
-    systems.push(Box::new(Local::on_directory(directory.path(), base)));
-    let mut volumes =
-        vec![(FileSystem::Btrfs, Method::Snapshot), (FileSystem::Xfs, Method::Reflink)];
-    if config.control {
-        volumes.push((FileSystem::Ext4, Method::Copy));
-    }
-    for (kind, method) in volumes {
-        println!("preparing {} on a loop device", kind.name());
-        let options = if kind == FileSystem::Btrfs { config.btrfs_options.as_str() } else { "" };
-        match Local::on_volume((kind, options), method, (directory.path(), volume_bytes), base) {
-            Ok(local) => systems.push(Box::new(local)),
-            Err(why) => {
-                println!("!!! SKIPPED {}: {why}", kind.name());
-                skipped.push((kind.name().to_owned(), why));
-            }
-        }
-    }
-    (systems, skipped)
-}
