@@ -2,11 +2,12 @@
 //! it is.
 
 use super::{Server, postgres_program};
+use pageserver::locks::lock;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -35,7 +36,7 @@ pub fn number(name: &str, default: u64) -> u64 {
 /// A program of Postgres. The search for it starts others, which a measurement should not pay for.
 fn program(name: &str) -> PathBuf {
     static KNOWN: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = lock(&KNOWN);
     known
         .get_or_insert_default()
         .entry(name.to_owned())

@@ -5,10 +5,11 @@
 //! from a small fixed set (a route, a state), never from user input such as branch names: each
 //! distinct set of labels lives for ever.
 
+use crate::locks::lock;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Upper bounds of a histogram's buckets in microseconds: 1 ms to 60 s, since a branch takes
@@ -157,22 +158,16 @@ impl Metrics {
     ) -> Series {
         let labels: Vec<String> =
             labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
-        let mut families = self.lock();
+        let mut families = lock(&self.families);
         let family =
             families.entry(name).or_insert_with(|| Family { help, series: BTreeMap::new() });
         family.series.entry(labels.join(",")).or_insert_with(new).clone()
     }
 
-    /// A panic while the lock was held leaves at worst a missing series, so a poisoned lock is used
-    /// on.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Family>> {
-        self.families.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Everything in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        for (name, family) in self.lock().iter() {
+        for (name, family) in lock(&self.families).iter() {
             let Some(first) = family.series.values().next() else {
                 continue;
             };

@@ -8,11 +8,12 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User, chown};
+use proxy::locks::lock;
 
 /// Password of the role `postgres`, which has to authenticate with SCRAM.
 pub(crate) const PASSWORD: &str = "correct horse";
@@ -29,7 +30,7 @@ impl Cluster {
     /// The running servers, started if there are none.
     pub(crate) fn shared() -> Arc<Self> {
         static RUNNING: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
-        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&RUNNING);
         running.upgrade().unwrap_or_else(|| {
             let cluster = Arc::new(Cluster::start());
             *running = Arc::downgrade(&cluster);
