@@ -8,11 +8,11 @@
 
 use std::net::IpAddr;
 
+use api::names::{MAX_NAME_BYTES, is_branch_name};
+
 use crate::refusal::{INVALID_PARAMETER, NO_SUCH_BRANCH, Refusal};
 use crate::startup::Startup;
 
-/// Longest branch name.
-const NAME_BYTES_MAX: usize = 63;
 /// Names under this top-level domain are the user's own machine, so the label in front can only
 /// mean a branch.
 const LOCALHOST: &str = "localhost";
@@ -206,12 +206,10 @@ fn words(options: &[u8]) -> Vec<Word<'_>> {
 /// The branch name in `bytes`, or why it cannot be one.
 fn checked_name(bytes: &[u8]) -> Result<String, Refusal> {
     let name = String::from_utf8_lossy(bytes);
-    let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._/-".contains(c);
-    if starts_well && name.len() <= NAME_BYTES_MAX && name.chars().all(legal) {
+    if is_branch_name(&name) {
         return Ok(name.into_owned());
     }
-    let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
+    let shown: String = name.chars().take(MAX_NAME_BYTES).collect();
     Err(Refusal::new(NO_SUCH_BRANCH, format!("\"{shown}\" is not a name of a branch")).with_hint(
         "A branch name is a letter or digit, then up to 62 letters, digits, '.', '_', '/' and '-'. \
          For a database whose own name contains '@', name the branch too: \"a@b@main\".",

@@ -150,7 +150,7 @@ fn one_choice_goes_before_another() {
 
 #[test]
 fn refuses_what_cannot_be_a_name() {
-    let long = "a".repeat(NAME_BYTES_MAX + 1);
+    let long = "a".repeat(MAX_NAME_BYTES + 1);
     for bad in ["", "-a", ".a", "a b", "a:b", "é", "a\u{1}", &long] {
         let escaped = bad.replace(' ', "\\ ");
         for params in [("options", format!("branch={escaped}")), ("database", format!("app@{bad}"))]

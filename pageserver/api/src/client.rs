@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::{Method, Request, Response, Uri};
 
+use crate::percent::encode;
 use crate::types::{
     Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem,
     ResetBranch, RestoreBranch, Status, UpdateBranch, Usage,
@@ -425,20 +426,6 @@ fn branch_path(name: &str, action: &str) -> String {
 fn encode_body(body: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(body)
         .map_err(|error| Error::local("bad_request", format!("cannot encode the request: {error}")))
-}
-
-/// Percent-encodes everything but RFC 3986's unreserved characters, so that a `/` in a name stays
-/// one path segment.
-fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

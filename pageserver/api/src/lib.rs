@@ -4,4 +4,6 @@
 //! definition.
 
 pub mod client;
+pub mod names;
+pub mod percent;
 pub mod types;

@@ -5,17 +5,14 @@ use crate::error::{Error, Result};
 use crate::events::Action;
 use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH};
 
-/// Longest name, which is also the longest label of a host name.
-pub const MAX_NAME_BYTES: usize = 63;
+pub use api::names::MAX_NAME_BYTES;
+
 /// Names that a message about an unknown one offers.
 const MAX_SUGGESTIONS: usize = 3;
 
-/// Refuses a name that is not a letter or digit followed by up to 62 of letters, digits, `.`, `_`,
-/// `/` and `-`.
+/// Refuses a name that no branch can have.
 pub fn check(name: &str) -> Result<()> {
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let rest = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte));
-    if first && rest && name.len() <= MAX_NAME_BYTES {
+    if api::names::is_branch_name(name) {
         return Ok(());
     }
     let shown: String = name.chars().take(MAX_NAME_BYTES + 1).collect();

@@ -3,6 +3,7 @@
 use super::Branches;
 use crate::error::Result;
 use crate::secret::Secret;
+use api::percent::encode;
 
 /// Role whose password the server knows.
 const SUPERUSER: &str = "postgres";
@@ -30,18 +31,4 @@ impl Branches {
         );
         Ok(url.into())
     }
-}
-
-/// Percent-encodes all but the unreserved characters of RFC 3986.
-fn encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                encoded.push(char::from(byte))
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }
