@@ -14,6 +14,7 @@ use super::slot::{Due, Entry, Halt, Phase, Slot};
 use super::{Installation, OsUser};
 use crate::error::{Error, Result};
 use crate::locks::lock;
+use crate::storage::clock::whole_ms;
 use crate::storage::page::TimelineId;
 use crate::tasks;
 use std::collections::HashMap;
@@ -477,7 +478,7 @@ fn shutting_down() -> Error {
 }
 
 fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    whole_ms(since.elapsed())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What time it is: the machine's, unless a test sets it.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A clock, in nanoseconds since 1970.
 #[derive(Debug, Default)]
@@ -29,4 +29,9 @@ impl Clock {
 pub fn machine_ns() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// A duration in whole milliseconds, for logs.
+pub fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
 use crate::storage::check::require_catalog;
-use crate::storage::clock::Clock;
+use crate::storage::clock::{Clock, whole_ms};
 use crate::storage::disk::Disk;
 use crate::storage::index::versions::Retained;
 use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
@@ -376,7 +376,7 @@ impl Store {
         if self.catalog.is_needed(id) {
             timeline.begin_history();
         }
-        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = whole_ms(began.elapsed());
         tracing::info!(timeline = %id, files = slot.files.len(), duration_ms, "timeline opened");
         slot.timeline = Some(Arc::clone(&timeline));
         Ok(timeline)

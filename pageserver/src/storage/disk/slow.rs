@@ -1,5 +1,6 @@
 //! Says so in the log when something that others wait for took long.
 
+use crate::storage::clock::whole_ms;
 use std::time::{Duration, Instant};
 
 /// What takes longer is worth a line.
@@ -22,7 +23,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         if took >= SLOW {
-            let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            let duration_ms = whole_ms(took);
             tracing::warn!(what = self.what, duration_ms, "took long");
         }
     }

@@ -14,6 +14,7 @@ pub(in crate::storage) mod survey;
 use crate::error::{Kind, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{LaneRecord, Update};
+use crate::storage::clock::whole_ms;
 use crate::storage::layer::LayerId;
 use crate::storage::log::format::LaneKind;
 use crate::storage::page::{Position, TimelineId};
@@ -223,7 +224,7 @@ impl Maintenance {
                 store.merge(id, lane, range.clone(), &mut |bytes| pace.worked(bytes))
             }
         };
-        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = whole_ms(began.elapsed());
         match outcome {
             Ok(done) => {
                 tracing::debug!(timeline = %id, ?lane, ?plan, duration_ms, "lane kept in shape");
