@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 const GROUP_POLL: Duration = Duration::from_millis(2);
 const GROUP_LIMIT: Duration = Duration::from_secs(10);
 
-type Job = Box<dyn FnOnce() + Send>;
+type SpawnJob = Box<dyn FnOnce() + Send>;
 
 /// A process of ours. Dropped while it runs, it gets the signal it was spawned with; the runtime
 /// reaps it.
@@ -52,10 +52,10 @@ pub(crate) async fn spawn(
     answer.await.map_err(|_| gone())?
 }
 
-fn spawner() -> io::Result<&'static mpsc::Sender<Job>> {
-    static SPAWNER: OnceLock<Option<mpsc::Sender<Job>>> = OnceLock::new();
+fn spawner() -> io::Result<&'static mpsc::Sender<SpawnJob>> {
+    static SPAWNER: OnceLock<Option<mpsc::Sender<SpawnJob>>> = OnceLock::new();
     let sender = SPAWNER.get_or_init(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
+        let (sender, jobs) = mpsc::channel::<SpawnJob>();
         let run = move || jobs.into_iter().for_each(|job| job());
         let thread = std::thread::Builder::new().name("spawner".to_owned()).spawn(run);
         thread.is_ok().then_some(sender)

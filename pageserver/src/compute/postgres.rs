@@ -3,7 +3,7 @@
 
 use super::child::{self, OwnedChild};
 use super::data_directory;
-use super::lines::{LAST_LINES_LIMIT, Tail, read_lines};
+use super::lines::{LAST_LINES_LIMIT, LogTail, read_lines};
 use super::settings::{self, Situation};
 use super::user::OsUser;
 use super::{Installation, processes, tool};
@@ -30,7 +30,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Postgres {
     child: OwnedChild,
-    tail: Tail,
+    tail: LogTail,
     log: JoinHandle<()>,
     data: PathBuf,
 }
@@ -49,7 +49,7 @@ impl Postgres {
         let mut child = child::spawn(command, user, Signal::SIGQUIT).await.map_err(|e| {
             Error::io(format_args!("run {}/postgres", installation.bin.display()), &e)
         })?;
-        let tail = Tail::default();
+        let tail = LogTail::default();
         let (kept, stderr, timeline) = (tail.clone(), child.take_stderr(), situation.timeline);
         let log = tokio::spawn(async move {
             if let Some(stderr) = stderr {

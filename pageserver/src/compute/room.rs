@@ -2,7 +2,7 @@
 //! for another.
 
 use super::processes;
-use super::slot::{Halt, Phase, Slot};
+use super::slot::{ComputeSlot, Halt, Phase};
 use crate::error::{Error, Result};
 use crate::tasks;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ impl Room {
     /// nobody has used for the longest time is stopped; `all` lists the computes.
     pub(crate) async fn place(
         &self,
-        all: impl Fn() -> Vec<Arc<Slot>>,
+        all: impl Fn() -> Vec<Arc<ComputeSlot>>,
     ) -> Result<OwnedSemaphorePermit> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -77,7 +77,7 @@ impl Room {
 }
 
 /// Begins to stop the compute that has been idle the longest, if any is.
-async fn stop_least_recently_used(all: Vec<Arc<Slot>>) -> Option<Arc<Slot>> {
+async fn stop_least_recently_used(all: Vec<Arc<ComputeSlot>>) -> Option<Arc<ComputeSlot>> {
     let mut idle: Vec<_> =
         all.into_iter().filter_map(|slot| Some((slot.state().idle_since()?, slot))).collect();
     idle.sort_by_key(|(since, _)| *since);

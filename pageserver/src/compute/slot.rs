@@ -42,7 +42,7 @@ pub(crate) enum Phase {
 
 /// A phase and what decides the next one.
 #[derive(Clone, Debug)]
-pub(crate) struct State {
+pub(crate) struct SlotState {
     pub(crate) phase: Phase,
     /// Counts starts, so that a waiter can tell "not yet" from "already again".
     generation: u64,
@@ -53,13 +53,13 @@ pub(crate) struct State {
 
 /// One timeline's compute.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct ComputeSlot {
     pub(crate) timeline: TimelineId,
-    state: watch::Sender<State>,
+    state: watch::Sender<SlotState>,
 }
 
 /// What a waker finds.
-pub(crate) enum Entry {
+pub(crate) enum Admission {
     /// It runs, and stays awake for this lease.
     Ready(Lease),
     /// It was at rest: the caller must start it, as this generation.
@@ -85,16 +85,16 @@ pub(crate) enum Halt {
 
 /// What the task of a running compute has to do next.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Due {
+pub(crate) enum ComputeDue {
     /// Stop was asked for.
     Stop,
     /// Nobody held a lease for the suspend time.
     Idle,
 }
 
-impl Slot {
+impl ComputeSlot {
     pub(crate) fn new(timeline: TimelineId) -> Self {
-        let state = State {
+        let state = SlotState {
             phase: Phase::Suspended,
             generation: 0,
             leases: 0,
@@ -105,13 +105,13 @@ impl Slot {
     }
 
     /// A copy of the state now.
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> SlotState {
         self.state.borrow().clone()
     }
 
     /// Takes a lease, or finds out what to wait for; a slot at rest is `Starting` afterwards.
-    pub(crate) fn enter(self: &Arc<Self>) -> Entry {
-        let mut entry = Entry::Retired;
+    pub(crate) fn enter(self: &Arc<Self>) -> Admission {
+        let mut entry = Admission::Retired;
         self.state.send_if_modified(|state| {
             if state.retired {
                 return false;
@@ -119,24 +119,24 @@ impl Slot {
             entry = match &state.phase {
                 Phase::Running(socket) => {
                     state.leases += 1;
-                    Entry::Ready(Lease { slot: self.clone(), socket: socket.clone() })
+                    Admission::Ready(Lease { slot: self.clone(), socket: socket.clone() })
                 }
-                Phase::Starting => Entry::Wait(state.generation),
-                Phase::Stopping => Entry::Stopping(state.generation),
+                Phase::Starting => Admission::Wait(state.generation),
+                Phase::Stopping => Admission::Stopping(state.generation),
                 Phase::Suspended | Phase::Failed(_) => {
                     state.phase = Phase::Starting;
                     state.generation += 1;
-                    Entry::Start(state.generation)
+                    Admission::Start(state.generation)
                 }
             };
-            matches!(entry, Entry::Start(_))
+            matches!(entry, Admission::Start(_))
         });
         entry
     }
 
     /// Waits until start `generation` is over; its error if it failed.
     pub(crate) async fn started(&self, generation: u64) -> Result<(), Error> {
-        let over = |state: &State| {
+        let over = |state: &SlotState| {
             state.generation > generation || !matches!(state.phase, Phase::Starting)
         };
         let state = self.wait_for(over).await;
@@ -151,7 +151,7 @@ impl Slot {
         self.wait_for(|state| state.generation > generation || state.at_rest()).await;
     }
 
-    async fn wait_for(&self, wanted: impl FnMut(&State) -> bool) -> State {
+    async fn wait_for(&self, wanted: impl FnMut(&SlotState) -> bool) -> SlotState {
         let mut receiver = self.state.subscribe();
         // The sender is `self`, so the channel cannot close while we wait.
         match receiver.wait_for(wanted).await {
@@ -223,12 +223,12 @@ impl Slot {
 
     /// Waits until the running compute has to be looked at. A `suspend_after` of zero means never
     /// idle.
-    pub(crate) async fn due(&self, suspend_after: Duration) -> Due {
+    pub(crate) async fn due(&self, suspend_after: Duration) -> ComputeDue {
         let mut receiver = self.state.subscribe();
         loop {
             let state = receiver.borrow_and_update().clone();
             if !matches!(state.phase, Phase::Running(_)) {
-                return Due::Stop;
+                return ComputeDue::Stop;
             }
             let idle = async {
                 if state.leases > 0 || suspend_after.is_zero() {
@@ -239,7 +239,7 @@ impl Slot {
             tokio::select! {
                 biased;
                 _ = receiver.changed() => {}
-                () = idle => return Due::Idle,
+                () = idle => return ComputeDue::Idle,
             }
         }
     }
@@ -260,7 +260,7 @@ impl Slot {
     }
 }
 
-impl State {
+impl SlotState {
     /// Since when a running compute has had no lease.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         (matches!(self.phase, Phase::Running(_)) && self.leases == 0).then_some(self.idle_since)
@@ -275,7 +275,7 @@ impl State {
 /// Keeps a compute awake while it exists: one per connection.
 #[derive(Debug)]
 pub struct Lease {
-    slot: Arc<Slot>,
+    slot: Arc<ComputeSlot>,
     socket: Arc<Path>,
 }
 
@@ -301,17 +301,17 @@ impl Drop for Lease {
 mod tests {
     use super::*;
 
-    fn running() -> Arc<Slot> {
-        let slot = Arc::new(Slot::new(TimelineId(1)));
-        assert!(matches!(slot.enter(), Entry::Start(1)));
-        assert!(matches!(slot.enter(), Entry::Wait(1)));
+    fn running() -> Arc<ComputeSlot> {
+        let slot = Arc::new(ComputeSlot::new(TimelineId(1)));
+        assert!(matches!(slot.enter(), Admission::Start(1)));
+        assert!(matches!(slot.enter(), Admission::Wait(1)));
         slot.running(PathBuf::from("/s"));
         slot
     }
 
-    fn lease(slot: &Arc<Slot>) -> Lease {
+    fn lease(slot: &Arc<ComputeSlot>) -> Lease {
         match slot.enter() {
-            Entry::Ready(lease) => lease,
+            Admission::Ready(lease) => lease,
             _ => panic!("not running: {:?}", slot.state()),
         }
     }
@@ -327,10 +327,10 @@ mod tests {
         assert!(due.is_err() && !slot.stop_if_idle(SUSPEND), "a lease was out");
         let given_back = Instant::now();
         let (due, ()) = tokio::join!(slot.due(SUSPEND), async { drop(two) });
-        assert_eq!(due, Due::Idle);
+        assert_eq!(due, ComputeDue::Idle);
         assert!(given_back.elapsed() >= SUSPEND);
         assert!(slot.stop_if_idle(SUSPEND));
-        assert!(matches!(slot.enter(), Entry::Stopping(1)));
+        assert!(matches!(slot.enter(), Admission::Stopping(1)));
     }
 
     #[tokio::test]
@@ -345,16 +345,16 @@ mod tests {
         let slot = running();
         let _lease = lease(&slot);
         let (due, halt) = tokio::join!(slot.due(SUSPEND), async { slot.ask_to_stop() });
-        assert_eq!((due, halt), (Due::Stop, Halt::Stopping(1)));
+        assert_eq!((due, halt), (ComputeDue::Stop, Halt::Stopping(1)));
     }
 
     #[tokio::test]
     async fn a_failed_start_fails_its_wakers_and_the_next_one_starts_again() {
-        let slot = Arc::new(Slot::new(TimelineId(1)));
-        assert!(matches!(slot.enter(), Entry::Start(1)));
+        let slot = Arc::new(ComputeSlot::new(TimelineId(1)));
+        assert!(matches!(slot.enter(), Admission::Start(1)));
         slot.rest(Some(Error::unavailable("compute_failed", "no")));
         assert_eq!(slot.started(1).await.unwrap_err().detail, "no");
-        assert!(matches!(slot.enter(), Entry::Start(2)));
+        assert!(matches!(slot.enter(), Admission::Start(2)));
     }
 
     #[tokio::test]
@@ -366,6 +366,6 @@ mod tests {
         slot.rested(1).await;
         assert_eq!(slot.ask_to_stop(), Halt::AtRest);
         assert!(slot.retire(false));
-        assert!(matches!(slot.enter(), Entry::Retired));
+        assert!(matches!(slot.enter(), Admission::Retired));
     }
 }

@@ -10,7 +10,7 @@ use super::postgres::Postgres;
 use super::room::{self, Room, has_clients};
 use super::settings::{ManagedFiles, SOCKET_FILE, Situation};
 pub use super::slot::{ComputeState, Lease};
-use super::slot::{Due, Entry, Halt, Phase, Slot};
+use super::slot::{ComputeDue, Admission, Halt, Phase, ComputeSlot};
 use super::{Installation, OsUser};
 use crate::error::{Error, Result};
 use crate::locks::lock;
@@ -108,7 +108,7 @@ pub struct Supervisor {
     directories: Arc<dyn DataDirectories>,
     managed: ManagedFiles,
     records: Records,
-    slots: Mutex<HashMap<TimelineId, Arc<Slot>>>,
+    slots: Mutex<HashMap<TimelineId, Arc<ComputeSlot>>>,
     starts: Semaphore,
     room: Room,
     /// True once the server shuts down: no start any more, and those under way end.
@@ -152,14 +152,14 @@ impl Supervisor {
         loop {
             let slot = self.slot(timeline)?;
             match slot.enter() {
-                Entry::Ready(lease) => return Ok(lease),
-                Entry::Start(generation) => {
+                Admission::Ready(lease) => return Ok(lease),
+                Admission::Start(generation) => {
                     tokio::spawn(self.clone().live(slot.clone()));
                     slot.started(generation).await?;
                 }
-                Entry::Wait(generation) => slot.started(generation).await?,
-                Entry::Stopping(generation) => slot.rested(generation).await,
-                Entry::Retired => tokio::task::yield_now().await,
+                Admission::Wait(generation) => slot.started(generation).await?,
+                Admission::Stopping(generation) => slot.rested(generation).await,
+                Admission::Retired => tokio::task::yield_now().await,
             }
         }
     }
@@ -225,7 +225,7 @@ impl Supervisor {
         }
     }
 
-    fn slot(&self, timeline: TimelineId) -> Result<Arc<Slot>> {
+    fn slot(&self, timeline: TimelineId) -> Result<Arc<ComputeSlot>> {
         let mut slots = lock(&self.slots);
         if *self.closing.borrow() {
             return Err(shutting_down());
@@ -237,7 +237,7 @@ impl Supervisor {
                 format!("timeline {timeline} was dropped by a reset or deletion; connect again");
             return Err(Error::unavailable(DROPPED, detail));
         }
-        let slot = slots.entry(timeline).or_insert_with(|| Arc::new(Slot::new(timeline)));
+        let slot = slots.entry(timeline).or_insert_with(|| Arc::new(ComputeSlot::new(timeline)));
         Ok(slot.clone())
     }
 
@@ -249,7 +249,7 @@ impl Supervisor {
     }
 
     /// The life of one compute, from start to rest.
-    async fn live(self: Arc<Self>, slot: Arc<Slot>) {
+    async fn live(self: Arc<Self>, slot: Arc<ComputeSlot>) {
         let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await
         {
             Ok(place) => self.start(&slot).await.map(|postgres| (postgres, place)),
@@ -273,7 +273,7 @@ impl Supervisor {
         self.retire(slot.timeline, refused);
     }
 
-    async fn start(self: &Arc<Self>, slot: &Slot) -> Result<Postgres> {
+    async fn start(self: &Arc<Self>, slot: &ComputeSlot) -> Result<Postgres> {
         let asked = Instant::now();
         let mut closing = self.closing.subscribe();
         let closed = async move {
@@ -379,7 +379,7 @@ impl Supervisor {
     }
 
     /// Watches a running compute to its end; the error if it died by itself.
-    async fn tend(&self, slot: &Slot, postgres: &mut Postgres) -> Option<Error> {
+    async fn tend(&self, slot: &ComputeSlot, postgres: &mut Postgres) -> Option<Error> {
         let socket = self.sockets(slot.timeline).join(SOCKET_FILE);
         loop {
             let due = tokio::select! {
@@ -391,9 +391,9 @@ impl Supervisor {
                 }
                 due = slot.due(self.config.suspend_after) => due,
             };
-            if due == Due::Idle && has_clients(socket.clone()).await {
+            if due == ComputeDue::Idle && has_clients(socket.clone()).await {
                 slot.touch();
-            } else if due == Due::Stop || slot.stop_if_idle(self.config.suspend_after) {
+            } else if due == ComputeDue::Stop || slot.stop_if_idle(self.config.suspend_after) {
                 break;
             }
         }
@@ -430,7 +430,7 @@ impl Supervisor {
 }
 
 /// Stops whatever runs in `slot`, a start that is under way included, and waits until it rests.
-async fn stop(slot: &Slot) {
+async fn stop(slot: &ComputeSlot) {
     loop {
         match slot.ask_to_stop() {
             Halt::AtRest => return,
