@@ -7,10 +7,10 @@
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
 use api::types::CreateBranch;
-use coppice::{Directory, Server, eventually, processes};
+use coppice::{Directory, LIMIT, Server, eventually, processes};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::NoTls;
 
 fn number(name: &str, default: usize) -> usize {
@@ -73,6 +73,16 @@ impl Taken {
             store_mib: usize::try_from(files_in(&below.join("store")) >> 20).unwrap(),
         }
     }
+
+    /// Whether nothing is left of so many rounds since `before`.
+    fn is_within(&self, before: &Self, rounds: usize) -> bool {
+        self.files <= before.files + 4
+            && self.threads <= before.threads + 4
+            && self.postgres <= before.postgres
+            && (self.mounts, self.shared_memory) == (before.mounts, before.shared_memory)
+            && self.memory_kib <= before.memory_kib + 16 * 1024 + rounds
+            && self.store_mib <= before.store_mib + 64
+    }
 }
 
 #[test]
@@ -108,17 +118,14 @@ fn nothing_is_left_of_branches_that_come_and_go() {
         }
     }
     rest();
-    let after = Taken::by(&server);
+    // On a busy machine the last of them take longer.
+    let (mut after, deadline) = (Taken::by(&server), Instant::now() + LIMIT);
+    while !after.is_within(&before, rounds) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(500));
+        after = Taken::by(&server);
+    }
     println!("before {rounds} rounds: {before:?}\nafter: {after:?}");
-    assert!(after.files <= before.files + 4, "files: {before:?} {after:?}");
-    assert!(after.threads <= before.threads + 4, "threads: {before:?} {after:?}");
-    assert!(after.postgres <= before.postgres, "processes: {before:?} {after:?}");
-    assert_eq!((after.mounts, after.shared_memory), (before.mounts, before.shared_memory));
-    assert!(
-        after.memory_kib <= before.memory_kib + 16 * 1024 + rounds,
-        "memory: {before:?} {after:?}"
-    );
-    assert!(after.store_mib <= before.store_mib + 64, "disk: {before:?} {after:?}");
+    assert!(after.is_within(&before, rounds), "{before:?} grew to {after:?}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Clients that are slow, silent, too many or too big: each is hung up on in time, and the others
-//! are served.
+//! Clients that are slow, silent, too many or too big: the server hangs up on each after its limit,
+//! and serves the others.
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use coppice::{Server, eventually, postgres_program};
+use coppice::{LIMIT, Server, eventually, postgres_program};
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy::Limits;
 use std::io::{ErrorKind, Read, Write};
@@ -17,8 +17,10 @@ const API_CONNECTIONS: usize = 512;
 const API_HEAD: Duration = Duration::from_secs(30);
 const API_BODY: Duration = Duration::from_secs(10);
 const API_UNREAD: Duration = Duration::from_secs(30);
-/// How much later than its limit something may end on a busy machine.
-const SLACK: Duration = Duration::from_secs(15);
+/// Answers that nobody reads are at most in buffers of the kernel, which hold less than this.
+const BUFFERED_BYTES: usize = 64 << 20;
+/// The server gives up an unread answer so much after its limit, also on a busy machine.
+const UNREAD_SLACK: Duration = Duration::from_secs(15);
 
 fn api_address(server: &Server) -> SocketAddr {
     server.api.trim_start_matches("http://").parse().unwrap()
@@ -32,7 +34,7 @@ fn drip(address: SocketAddr, bytes: &[u8], drip: &[u8]) -> (Duration, Vec<u8>) {
     stream.write_all(bytes).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let (mut rest, mut said, mut buffer) = (drip.iter(), Vec::new(), [0; 4096]);
-    while began.elapsed() < Duration::from_secs(120) {
+    while began.elapsed() < 2 * LIMIT {
         match stream.read(&mut buffer) {
             Ok(0) => return (began.elapsed(), said),
             Ok(length) => said.extend_from_slice(&buffer[..length]),
@@ -48,15 +50,15 @@ fn drip(address: SocketAddr, bytes: &[u8], drip: &[u8]) -> (Duration, Vec<u8>) {
     panic!("nobody hung up; it said {:?}", String::from_utf8_lossy(&said));
 }
 
-/// Runs all at the same time; each is hung up on within `limit`, not much sooner, and told `words`
-/// if any.
+/// Runs all at the same time. The server hangs up on each not much sooner than `limit` and not much
+/// later than it has to, and tells each `words`, if any.
 fn all_hung_up(address: SocketAddr, limit: Duration, clients: &[(&str, &[u8], &[u8], &str)]) {
     std::thread::scope(|scope| {
         for (what, first, slow, words) in clients {
             scope.spawn(move || {
                 let (after, said) = drip(address, first, slow);
                 let said = String::from_utf8_lossy(&said);
-                let in_time = (limit.mul_f64(0.8)..limit + SLACK).contains(&after);
+                let in_time = (limit.mul_f64(0.8)..limit + LIMIT).contains(&after);
                 assert!(in_time && said.contains(words), "{what}: after {after:?}, told {said:?}");
             });
         }
@@ -120,7 +122,7 @@ fn slow_clients_of_the_api_are_hung_up_on() {
                 let mut stream = TcpStream::connect(address).unwrap();
                 let began = Instant::now();
                 stream.write_all(first.as_bytes()).unwrap();
-                stream.set_read_timeout(Some(API_BODY + SLACK)).unwrap();
+                stream.set_read_timeout(Some(API_BODY + LIMIT)).unwrap();
                 let mut answer = [0; 12];
                 stream.read_exact(&mut answer).unwrap();
                 assert_eq!(&answer, b"HTTP/1.1 408", "{what}");
@@ -157,8 +159,8 @@ fn heads_and_bodies_without_end_are_cut_off() {
         ("path", &"GET /".to_owned(), &piece[..], "431", 16 << 20),
     ] {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_write_timeout(Some(SLACK)).unwrap();
-        stream.set_read_timeout(Some(SLACK)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.write_all(first.as_bytes()).unwrap();
         let mut sent = 0;
         while sent < 200 << 20 && stream.write_all(piece).is_ok() {
@@ -205,9 +207,10 @@ fn silent_connections_keep_nobody_out_of_the_proxy_for_long() {
         session.wait().unwrap().success() && out.contains("still here"),
         "a session goes on: {out}"
     );
-    assert!(server.sql("main", "select 1").is_err());
+    let kept_out = server.sql("main", "select 1").is_err();
+    assert!(kept_out || began.elapsed() > startup, "silent connections kept nobody out");
     while server.sql("main", "select 1").is_err() {
-        assert!(began.elapsed() < startup + SLACK, "kept out for {:?}", began.elapsed());
+        assert!(began.elapsed() < startup + LIMIT, "kept out for {:?}", began.elapsed());
         sleep(Duration::from_millis(200));
     }
     drop(held);
@@ -217,14 +220,14 @@ fn silent_connections_keep_nobody_out_of_the_proxy_for_long() {
 fn idle_connections_keep_nobody_out_of_the_api_for_long() {
     let server = Server::start();
     let client = server.client();
+    let began = Instant::now();
     let mut held = silent(api_address(&server), API_CONNECTIONS);
     for stream in held.iter_mut().step_by(2) {
         // Answered, and then kept open.
         stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     }
-    let began = Instant::now();
     while client.list().is_err() {
-        assert!(began.elapsed() < API_HEAD + SLACK, "kept out for {:?}", began.elapsed());
+        assert!(began.elapsed() < API_HEAD + LIMIT, "kept out for {:?}", began.elapsed());
     }
     assert!(began.elapsed() > API_HEAD / 2, "the limit was not reached: {:?}", began.elapsed());
     assert_eq!(server.sql("main", "select 1").unwrap(), "1", "the proxy is another matter");
@@ -244,18 +247,20 @@ fn an_answer_that_nobody_reads_is_given_up() {
         asked += 1;
         assert!(asked < 1000, "the server reads on");
     }
-    sleep(API_UNREAD + SLACK);
-    stream.set_read_timeout(Some(SLACK)).unwrap();
-    let (mut buffer, began) = (vec![0; 1 << 20], Instant::now());
+    sleep(API_UNREAD + UNREAD_SLACK);
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let (mut buffer, mut received) = (vec![0; 1 << 20], 0);
     let ended = loop {
         match stream.read(&mut buffer) {
             Ok(0) => break true,
-            Ok(_) if began.elapsed() > SLACK => break false,
-            Ok(_) => {}
+            Ok(count) => received += count,
             Err(error) => break error.kind() == ErrorKind::ConnectionReset,
         }
+        if received > BUFFERED_BYTES {
+            break false;
+        }
     };
-    assert!(ended, "the connection is still open");
+    assert!(ended, "the connection is still open, and {received} bytes came");
 }
 
 /// A `psql` whose output nobody has read yet.
@@ -313,7 +318,7 @@ fn results_that_nobody_reads_stay_in_postgres() {
         server.sql("main", "select sum(i) from generate_series(1, 1000) i").unwrap(),
         "500500"
     );
-    assert!(began.elapsed() < Duration::from_secs(5), "others waited {:?}", began.elapsed());
+    assert!(began.elapsed() < LIMIT, "others waited {:?}", began.elapsed());
     for client in &mut clients {
         client.kill().unwrap();
         client.wait().unwrap();

@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use coppice::{Server, Source};
+use coppice::{LIMIT, Server, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -348,7 +348,7 @@ fn imports_are_followed_by_their_id() {
     let id = started.json()["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/imports/{id}");
     assert_eq!(started.headers["location"], path.as_str());
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     let done = loop {
         let import = api.call("GET", &path, "").json();
         assert_eq!(import["name"], "copy");

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 const SOURCE: TimelineId = TimelineId(1);
 const COPY: TimelineId = TimelineId(2);
-const SOON: Duration = Duration::from_secs(60);
+/// Only a hang takes longer.
+const SOON: Duration = Duration::from_secs(120);
 
 /// Puts every import into timeline [`COPY`] on an ordinary file system.
 struct Target {

@@ -20,6 +20,9 @@ use super::*;
 use crate::end::close;
 use crate::tls::Tls;
 
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// How a client speaks to the proxy.
 #[derive(Clone, Copy, Debug)]
 enum By {
@@ -152,7 +155,7 @@ async fn a_goodbye_that_comes_along_with_a_question_counts() {
             say(&mut client);
             client.flush().await.unwrap();
         }
-        let question = tokio::time::timeout(Duration::from_secs(20), all(&mut server)).await;
+        let question = tokio::time::timeout(PATIENCE, all(&mut server)).await;
         assert_eq!(question.expect("the end is passed on"), b"question", "early: {early}");
         server.write_all(b"answer").await.unwrap();
         drop(server);
@@ -266,7 +269,7 @@ async fn nothing_is_lost_when_both_sides_send_more_than_the_other_takes() {
         let up = passes(&mut to_client, &mut from_server, &question);
         let down = passes(&mut to_server, &mut from_client, &answer);
         let both = async { tokio::join!(up, down) };
-        tokio::time::timeout(Duration::from_secs(60), both).await.expect("all of it comes");
+        tokio::time::timeout(PATIENCE, both).await.expect("all of it comes");
         drop((from_client, to_client, from_server, to_server));
         let (end, monitor) = ended.await.unwrap();
         assert!(matches!(end, End::Closed(_)), "{by:?}: {end}");

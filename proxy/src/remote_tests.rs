@@ -115,11 +115,11 @@ async fn keeps_a_branch_awake_while_a_session_lives() {
     let (url, requests) = serve(3);
     let remote = remote(&url);
     let name = Target::from(Selector::Name("main".into()));
+    let before = Instant::now();
     let first = remote.acquire(&name).await.unwrap();
     let second = remote.acquire(&name).await.unwrap();
     assert_eq!(remote.beats.lock().unwrap().len(), 1, "one beat for both");
     drop(first);
-    let before = Instant::now();
     let lines = tokio::task::spawn_blocking(|| requests.join().unwrap()).await.unwrap();
     assert_eq!(lines.last().unwrap(), "POST /v1/branches/main/wake HTTP/1.1");
     assert!(before.elapsed() >= INTERVAL / 2, "the third came from the beat");

@@ -14,7 +14,7 @@ use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// What takes longer does not end.
-const NEVER: Duration = Duration::from_secs(60);
+const NEVER: Duration = Duration::from_secs(120);
 
 impl World {
     /// What a sync of these lanes of a branch makes durable if it begins now.

@@ -2,7 +2,7 @@
 //!
 //! Nothing works in the background here: what is synced is what the test asked for.
 
-use super::Directory;
+use super::{Directory, LIMIT};
 use pageserver::branches::Branches;
 pub use pageserver::fs::mount::IoUring;
 use pageserver::fs::mount::{Mount, Places};
@@ -91,7 +91,7 @@ impl Volume {
             }
         }
         // The kernel forgets what it knew of the directories in its own time.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
         while !self.store.open_timelines().is_empty() && Instant::now() < deadline {
             self.store.close_unused();
             std::thread::sleep(Duration::from_millis(10));

@@ -23,10 +23,15 @@ struct Toy {
     word: String,
 }
 
-/// A server with toy routes; `slow` is told when its work is done.
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A server with toy routes. `begun` is told when the handler of `/slow` begins, `slow` when its
+/// work is done.
 struct Server {
     address: std::net::SocketAddr,
     metrics: Arc<Metrics>,
+    begun: Arc<Notify>,
     slow: Arc<Notify>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -37,8 +42,10 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (metrics, slow) = (Arc::new(Metrics::new()), Arc::new(Notify::new()));
-        let done = Arc::clone(&slow);
+        let begun = Arc::new(Notify::new());
+        let (begins, done) = (Arc::clone(&begun), Arc::clone(&slow));
         let work = move || async move {
+            begins.notify_one();
             tokio::time::sleep(Duration::from_millis(300)).await;
             done.notify_one();
             "done"
@@ -52,7 +59,7 @@ impl Server {
         let router = wrap(routes, Arc::clone(&metrics));
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(serve(listener, router, async { drop(stopped.await) }));
-        Self { address, metrics, slow, stop, task }
+        Self { address, metrics, begun, slow, stop, task }
     }
 
     /// Sends bytes and reads until the server closes.
@@ -171,9 +178,9 @@ async fn work_goes_on_when_the_client_hangs_up() {
     let server = Server::start().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    timeout(PATIENCE, server.begun.notified()).await.expect("the handler begins");
     drop(stream);
-    timeout(Duration::from_secs(5), server.slow.notified()).await.expect("the handler was dropped");
+    timeout(PATIENCE, server.slow.notified()).await.expect("the handler was dropped");
 }
 
 #[tokio::test]
@@ -182,12 +189,12 @@ async fn shutdown_lets_requests_finish_and_closes_idle_connections() {
     let _idle = TcpStream::connect(server.address).await.unwrap();
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    timeout(PATIENCE, server.begun.notified()).await.expect("the handler begins");
     server.stop.send(()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("done"), "{answer}");
-    timeout(Duration::from_secs(5), server.task).await.expect("serve did not return").unwrap();
+    timeout(PATIENCE, server.task).await.expect("serve did not return").unwrap();
     assert!(TcpStream::connect(server.address).await.is_err(), "still accepts");
 }
 

@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User, chown};
 use proxy::locks::lock;
 
+/// Longer than anything here takes unless it hangs, also on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Password of the role `postgres`, which has to authenticate with SCRAM.
 pub(crate) const PASSWORD: &str = "correct horse";
 /// Name of a role that needs no password, for tests that speak the protocol by hand.
@@ -166,7 +168,7 @@ fn run(command: &mut Command) {
 }
 
 fn wait_for(socket: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while UnixStream::connect(socket).is_err() {
         assert!(Instant::now() < deadline, "no server at {}", socket.display());
         std::thread::sleep(Duration::from_millis(20));

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
-use crate::postgres::{GUEST, PASSWORD};
-use crate::world::{PATIENCE, World, fatal, read_all, read_message, startup, until};
+use crate::postgres::{GUEST, PASSWORD, PATIENCE};
+use crate::world::{World, fatal, read_all, read_message, startup, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn passwords_are_checked_by_the_branch() {
@@ -41,14 +41,21 @@ async fn a_cancel_request_reaches_the_right_query() {
     let [first, second] = sleepers.map(|client| {
         tokio::spawn(async move { client.batch_execute("select pg_sleep(600)").await.unwrap_err() })
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    for (token, query) in tokens.into_iter().zip([first, second]).rev() {
+    let (mut requests, began) = (0, Instant::now());
+    for (token, mut query) in tokens.into_iter().zip([first, second]).rev() {
         assert!(!query.is_finished(), "only its own request cancels a query");
-        timeout(PATIENCE, token.cancel_query(NoTls)).await.unwrap().unwrap();
-        let error = timeout(PATIENCE, query).await.expect("the query ends").unwrap();
-        assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
+        // Postgres ignores a request that comes before the query has begun.
+        let ended = loop {
+            timeout(PATIENCE, token.cancel_query(NoTls)).await.unwrap().unwrap();
+            requests += 1;
+            if let Ok(ended) = timeout(Duration::from_secs(1), &mut query).await {
+                break ended;
+            }
+            assert!(began.elapsed() < PATIENCE, "the query never ends");
+        };
+        assert_eq!(ended.unwrap().code(), Some(&SqlState::QUERY_CANCELED));
     }
-    assert_eq!(world.metrics.cancels_total.load(Ordering::Relaxed), 2);
+    assert_eq!(world.metrics.cancels_total.load(Ordering::Relaxed), requests);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,11 +169,11 @@ async fn nothing_waits_for_a_client_that_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_that_cannot_be_reached_is_reported() {
-    let limits = Limits { wake: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits { wake: Duration::from_secs(1), ..Limits::default() };
     let world = World::with(limits).await;
     for (branch, text) in [
         ("broken", "cannot reach the Postgres of branch \"broken\""),
-        ("asleep", "not ready within 200ms"),
+        ("asleep", "not ready within 1s"),
     ] {
         let database = format!("app@{branch}");
         let bytes = world.exchange(&startup(0, &[("user", GUEST), ("database", &database)])).await;
@@ -180,7 +187,7 @@ async fn a_branch_that_cannot_be_reached_is_reported() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_closes_what_is_left_after_the_grace_period() {
-    let grace = Duration::from_secs(1);
+    let grace = Duration::from_secs(5);
     let mut world = World::with(Limits { grace, ..Limits::default() }).await;
     let mut session = world.dial().await;
     session.write_all(&startup(0, &[("user", GUEST), ("database", "app")])).await.unwrap();
@@ -194,14 +201,14 @@ async fn a_shutdown_closes_what_is_left_after_the_grace_period() {
     let stopped = world.stop();
     assert_eq!(fatal(&read_all(&mut waking).await).0, "57P01");
     assert_eq!(fatal(&read_all(&mut silent).await).0, "57P01");
-    assert!(started.elapsed() < grace, "who has no session is told at once");
+    let word = timeout(Duration::from_millis(10), session.read_u8()).await;
+    assert!(word.is_err(), "clients without a session are told before the session ends");
     let mut rest = Vec::new();
     timeout(PATIENCE, session.read_to_end(&mut rest))
         .await
         .expect("the session is closed")
         .unwrap();
     assert!(started.elapsed() >= grace, "it had its time");
-    assert!(started.elapsed() < 4 * grace, "and no more");
     drop(session);
     timeout(PATIENCE, stopped).await.expect("the proxy ends").unwrap();
     assert!(tokio::net::TcpStream::connect(world.address).await.is_err());

@@ -18,10 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, Error, NoTls};
 
-use crate::postgres::{Cluster, PASSWORD, bin};
-
-/// Longer than anything here takes unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::postgres::{Cluster, PASSWORD, PATIENCE, bin};
 
 /// A running proxy.
 pub(crate) struct World {

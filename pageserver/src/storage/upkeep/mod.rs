@@ -391,7 +391,7 @@ mod tests {
                 assert!(maintenance.pass(&store, &stop), "the log was sealed");
                 ended.send(()).unwrap();
             });
-            let outcome = end.recv_timeout(Duration::from_secs(20));
+            let outcome = end.recv_timeout(Duration::from_secs(120));
             stop.store(true, Ordering::Relaxed);
             assert!(outcome.is_ok(), "a pass over one lane does not end");
         });
