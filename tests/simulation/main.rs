@@ -1,13 +1,14 @@
 //! The page store on a simulated disk and clock, against a plain model, with everything drawn from
 //! one seed.
 //!
-//! Without arguments a fixed set of seeds. `--seconds N` goes on with fresh ones for so long,
-//! `--seed N` replays one: if it fails, it prints the shortest list of operations found that still
-//! fails. What a run does, and the order in which the store's work and its users' interleave,
-//! follows from the seed alone.
+//! Without arguments the simulation runs a fixed set of seeds. `--seconds N` runs fresh seeds for
+//! so long, `--runs N` runs so many, and `--seed N` replays one. When a seed fails, the simulation
+//! prints the shortest list of operations that still fails. The seed alone determines what a run
+//! does, and in which order the work of the store and that of its users interleave.
 //!
-//! With `--expect-failure` it tries the same seeds each time and succeeds when one fails: so a
-//! build with a deliberate defect (feature `sabotage`) shows that the simulation finds it.
+//! With `--expect-failure` the seeds count from 1, and the simulation succeeds when one of them
+//! fails. So a build with a deliberate defect (feature `sabotage`) shows that the simulation finds
+//! the defect, after the same number of runs on every machine.
 
 mod branch;
 mod files;
@@ -124,16 +125,16 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let began = Instant::now();
     let expected = arguments.iter().any(|argument| argument == "--expect-failure");
-    let (runs, tally, failure) = match (number("--seed"), number("--seconds")) {
-        (Some(seed), _) => search(|_| seed, |nth| nth > 0),
-        (None, Some(seconds)) => {
-            let now =
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-                    << 20;
-            let first = if expected { 1 } else { now };
+    let fresh =
+        || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) << 20;
+    let first = if expected { 1 } else { fresh() };
+    let (runs, tally, failure) = match (number("--seed"), number("--runs"), number("--seconds")) {
+        (Some(seed), ..) => search(|_| seed, |nth| nth > 0),
+        (None, Some(runs), _) => search(|nth| first + nth, |nth| nth >= runs),
+        (None, None, Some(seconds)) => {
             search(|nth| first + nth, |_| began.elapsed().as_secs() >= seconds)
         }
-        (None, None) => search(|nth| nth + 1, |nth| nth >= FIXED),
+        (None, None, None) => search(|nth| nth + 1, |nth| nth >= FIXED),
     };
     let Tally { operations, openings } = tally;
     println!(
