@@ -1,4 +1,4 @@
-//! Between what the store keeps of a file and what the kernel is told.
+//! Converts attributes between the store's form and that of the protocol.
 
 use crate::fs::nodes::MOUNT_ROOT;
 use crate::fs::owners::Owners;

@@ -14,31 +14,31 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What the mount is called in the system's list.
+/// Name of the mount in the system's list.
 const NAME: &str = "coppice";
 
-/// How long somebody may still be at the mount as it is taken away: `df`, or what watches the
-/// machine, is for a moment.
+/// How long a process may still use the mount while the server unmounts it: `df` or a monitor of the
+/// machine does for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often that is tried.
+/// Time between two attempts.
 const STEP: Duration = Duration::from_millis(10);
 
-/// A mount, which is taken away as this goes.
+/// A mount. Dropping the value unmounts it.
 pub(super) struct Mounted {
     at: PathBuf,
-    /// Whether there is nothing to be taken away any more.
+    /// Whether there is nothing left to unmount.
     left: bool,
 }
 
 impl Mounted {
-    /// Where it is.
+    /// Where the mount is.
     pub(super) fn at(&self) -> &Path {
         &self.at
     }
 
-    /// Unmounts what nobody uses any more. If it is in use after all, and stays so for a while, it
-    /// stays. What is there when it `is_gone` is let be: somebody else has unmounted it, and it may
-    /// be another mount.
+    /// Unmounts a mount that no process uses any more. The mount stays if a process still uses it
+    /// after some seconds. When the mount `is_gone`, somebody else has unmounted it, and another
+    /// mount may be in its place; this leaves that one alone.
     pub(super) fn unmount(&mut self, is_gone: impl Fn() -> bool) -> Result<()> {
         self.left = true;
         let deadline = Instant::now() + PATIENCE;
@@ -64,8 +64,8 @@ impl Drop for Mounted {
     }
 }
 
-/// Mounts at `mountpoint`, for everybody or for the user of this process. Permissions are checked
-/// by the kernel.
+/// Mounts at `mountpoint`, for everybody or for the user of this process. The kernel checks
+/// permissions.
 pub(super) fn mount_at(mountpoint: &Path, everybody: bool) -> io::Result<(File, Mounted)> {
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
@@ -131,7 +131,7 @@ fn cannot_unmount(mountpoint: &Path, error: &io::Error) -> Error {
     Error::unavailable("unmount_failed", format!("cannot unmount {at}: {error}{remedy}"))
 }
 
-/// Takes a mount away though it may be in use; false if that is not possible.
+/// Unmounts lazily, also a mount in use; false if that is not possible.
 pub(super) fn detach(mountpoint: &Path) -> bool {
     if umount2(mountpoint, MntFlags::MNT_DETACH).is_ok() {
         return true;

@@ -46,9 +46,9 @@ pub type Roots = Arc<RwLock<BTreeMap<String, Arc<Tree>>>>;
 
 /// Which of the two mounts an adapter serves.
 pub enum Side {
-    /// Data directories; where their write-ahead logs are shown apart.
+    /// Data directories.
     Data {
-        /// The other mount's directory.
+        /// Directory of the other mount, which shows their write-ahead logs.
         wal: PathBuf,
     },
     /// Write-ahead logs.
@@ -66,7 +66,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A file system showing this side of `roots` at `mountpoint`, whose own directory belongs to
+    /// A file system that shows this side of `roots` at `mountpoint`, whose own directory belongs to
     /// `owner`.
     pub fn new(
         side: Side,
@@ -79,7 +79,7 @@ impl Adapter {
     }
 
     fn node(&self, number: u64) -> TreeResult<Node> {
-        // The mount's own directory holds only trees; nothing is changed in it through the kernel.
+        // The mount's own directory holds only trees; no process changes it through the kernel.
         if number == MOUNT_ROOT {
             return Err(Errno::EPERM.into());
         }
@@ -103,7 +103,7 @@ impl Adapter {
         }
     }
 
-    /// Where an inode is shown that this mount shows a link to.
+    /// The target of the link that this mount shows in place of an inode.
     fn link_to_wal(&self, tree: &Tree, inode: u64) -> Option<PathBuf> {
         match &self.side {
             Side::Data { wal } if tree.wal_apart() == Some(inode) => {
@@ -168,12 +168,12 @@ impl Adapter {
         Ok(self.entry(&node.tree, inode, &attributes))
     }
 
-    /// The target to store for a symbolic link: relative if it leads into the same tree, refused if
-    /// it leads out, where branches would share what is there.
+    /// The target to store for a symbolic link. A link into the same tree becomes relative. A link
+    /// out of the tree is refused, since branches would share the file that it leads to.
     ///
-    /// A running Postgres may not give an absolute one at all: it logs the place of a new
-    /// tablespace, and a branch that replays this would find its parent's directory there. Tools
-    /// that work before it starts log nothing.
+    /// A running Postgres may give no absolute target at all: it logs the path of a new tablespace,
+    /// and a branch that replays the record would find its parent's directory there. Tools that work
+    /// before Postgres starts log nothing.
     fn link_target(&self, node: &Node, target: &Path) -> TreeResult<Vec<u8>> {
         let leads_out = || {
             tracing::warn!(
@@ -254,7 +254,7 @@ impl Adapter {
                 self.answer_when_durable(number, outcome, |outcome| reply_empty(reply, outcome));
             }
             Operation::Release | Operation::Destroy => reply.ok(),
-            // The mount was agreed upon before it is served.
+            // The session has answered this request before it serves the mount.
             Operation::Init(_) => reply.error(Errno::EIO),
             Operation::Unsupported => reply.error(Errno::ENOSYS),
         }
@@ -262,8 +262,8 @@ impl Adapter {
 
     fn lookup(&self, parent: u64, name: &OsStr, reply: Reply) {
         match self.look_up(parent, name) {
-            // Number 0 lets the kernel remember that there is nothing. In the mount's own directory
-            // names come without its doing, so there it asks again.
+            // Number 0 lets the kernel remember that there is no such name. In the mount's own
+            // directory names appear without the kernel's doing, so there it asks again.
             Err(TreeError::Errno(Errno::ENOENT)) if parent != MOUNT_ROOT => {
                 reply.body(ReplyBody::entry(&ShownInode { number: 0, ..mount_root(self.owner) }));
             }
@@ -276,7 +276,7 @@ impl Adapter {
         let nameless =
             node.tree.attributes(node.inode).is_ok_and(|attributes| attributes.links == 0);
         if nameless && let Err(error) = node.tree.reap(node.inode) {
-            // The inode stays, and goes when the timeline is opened the next time.
+            // The inode stays. The next opening of the timeline removes it.
             report(error);
         }
     }
@@ -484,7 +484,7 @@ impl Adapter {
     }
 }
 
-/// Adds a tree under `name`, or takes it away.
+/// Adds a tree under `name`, or removes the one there.
 pub fn set_root(roots: &Roots, name: &str, tree: Option<Arc<Tree>>) {
     let mut roots = write(roots);
     match tree {

@@ -32,27 +32,28 @@ use std::time::{Duration, Instant};
 /// How far the kernel reads ahead of a sequential reader. With 128 KiB, its default, there are four
 /// times as many requests.
 const READ_AHEAD_KIB: u32 = 512;
-/// What is done when a timeline is attached.
+/// What the mount does when it attaches a timeline, for messages.
 const PREPARE: &str = "prepare a data directory";
-/// Bytes that are read of a small file.
+/// Bytes that [`Mount::received_file`] reads.
 const FIRST_BYTES: u32 = 4096;
-/// Dead mounts on top of one another that are removed before something else must be wrong.
+/// The server removes so many dead mounts on top of one another; with more, something else is wrong.
 const MAX_STALE: usize = 16;
 
 /// When requests come over io_uring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum IoUring {
-    /// If the kernel has that switched on.
+    /// If io_uring is switched on in the kernel.
     Auto,
-    /// Switch it on in the kernel, which only root may; it stays on for other mounts too. If there
-    /// is none, do without.
+    /// Switch io_uring on in the kernel, which only root may; it stays on for other mounts too. Do
+    /// without if the kernel has none.
     On,
     /// Never.
     Off,
 }
 
 impl IoUring {
-    /// Switches it on for the machine if that is wanted. Whether requests can come so.
+    /// Switches io_uring on for the machine if the setting asks for that. Returns whether requests
+    /// can come over io_uring.
     pub fn prepare(self) -> bool {
         if self == Self::On
             && let Err(error) = ring::switch_on()
@@ -84,7 +85,7 @@ pub struct Mount {
     scratch: Option<Arc<ScratchDir>>,
     roots: Roots,
     served: Mutex<Vec<Served>>,
-    /// A lock for each, as opening one timeline may take long.
+    /// A lock for each timeline, since opening one may take long.
     attached: Mutex<HashMap<TimelineId, Arc<Mutex<Attached>>>>,
     /// Owner of all files in the store.
     owner: Owner,
@@ -105,7 +106,7 @@ impl Mount {
     /// Mounts the store. New data directories will belong to `owner`; if that is somebody else than
     /// the user of this process, everybody may enter the mounts and the kernel checks permissions.
     /// With `first_uid`, which only root may give, each timeline is shown to belong to a user of
-    /// its own. Where io_uring is wanted and cannot be had, it is done without.
+    /// its own. Where the kernel refuses io_uring, the mounts do without.
     pub fn new(
         store: Arc<Store>,
         places: Places<'_>,
@@ -117,7 +118,7 @@ impl Mount {
         let roots = Roots::default();
         let ring = io_uring.prepare();
         let sides = [(Side::Wal, &wal), (Side::Data { wal: wal.clone() }, &mountpoint)];
-        // If the second cannot be mounted, the first is unmounted as it goes.
+        // If the second cannot be mounted, dropping the first unmounts it.
         let served = sides.map(|(side, at)| Served::new(side, &store, &roots, at, owner, ring));
         let served = served.into_iter().collect::<Result<Vec<_>>>()?;
         let (served, attached) = (Mutex::new(served), Mutex::default());
@@ -125,7 +126,7 @@ impl Mount {
         Ok(Self { store, mountpoint, scratch, roots, served, attached, owner, first_uid })
     }
 
-    /// Makes a timeline reachable; returns its directory. One that was latched is opened anew.
+    /// Makes a timeline reachable; returns its directory. Opens a latched timeline anew.
     pub fn attach(&self, id: TimelineId) -> Result<PathBuf> {
         let entry = Arc::clone(lock(&self.attached).entry(id).or_default());
         let mut entry = lock(&entry);
@@ -171,7 +172,7 @@ impl Mount {
     }
 
     /// The tools are done with a new timeline: its directory is no longer reachable. They synced
-    /// what they wrote; the rest the kernel is asked for, without being sure that it waits.
+    /// what they wrote. For the rest this asks the kernel, which may not wait for all of it.
     pub fn filled(&self, id: TimelineId) -> Result<()> {
         let failed = |e| Error::io(format!("sync {}", self.mountpoint.display()), &e);
         let directory = fs::File::open(&self.mountpoint).map_err(failed)?;
@@ -194,7 +195,7 @@ impl Mount {
     }
 
     /// The first bytes of a file in an attached timeline's directory, as far as the kernel has
-    /// handed them over; nothing if it is not there. The mount is not used.
+    /// handed them over; empty if there is no such file. Does not go through the mount.
     pub fn received_file(&self, id: TimelineId, name: &[u8]) -> Option<Vec<u8>> {
         let entry = lock(&self.attached).get(&id).cloned()?;
         let directory = lock(&entry).name.clone()?;
@@ -204,8 +205,8 @@ impl Mount {
         Some(buffer[range].to_vec())
     }
 
-    /// Nobody uses the timeline's directory any more. It stays, and what the kernel cached of it,
-    /// so that coming back to it soon is cheap.
+    /// Notes that no process uses the timeline's directory any more. The directory stays, and with
+    /// it what the kernel cached, so that coming back soon is cheap.
     pub fn leave(&self, id: TimelineId) {
         let entry = lock(&self.attached).get(&id).cloned();
         if let Some(entry) = entry {
@@ -213,7 +214,7 @@ impl Mount {
         }
     }
 
-    /// Lets go of the directories that nobody has used for as long as `after`.
+    /// Detaches the timelines whose directories no process has used for as long as `after`.
     pub fn release_idle(&self, after: Duration) {
         let entries: Vec<_> =
             lock(&self.attached).iter().map(|(id, entry)| (*id, Arc::clone(entry))).collect();
@@ -225,7 +226,7 @@ impl Mount {
             let Some(name) = entry.name.clone() else { continue };
             let tree = read(&self.roots).get(&name).cloned();
             if let Some(Err(error)) = tree.map(|tree| tree.put_all_times()) {
-                // It is latched now, and opened anew when it is next used.
+                // The timeline is latched now. Its next use opens it anew.
                 tracing::error!(timeline = %id, %error, "times of files are lost");
             }
             self.hide(&name);
@@ -250,7 +251,7 @@ impl Mount {
             return Ok(());
         }
         served.into_iter().rev().map(Served::unmount).fold(Ok(()), Result::and)?;
-        // A latched timeline takes no more changes, and has said so.
+        // A latched timeline takes no more changes, and its failure is in the log.
         let trees = read(&self.roots);
         let healthy = trees.values().filter(|tree| tree.timeline().latched().is_none());
         healthy.map(|tree| tree.put_all_times()).fold(Ok(()), Result::and)
@@ -275,7 +276,7 @@ impl Served {
         let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let adapter =
             Arc::new(Adapter::new(side, Arc::clone(store), Arc::clone(roots), at.to_owned(), me));
-        // If it is not served after all, it is unmounted as what mounted it goes.
+        // If no session starts, dropping `mounted` unmounts.
         let mount = || device::mount_at(at, owner != me).map_err(|error| cannot_mount(at, &error));
         let (device, mounted) = mount()?;
         let served = match Session::start(&adapter, device, ring) {
@@ -302,8 +303,8 @@ impl Served {
     }
 }
 
-/// Has the kernel read further ahead, which only root may ask for: what a mount wishes as it begins
-/// can only make it less.
+/// Has the kernel read further ahead, which only root may ask for. A mount itself can only ask for
+/// less.
 fn read_ahead(mountpoint: &Path) -> io::Result<()> {
     use nix::sys::stat::{major, minor, stat};
     let device = stat(mountpoint)?.st_dev;
@@ -337,7 +338,7 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
 /// Removes the mounts that killed servers left behind, whose every use fails with "not connected".
 fn clear_stale(mountpoint: &Path) -> Result<()> {
     for _ in 0..MAX_STALE {
-        // Not the directory's attributes: those the kernel still knows and shows.
+        // Not the attributes of the directory, which the kernel still has in its cache.
         if statvfs(mountpoint).err() != Some(Errno::ENOTCONN) {
             return Ok(());
         }

@@ -26,6 +26,7 @@ struct Known {
     lookups: u64,
 }
 
+/// Both ways between numbers and inodes.
 #[derive(Default)]
 struct NodeTable {
     by_number: HashMap<u64, Known>,

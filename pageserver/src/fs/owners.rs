@@ -1,7 +1,7 @@
-//! Who owns a branch's files: in the store all of them belong to one user, and each compute is
-//! shown that they are its own.
+//! Who owns a branch's files. In the store all files belong to one user. The mount shows each
+//! compute that its files are its own.
 //!
-//! So a fork, which is made of the same records, has other owners than its parent, and no compute
+//! So a fork, which consists of the same records, has other owners than its parent, and no compute
 //! can enter the directory of another.
 
 use crate::error::{Error, Result};

@@ -77,7 +77,7 @@ impl Reply {
         self.send(ReplyData::Error(errno));
     }
 
-    /// That it was done.
+    /// Answers that the request was done.
     pub(super) fn ok(self) {
         self.body(ReplyBody::default());
     }
@@ -88,15 +88,15 @@ impl Reply {
         self.data(bytes, all);
     }
 
-    /// Part of a buffer.
+    /// Answers with part of a buffer.
     pub(super) fn data(mut self, buffer: Vec<u8>, range: Range<usize>) {
         self.send(ReplyData::Bytes(buffer, range));
     }
 
-    /// Nothing, as nobody waits.
+    /// Answers nothing, since no process waits.
     pub(super) fn none(mut self) {
         match self.target.take() {
-            // The thread goes on when it has an answer.
+            // The thread of the ring goes on only when it has an answer.
             Some(ReplyTo::Mailbox(mailbox)) => mailbox.put(ReplyData::Bytes(Vec::new(), 0..0)),
             Some(ReplyTo::Device(_)) | None => {}
         }
@@ -116,7 +116,7 @@ impl Reply {
         // The kernel takes an answer as a whole or not at all.
         if let Err(error) = device.write_vectored(&[IoSlice::new(&header), IoSlice::new(bytes)]) {
             match error.raw_os_error().map(Errno::from_raw) {
-                // Whoever asked was killed meanwhile, or the mount is gone.
+                // The process that asked was killed meanwhile, or the mount is gone.
                 Some(Errno::ENOENT | Errno::ENODEV) => {
                     tracing::debug!(%error, "nobody waits for an answer")
                 }
@@ -134,7 +134,7 @@ impl Drop for Reply {
     }
 }
 
-/// The error for the kernel. What went wrong below is logged here, where it ends.
+/// The error for the kernel. Logs an error of the store, which ends here.
 pub(super) fn report(error: TreeError) -> Errno {
     let errno = error.errno();
     if let TreeError::Store(error) = error {
@@ -145,8 +145,8 @@ pub(super) fn report(error: TreeError) -> Errno {
 
 fn report_store(error: &Error) {
     match error.code {
-        // Written back by the kernel after the branch was deleted, or refused since a failure that
-        // was logged.
+        // The kernel wrote back after the branch was deleted, or the timeline refuses changes since a
+        // failure that is in the log.
         "dropped" | "latched" => tracing::debug!(%error, "refused"),
         // A full disk latches too, and the kernel then tries each of thousands of pages.
         "disk_full" => tracing::debug!(%error, "refused"),

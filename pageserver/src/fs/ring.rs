@@ -1,7 +1,7 @@
 //! Requests over io_uring instead of reads and writes of `/dev/fuse`, where the kernel has that
-//! switched on: a request goes to a thread that waits for those of the processor it comes from, and
-//! the answer and the wait for the next one are one system call. How it works is in the kernel's
-//! `Documentation/filesystems/fuse/fuse-io-uring.rst`.
+//! switched on. The kernel gives a request to a thread that waits for requests of the CPU that the
+//! request comes from. The thread answers and waits for the next request with one system call. The
+//! kernel's `Documentation/filesystems/fuse/fuse-io-uring.rst` describes the protocol.
 
 use crate::fs::cpu::{Cpu, RequestCpus};
 use crate::fs::protocol::{self, HEADER_BYTES, Request, answer_header};
@@ -13,14 +13,14 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-/// Requests that one processor's queue has under way, on a machine with few.
+/// Requests that the queue of one CPU has under way, on a machine with few CPUs.
 const DEPTH: usize = 6;
 /// Threads of a mount; each has memory for the largest request.
 const MAX_THREADS: usize = 64;
-/// Fewer for each processor would hold one another up.
+/// Fewer threads for each CPU would hold one another up.
 const LEAST_DEPTH: usize = 4;
-/// Shared with the kernel beside what is transferred: header, fixed arguments, and which request it
-/// is.
+/// Bytes that a thread shares with the kernel beside the data: header, fixed arguments, and the
+/// number of the request.
 const SHARED_BYTES: usize = FIXED_OFFSET + FIXED_BYTES + 32;
 const FIXED_OFFSET: usize = 128;
 const FIXED_BYTES: usize = 128;
@@ -32,7 +32,7 @@ const COMMIT_AND_FETCH: u32 = 2;
 /// The kernel's switch.
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 
-/// Switches it on for all mounts that are made from now on.
+/// Switches io_uring on for all mounts that are made from now on.
 pub(super) fn switch_on() -> io::Result<()> {
     if is_switched_on() { Ok(()) } else { fs::write(SWITCH, "Y") }
 }
@@ -41,7 +41,7 @@ fn is_switched_on() -> bool {
     fs::read_to_string(SWITCH).is_ok_and(|value| value.starts_with(['Y', '1']))
 }
 
-/// Whether the kernel may be asked to; it offers it to each mount apart.
+/// Whether the kernel may offer io_uring, which it does to each mount apart.
 pub(super) fn is_possible() -> bool {
     is_switched_on()
         && processors().is_ok_and(|count| count * LEAST_DEPTH <= MAX_THREADS)
@@ -51,15 +51,14 @@ pub(super) fn is_possible() -> bool {
             .is_ok()
 }
 
-/// The processors that there may ever be. Each must have its threads before the first request is
-/// served.
+/// The CPUs that there may ever be. Each must have its threads before the first request is served.
 fn processors() -> io::Result<usize> {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible")?;
     let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
     last.map(|last| last + 1).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The processor of each thread that is to run.
+/// The CPU of each thread that is to run.
 pub(super) fn queues() -> io::Result<Vec<u16>> {
     let count = processors()?;
     let depth = DEPTH.min(MAX_THREADS / count.max(1));
@@ -75,7 +74,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Tells the kernel that this thread serves requests of a processor.
+    /// Tells the kernel that this thread serves requests of a CPU.
     pub(super) fn register(device: Arc<File>, queue: u16, max_bytes: usize) -> io::Result<Self> {
         let commands = Commands::new(device, SHARED_BYTES, max_bytes)?;
         let mut ring = Self { commands, queue, mailbox: Arc::default() };
@@ -96,7 +95,7 @@ impl Ring {
             outcome = if cpu.end(bytes) {
                 self.commands.run(COMMIT_AND_FETCH, &argument)
             } else {
-                // Whoever waits for the answer does not wait for the move.
+                // The process that waits for the answer does not wait for the move.
                 let handed_in = self.commands.begin(COMMIT_AND_FETCH, &argument);
                 cpu.change();
                 handed_in.and_then(|done| done.map_or_else(|| self.commands.wait(), Ok))
@@ -112,8 +111,8 @@ impl Ring {
         }
     }
 
-    /// Has the request that is there served, and puts the answer in its place; by what it is known,
-    /// and the bytes of data that came or go.
+    /// Serves the request in the shared memory, and puts the answer there. Returns the number by
+    /// which the kernel knows the request, and the bytes of data that came or go.
     fn answer(&mut self, serve: &impl Fn(Request<'_>, Reply)) -> (u64, usize) {
         let (header, body) = self.commands.parts();
         let number =
@@ -151,7 +150,7 @@ impl Ring {
     }
 }
 
-/// What a command is about: a request of a queue.
+/// The argument of a command, which names a request of a queue.
 fn argument(queue: u16, commit: u64) -> [u8; 24] {
     let mut bytes = [0; 24];
     bytes[8..16].copy_from_slice(&commit.to_ne_bytes());

@@ -57,14 +57,15 @@ enum Temporary {
 /// The temporary files of a tree.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// If there is none, their contents are where those of other files are.
+    /// Without one, the store keeps the contents like those of other files.
     dir: Option<Arc<ScratchDir>>,
     directories: Mutex<HashMap<u64, Temporary>>,
     files: Mutex<HashMap<u64, Arc<ScratchFile>>>,
 }
 
 impl ScratchDir {
-    /// The directory `path`, made if missing; none if the file system there has no nameless files.
+    /// Makes the directory `path` if it is missing. `None` if the file system there has no files
+    /// without a name.
     pub fn prepare(path: &Path) -> Option<Arc<Self>> {
         let made = DirBuilder::new()
             .recursive(true)
@@ -99,7 +100,7 @@ impl Drop for ScratchFile {
 }
 
 impl ScratchFile {
-    /// A new file; none if there are as many as may be.
+    /// Makes a file; `None` if there are as many as may be.
     fn make(dir: &Arc<ScratchDir>) -> io::Result<Option<Self>> {
         if dir.open.fetch_add(1, Ordering::SeqCst) >= dir.most {
             dir.open.fetch_sub(1, Ordering::SeqCst);
@@ -180,8 +181,8 @@ impl Scratch {
         !(holds || self.contents(inode).is_some()) || self.takes(directory, name)
     }
 
-    /// What is to keep the contents of a new file of this name; none if it is not temporary, or the
-    /// store has to keep them.
+    /// Makes the file for the contents of a new file of this name; `None` if the new file is not
+    /// temporary, or if the store has to keep its contents.
     pub(super) fn make(&self, directory: u64, name: &[u8]) -> Option<ScratchFile> {
         let dir = self.dir.as_ref().filter(|_| self.takes(directory, name))?;
         ScratchFile::make(dir).unwrap_or_else(|error| {
@@ -193,21 +194,21 @@ impl Scratch {
         })
     }
 
-    /// Has it keep the contents of the inode.
+    /// Keeps the contents of the inode in this file from now on.
     pub(super) fn keep(&self, inode: u64, contents: ScratchFile) {
         lock(&self.files).insert(inode, Arc::new(contents));
     }
 
-    /// What keeps the contents of the inode, if it is a temporary file.
+    /// The file with the contents of the inode, if the inode is a temporary file.
     pub(super) fn contents(&self, inode: u64) -> Option<Arc<ScratchFile>> {
         lock(&self.files).get(&inode).cloned()
     }
 
-    /// Lets go of what is known of an inode.
+    /// Forgets an inode, and drops its contents.
     pub(super) fn forget(&self, inode: u64) {
         lock(&self.directories).remove(&inode);
         let gone = lock(&self.files).remove(&inode);
-        // Not under the lock: a long file takes its time.
+        // Not under the lock: closing a long file takes its time.
         drop(gone);
     }
 }

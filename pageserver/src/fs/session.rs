@@ -19,23 +19,23 @@ use std::time::Duration;
 
 /// Threads that read requests from the device; some of them may be syncing.
 const THREADS: usize = MAX_INLINE + 2;
-/// Largest write that the kernel is asked to send at once.
+/// Largest write that the server asks the kernel to send at once.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;
-/// Room for that and what stands before it.
+/// Room for the largest write and the header before it.
 const BUFFER_BYTES: usize = MAX_TRANSFER_BYTES as usize + 4096;
 /// Requests that the kernel may have in flight in the background.
 const MAX_BACKGROUND: u16 = 64;
-/// Times in whole seconds, so that the kernel has a new one to report with a commit's sync once a
-/// second and not at every commit.
+/// Times are in whole seconds. So the kernel reports a new time with a commit's sync once a second
+/// and not at every commit.
 const TIME_STEP: Duration = Duration::from_secs(1);
-/// What the kernel must have.
+/// Abilities that the kernel must have.
 const NEEDED: u64 =
     flag::WRITEBACK_CACHE | flag::PARALLEL_DIROPS | flag::MAX_PAGES | flag::BIG_WRITES;
-/// What is used if the kernel has it. Links are cached, or that to the write-ahead log would be
-/// asked for with each file.
+/// Abilities that the mount uses if the kernel has them. The kernel caches links; otherwise it would
+/// ask for the link to the write-ahead log with each file.
 const WANTED: u64 = flag::ASYNC_READ | flag::CACHE_SYMLINKS | flag::INIT_EXT;
 
-/// A mount that is served.
+/// A mount, and the threads that serve it.
 pub(super) struct Session {
     device: Arc<File>,
     threads: Vec<JoinHandle<()>>,
@@ -43,7 +43,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Serves the mount of `device`; over io_uring if that is wanted and the kernel offers it.
+    /// Serves the mount of `device`, over io_uring if `io_uring` is set and the kernel offers it.
     pub(super) fn start(adapter: &Arc<Adapter>, device: File, io_uring: bool) -> io::Result<Self> {
         let device = Arc::new(device);
         let over_io_uring = agree(&device, io_uring)?;
@@ -51,7 +51,7 @@ impl Session {
         if over_io_uring {
             session.serve_rings(adapter)?;
         }
-        // What nobody waits for comes this way always.
+        // The kernel always sends requests that no process waits for this way.
         for nth in 0..if over_io_uring { 1 } else { THREADS } {
             let device = match nth {
                 0 => Arc::clone(&session.device),
@@ -74,7 +74,7 @@ impl Session {
         self.threads.iter().all(JoinHandle::is_finished)
     }
 
-    /// What tells the kernel something unasked.
+    /// A handle that notifies the kernel.
     pub(super) fn notifier(&self) -> Notifier {
         Notifier(Arc::clone(&self.device))
     }
@@ -82,7 +82,7 @@ impl Session {
     /// Waits for the threads of a mount that is gone.
     pub(super) fn join(self) -> io::Result<()> {
         let mut outcome = Ok(());
-        // All of them are waited for, also behind one that panicked.
+        // Waits for all threads, also behind one that panicked.
         for thread in self.threads {
             outcome = thread
                 .join()
@@ -104,8 +104,7 @@ impl Session {
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
         drop(sender);
-        // All are waited for, also behind one that failed: the mount must not go while others
-        // begin.
+        // Waits for all threads, also behind one that failed: the mount must not go while others begin.
         let outcomes: Vec<_> = receiver.iter().take(queues.len()).collect();
         if outcomes.len() < queues.len() {
             return Err(io::Error::other("a thread of the mount ended"));
@@ -114,11 +113,11 @@ impl Session {
     }
 }
 
-/// Tells the kernel something unasked.
+/// Notifies the kernel.
 pub(super) struct Notifier(Arc<File>);
 
 impl Notifier {
-    /// Lets it ask again for a name in a directory.
+    /// Has the kernel ask again for a name in a directory.
     pub(super) fn forget_name(&self, parent: u64, name: &OsStr) {
         // The kernel answers ENOENT when it never looked the name up.
         let _ = (&*self.0).write_all(&protocol::forget_name(parent, name));
@@ -134,7 +133,7 @@ fn serve_ring(
 ) {
     match Ring::register(device, queue, MAX_TRANSFER_BYTES as usize) {
         Ok(ring) => {
-            // Whoever waits for it is still there.
+            // The thread that starts the session still waits.
             drop(registered.send(Ok(())));
             ring.serve(cpus, |request, reply| adapter.serve(request, reply));
         }
@@ -148,7 +147,7 @@ fn serve_device(adapter: &Adapter, device: &Arc<File>, mut buffer: impl DerefMut
         let length = match (&**device).read(&mut buffer) {
             Ok(length) => length,
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                // Who asked has gone meanwhile, or a signal came.
+                // The process that asked has gone meanwhile, or a signal came.
                 Some(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => continue,
                 Some(Errno::ENODEV | Errno::ECONNABORTED) => return,
                 _ => return tracing::error!(%error, "a thread of the mount ends"),
@@ -167,7 +166,8 @@ fn serve_device(adapter: &Adapter, device: &Arc<File>, mut buffer: impl DerefMut
     }
 }
 
-/// Answers the first request, which offers what the kernel can do; whether io_uring is agreed upon.
+/// Answers the first request, in which the kernel offers its abilities. Returns whether both sides
+/// agree on io_uring.
 fn agree(device: &Arc<File>, ring: bool) -> io::Result<bool> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let length = loop {

@@ -1,4 +1,4 @@
-//! Takes requests of the kernel apart.
+//! Decodes requests of the kernel.
 
 use crate::fs::protocol::numbers::{HEADER_BYTES, OLDEST_MINOR, VERSION, code, flag};
 use std::ffi::OsStr;
@@ -7,9 +7,9 @@ use std::path::Path;
 
 /// A request of the kernel.
 pub(in crate::fs) struct Request<'a> {
-    /// By which the answer is known.
+    /// The number by which the kernel knows the answer.
     pub(in crate::fs) unique: u64,
-    /// The inode that it is about, by the kernel's number.
+    /// The inode that the request is about, by the kernel's number.
     pub(in crate::fs) node: u64,
     pub(in crate::fs) uid: u32,
     pub(in crate::fs) gid: u32,
@@ -23,7 +23,7 @@ pub(in crate::fs) enum Operation<'a> {
     LookUp {
         name: &'a OsStr,
     },
-    /// Lookups of numbers that are taken back. Not answered.
+    /// Numbers, and how many lookups of each the kernel takes back. Not answered.
     Forget(Vec<(u64, u64)>),
     GetAttributes,
     SetAttributes(AttributeChange),
@@ -77,12 +77,12 @@ pub(in crate::fs) enum Operation<'a> {
         length: u64,
         mode: i32,
     },
-    /// What was opened is not used any more.
+    /// Closes a file or directory.
     Release,
     Unsupported,
 }
 
-/// What the kernel offers as the mount begins.
+/// The abilities that the kernel offers as the mount begins.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::fs) struct Offer {
     pub(in crate::fs) max_readahead: u32,
@@ -138,7 +138,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Bytes of the arguments that have a fixed offset_and_size, of what stands before names and data.
+/// Bytes of the fixed arguments, which stand before names and data.
 fn fixed_bytes(code: u32) -> usize {
     match code {
         code::RENAME
@@ -156,8 +156,7 @@ fn fixed_bytes(code: u32) -> usize {
     }
 }
 
-/// Takes a request apart that is in one piece. `Err` has what it is known by, as far as that can be
-/// told.
+/// Decodes a request that is in one piece. `Err` has the number of the request, if that can be read.
 pub(in crate::fs) fn decode(bytes: &[u8]) -> Result<Request<'_>, Option<u64>> {
     let (header, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or(None)?;
     let code = Cursor(&header[4..]).u32().ok_or(None)?;

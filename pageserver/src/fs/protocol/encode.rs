@@ -1,4 +1,4 @@
-//! Puts together what the kernel is answered.
+//! Encodes answers for the kernel, and notifications.
 
 use crate::fs::protocol::decode::Offer;
 use crate::fs::protocol::numbers::VERSION;
@@ -9,12 +9,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-/// How long the kernel may keep what it was told, in seconds: as good as for ever.
+/// How long the kernel may cache an answer, in seconds: as good as for ever.
 const FOREVER_S: u64 = 365 * 24 * 3600;
 /// Notification that a name is not what it was.
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 
-/// What a request is answered with, but for its outcome.
+/// The body of an answer.
 #[derive(Default)]
 pub(in crate::fs) struct ReplyBody(Vec<u8>);
 
@@ -43,7 +43,7 @@ impl ReplyBody {
         self.0
     }
 
-    /// What both sides agree on.
+    /// The abilities that both sides agree on.
     pub(in crate::fs) fn init(
         offer: &Offer,
         flags: u64,
@@ -68,7 +68,7 @@ impl ReplyBody {
             .bytes(&[0; 28])
     }
 
-    /// An inode, found or made. With the number 0 there is none, and the kernel may remember that.
+    /// An inode, found or made. The number 0 tells the kernel to remember that there is none.
     pub(in crate::fs) fn entry(shown: &ShownInode) -> Self {
         let body = Self::default().u64(shown.number).u64(0).u64(FOREVER_S).u64(FOREVER_S).u64(0);
         body.attributes(shown)
@@ -119,7 +119,7 @@ impl ReplyBody {
     }
 }
 
-/// What the kernel is told of an inode.
+/// An inode as the mount shows it to the kernel.
 pub(in crate::fs) struct ShownInode {
     pub(in crate::fs) number: u64,
     pub(in crate::fs) kind: FileKind,
@@ -131,14 +131,14 @@ pub(in crate::fs) struct ShownInode {
     pub(in crate::fs) changed_ns: i64,
 }
 
-/// Bytes of a page of the kernel, in which it counts what a request may carry.
+/// Bytes of a page of the kernel, which counts the largest request in pages.
 fn kernel_page_bytes() -> u32 {
     use nix::unistd::{SysconfVar, sysconf};
     let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     bytes.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(4096)
 }
 
-/// As in a directory; shifted, as in a mode.
+/// The type of a file as a directory has it; shifted, as a mode has it.
 fn file_type(kind: FileKind) -> u32 {
     match kind {
         FileKind::File => 8,
@@ -185,7 +185,7 @@ impl Listing {
     }
 }
 
-/// What stands before an answer.
+/// The header of an answer.
 pub(in crate::fs) fn answer_header(unique: u64, error: Option<Errno>, length: usize) -> [u8; 16] {
     let length = u32::try_from(16 + length).unwrap_or(u32::MAX);
     header(length, error.map_or(0, |errno| -(errno as i32)), unique)

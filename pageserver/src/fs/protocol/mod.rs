@@ -1,5 +1,6 @@
-//! The FUSE protocol, as far as it is spoken here. The shapes are those of
-//! `include/uapi/linux/fuse.h`, version 7.31 and later, in the byte order of the machine.
+//! The part of the FUSE protocol that the server speaks: [`decode`] takes requests of the kernel,
+//! [`ReplyBody`] makes answers. The layouts are those of `include/uapi/linux/fuse.h`, version 7.31
+//! and later, in the byte order of the machine.
 
 mod decode;
 mod encode;

@@ -1,10 +1,10 @@
 //! Numbers of the FUSE protocol: the version, the codes of requests, the flags of the agreement.
 
-/// What each request begins with.
+/// Bytes of the header of a request.
 pub(in crate::fs) const HEADER_BYTES: usize = 40;
 /// The version of the protocol.
 pub(in crate::fs) const VERSION: (u32, u32) = (7, 40);
-/// The oldest that is spoken.
+/// The oldest version that the server speaks.
 pub(super) const OLDEST_MINOR: u32 = 31;
 
 /// Numbers of requests.

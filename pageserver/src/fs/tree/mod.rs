@@ -156,8 +156,8 @@ impl Tree {
     /// The inode that `name` leads to.
     pub fn lookup(&self, directory: u64, name: &[u8]) -> TreeResult<(u64, Attributes)> {
         let target = self.timeline.lookup(directory, name).ok_or(Errno::ENOENT)?;
-        // A name can outlive its inode only if a crash came between the two lanes' records: then it
-        // is not there.
+        // A name can outlive its inode only if a crash came between the records of the two lanes. Then
+        // there is no such file.
         let attributes = self.attributes(target.inode).map_err(|_| Errno::ENOENT)?;
         if target.kind == FileKind::Directory {
             self.scratch.meet_directory(directory, name, target.inode);
@@ -165,7 +165,7 @@ impl Tree {
         Ok((target.inode, attributes))
     }
 
-    /// All names of a directory, each with a cookie to go on behind it.
+    /// All names of a directory, each with a cookie behind which a listing goes on.
     pub fn list(&self, directory: u64) -> Vec<(Position, Vec<u8>, Target)> {
         self.timeline.list(directory)
     }

@@ -1,5 +1,5 @@
-//! Names that an inode is given beside its first: hard links and renames, and how deep a directory
-//! lies.
+//! Hard links and renames, and the check that a symbolic link which moves does not lead out of its
+//! branch.
 
 use crate::fs::error::TreeResult;
 use crate::fs::links::stored_target;
@@ -40,7 +40,8 @@ impl Tree {
         })
     }
 
-    /// Gives what `name` leads to the name `new_name`, in place of what had it unless `keep`.
+    /// Gives the inode of `name` the name `new_name`. Replaces the inode that had the new name, or
+    /// fails if `keep`.
     pub fn rename(
         &self,
         (directory, name): (u64, &[u8]),
