@@ -1,4 +1,5 @@
-//! What the proxy asks of the server behind it: the Postgres of a branch, awake.
+//! The seam between the proxy and a server: the proxy asks for a branch, and the server wakes its
+//! Postgres.
 
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ pub trait Backends: Send + Sync + 'static {
     /// Wakes the branch, or the moment of its past, if need be, and returns once its Postgres
     /// accepts connections.
     ///
-    /// The future is dropped when the client goes away first, so that nothing stays awake for
-    /// nobody.
+    /// The proxy drops the future when the client goes away first, so that no branch stays awake
+    /// without a client.
     fn acquire(&self, target: &Target) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
 }

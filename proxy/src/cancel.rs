@@ -1,11 +1,11 @@
-//! Cancel requests: learning a session's key from its Postgres, and finding that Postgres again by
-//! the key.
+//! Cancel requests: a monitor learns the key of a session from its Postgres, and a cancel request
+//! finds that Postgres again by the key.
 //!
 //! A client cancels over a new connection that carries nothing but the key, so the proxy remembers
-//! which socket a key came from. Guarantees that a key is known exactly as long as its session
-//! lives, so the table holds at most one entry per session; that a cancel connection ends after
-//! Postgres has acted on it; and that keys are never logged. Process numbers are unique on one
-//! machine, so keys of two branches cannot be mixed up while both live.
+//! which socket a key came from. The table holds a key exactly as long as its session lives, so it
+//! has at most one entry per session. A cancel connection ends after Postgres has acted on it. The
+//! proxy never logs a key. Process numbers are unique on one machine, so keys of two branches that
+//! live at the same time differ.
 
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +32,7 @@ const KEY_BYTES_MAX: usize = 260;
 #[derive(Default)]
 pub(crate) struct Table(Mutex<HashMap<CancelKey, PathBuf>>);
 
-/// A key's place in the table, given up when dropped.
+/// The entry of a key in the table. Dropping the value removes the entry.
 pub(crate) struct Registration {
     table: Arc<Table>,
     key: CancelKey,
@@ -45,7 +45,7 @@ impl Table {
         Registration { table, key }
     }
 
-    /// Hands a request to the Postgres that gave out `key`; an unknown key is silently ignored, as
+    /// Sends a request to the Postgres that gave out `key`. Ignores an unknown key silently, as
     /// Postgres does.
     pub(crate) async fn forward(&self, key: &CancelKey) -> io::Result<()> {
         let socket = lock(&self.0).get(key).cloned();
@@ -55,7 +55,7 @@ impl Table {
         let exchange = async {
             let mut server = UnixStream::connect(&socket).await?;
             server.write_all(&key.encode_request()).await?;
-            // Postgres answers nothing: that it closes is how it says that the signal was sent.
+            // Postgres answers nothing. It closes the connection once it has sent the signal.
             server.read_u8().await.map_or_else(end_of_file_is_fine, |_| Ok(()))
         };
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
@@ -78,8 +78,8 @@ impl Drop for Registration {
 
 /// Looks for the `BackendKeyData` in what a server sends, up to the first `ReadyForQuery`.
 ///
-/// It only looks: bytes that are no well-formed messages are the client's to judge. It keeps no
-/// more than a header or one key.
+/// The search changes nothing: the client judges bytes that are no well-formed messages. It keeps
+/// no more than a header or one key.
 #[derive(Default)]
 pub(crate) struct KeyWatch {
     state: KeyState,
@@ -87,11 +87,11 @@ pub(crate) struct KeyWatch {
 
 /// How far the search for the key is.
 enum KeyState {
-    /// Between two messages: these bytes of the header are there.
+    /// Between two messages, with these bytes of the next header.
     Header(Vec<u8>),
-    /// In a message of no interest: so many bytes are to come.
+    /// In a message of no interest, with so many bytes to come.
     Body(usize),
-    /// In the key: these of so many bytes are there.
+    /// In the key, with these of so many bytes.
     Key(Vec<u8>, usize),
     /// Nothing more to find.
     Done,

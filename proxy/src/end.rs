@@ -1,4 +1,4 @@
-//! How a session ends, and how its client is let go.
+//! How a session ends, and how the proxy closes the connection of its client.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// How long the proxy waits for a client to take notice of the end, and how much it throws away
+/// How long the proxy waits for a client to notice the end, and how many bytes it reads and drops
 /// meanwhile. Closing with unread input would reset the connection, and the client could lose the
 /// error that explains the end.
 const LINGER_TIME: Duration = Duration::from_secs(1);
@@ -56,6 +56,6 @@ pub(crate) async fn close<C: AsyncRead + AsyncWrite + Unpin>(client: &mut C) {
         let mut rest = client.take(LINGER_BYTES_MAX);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     };
-    // The connection is over either way: neither a slow client nor a broken one changes that.
+    // The connection ends either way, also with a slow or broken client.
     let _ = tokio::time::timeout(LINGER_TIME, drain).await;
 }

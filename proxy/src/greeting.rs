@@ -1,7 +1,7 @@
-//! Everything a client can say before its session: encryption requests, and then one first packet.
+//! What a client sends before its session: requests for encryption, and then one first packet.
 //!
 //! Reads exactly the bytes of each packet and never one more, so that nothing sent in the clear can
-//! end up inside an encrypted session. Time limits are the caller's.
+//! end up inside an encrypted session. The caller limits the time.
 
 use std::io;
 
@@ -39,9 +39,9 @@ pub(crate) enum Negotiated {
 /// Why a client got no further.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It sent something wrong, and can be told.
+    /// The client sent something wrong, and gets this answer.
     Refused(Refusal),
-    /// It closed, or its connection broke.
+    /// The client closed, or its connection broke.
     Gone(io::Error),
 }
 
@@ -57,7 +57,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Answers encryption requests until the client starts TLS or says what it wants.
+/// Answers requests for encryption until the client starts TLS or sends its first packet.
 pub(crate) async fn negotiate(socket: &mut TcpStream) -> Result<Negotiated, Failure> {
     let mut first = [0];
     if socket.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
@@ -79,8 +79,8 @@ pub(crate) async fn negotiate(socket: &mut TcpStream) -> Result<Negotiated, Fail
     }
 }
 
-/// Reads what a client of the same machine wants, to whom no encryption is given, as Postgres does
-/// over its socket.
+/// Reads the first packet of a client on the same machine. Refuses encryption, as Postgres does
+/// over its Unix socket.
 pub(crate) async fn local(socket: &mut UnixStream) -> Result<StartupRequest, Failure> {
     let (mut ssl_requested, mut gss_requested) = (false, false);
     loop {
@@ -96,7 +96,7 @@ pub(crate) async fn local(socket: &mut UnixStream) -> Result<StartupRequest, Fai
     }
 }
 
-/// Reads what the client wants from within an encrypted connection.
+/// Reads the first packet within an encrypted connection.
 pub(crate) async fn encrypted(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<StartupRequest, Failure> {
@@ -123,7 +123,8 @@ async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> Result<Packet, Fa
     Ok(decode(&body)?)
 }
 
-/// Fills `buffer`. A client that stops sending in the middle is told so; it may still be listening.
+/// Fills `buffer`. A client that stops sending in the middle gets an error, since it may still
+/// read.
 async fn read_whole(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut [u8],
@@ -132,7 +133,7 @@ async fn read_whole(
     while done < buffer.len() {
         match stream.read(&mut buffer[done..]).await? {
             0 if done == 0 && buffer.len() == LENGTH_BYTES => {
-                // Nothing at all: a health check, or a client that went away.
+                // No byte at all: a health check, or a client that went away.
                 return Err(Failure::Gone(io::ErrorKind::UnexpectedEof.into()));
             }
             0 => return Err(Refusal::new(PROTOCOL_VIOLATION, "incomplete startup packet").into()),

@@ -11,9 +11,11 @@
 //!    cancel the queries of the session.
 //!
 //! `shared` is what all connections have in common. A client that the proxy turns away gets a
-//! [`Refusal`]. Passwords are between the client and its Postgres:
-//! the proxy forwards them unread. Since a Postgres behind a Unix socket offers SCRAM without
-//! channel binding, clients must not insist on channel binding; by default none does.
+//! [`Refusal`].
+//!
+//! The client and its Postgres exchange passwords; the proxy forwards them unread. A Postgres
+//! behind a Unix socket offers SCRAM without channel binding, so clients must not insist on channel
+//! binding. By default no client does.
 
 pub mod locks;
 pub mod metrics;

@@ -1,14 +1,14 @@
-//! Every limit of the proxy that its owner may choose.
+//! The limits of the proxy.
 
 use std::time::Duration;
 
 /// Every limit of the proxy. `Default` gives what both binaries use.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Sessions at the same time; one more is refused with `53300`.
+    /// Sessions at the same time. The proxy refuses one more with `53300`.
     pub sessions: usize,
-    /// Connections that have not started a session yet, at the same time. Apart from `sessions`, so
-    /// that a query can be cancelled while all sessions are in use.
+    /// Connections that have not started a session yet, at the same time. Counted apart
+    /// from `sessions`, so that a client can cancel a query while all sessions are in use.
     pub greetings: usize,
     /// Time from accept to a complete startup packet, TLS handshake included. Half of Postgres's
     /// own `authentication_timeout`, which covers what comes after.

@@ -1,7 +1,7 @@
 //! The Unix socket for clients on the same machine.
 //!
-//! Guarantees that nobody's socket is taken away while somebody listens on it, neither at the start
-//! nor at the end, and that no directory that was there before is changed.
+//! Never removes a socket on which a process listens, neither at the start nor at the end. Never
+//! changes a directory that was there before.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 
-/// Permission of everybody to write to a directory, and that to remove only what is one's own.
+/// The permission of everybody to write to a directory, and the bit that lets each user remove only
+/// files of their own.
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
@@ -29,8 +30,8 @@ fn identity(found: &Metadata) -> (u64, u64) {
 
 impl LocalListener {
     /// Makes the socket by which Postgres clients find `port` in a directory (`psql -h DIRECTORY -p
-    /// PORT`). Every user of the machine may use it, as Postgres's own; they give a password. One
-    /// on which nobody listens any more is replaced.
+    /// PORT`). Every user of the machine may use it, as Postgres's own; they give a password.
+    /// Replaces a socket on which no process listens any more.
     pub async fn open(directory: &Path, port: u16) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         refuse_foreign(directory)?;
@@ -55,8 +56,8 @@ impl LocalListener {
     }
 }
 
-/// Who could put something else in the place of the socket could have permissions of any file
-/// changed.
+/// A user who could put another file in the place of the socket could have this process change the
+/// permissions of any file.
 fn refuse_foreign(directory: &Path) -> io::Result<()> {
     let found = fs::metadata(directory)?;
     let ours = found.uid() == geteuid().as_raw() || found.uid() == 0;

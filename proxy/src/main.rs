@@ -1,4 +1,4 @@
-//! The stand-alone proxy: the library, with branches found over the HTTP API of a page server on
+//! The stand-alone proxy: the library, which finds branches over the HTTP API of a page server on
 //! this machine.
 
 mod remote;
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        // Whoever read the log may go; that is no reason to stop.
+        // The process that reads the log may end; that is no reason to stop.
         .log_internal_errors(false)
         .init();
     match serve(flags) {

@@ -1,4 +1,4 @@
-//! Counters of the proxy, for whoever exports them.
+//! Counters of the proxy, for the server to export.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

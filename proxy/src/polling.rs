@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
 
-/// How long a thread looks for the next event before it sleeps, while events keep coming that soon:
-/// Postgres answers many a question in less, and to fall asleep and be woken takes as long again.
+/// How long a thread polls before it sleeps, while events keep coming that soon. Postgres answers
+/// many requests in less, and to fall asleep and be woken takes as long again.
 const POLL: Duration = Duration::from_micros(100);
-/// Giving the processor away takes longer than this when others compute on it: Postgres and its
+/// Yielding the CPU takes longer than this when other threads compute on it. Postgres and its
 /// clients soon wait again.
 const CROWDED: Duration = Duration::from_micros(500);
-/// For how long a thread only sleeps then. Who wakes comes before those who compute, who gives way
-/// comes behind them.
+/// For how long a thread then sleeps without polling. The scheduler runs a thread that wakes before
+/// threads that compute, and a thread that yields after them.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// When a thread looks for events before it sleeps.
+/// When a thread polls before it sleeps, and for how long.
 pub(crate) struct Polling {
-    /// For so long.
+    /// How long the next poll lasts.
     length: Duration,
-    /// Not before this, as others want the processor.
+    /// No poll before this time, as other threads want the CPU.
     not_before: Instant,
 }
 
@@ -29,7 +29,7 @@ impl Polling {
         Self { length: Duration::ZERO, not_before: Instant::now() }
     }
 
-    /// Waits for events. Whoever else wants the processor has it between two looks.
+    /// Waits for events. Yields the CPU to other threads between two polls.
     pub(crate) fn wait(&mut self, epoll: &Epoll, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let (began, mut count) = (Instant::now(), 0);
         if began >= self.not_before {
@@ -51,7 +51,8 @@ impl Polling {
     }
 }
 
-/// What came soon is looked for the next time as well, behind what came late for half as long.
+/// After an event that came soon the thread polls the next time too. After a late event it polls
+/// for half as long.
 fn next_poll(length: Duration, waited: Duration) -> Duration {
     if waited < POLL { POLL } else { length / 2 }
 }
@@ -63,7 +64,7 @@ mod tests {
 
     use super::*;
 
-    /// Time that this thread has had a processor.
+    /// Time that this thread has had a CPU.
     fn busy() -> Duration {
         let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
         Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
@@ -79,8 +80,8 @@ mod tests {
 
     const LATE: Duration = Duration::from_millis(300);
 
-    /// Waits for an event that comes late: time that it took of a processor, and how often it
-    /// slept.
+    /// Waits for an event that comes late. Returns the CPU time that this took, and how often the
+    /// thread slept.
     fn wait_for_late_event(polling: &mut Polling) -> (Duration, u64) {
         let (epoll, event) =
             (Epoll::new(EpollCreateFlags::empty()).unwrap(), EventFd::new().unwrap());

@@ -1,4 +1,4 @@
-//! What must hold for any bytes a stranger sends, for fuzzing and random tests.
+//! Properties that hold for any bytes that a client sends, for fuzzing and random tests.
 //!
 //! Invariants checked: nothing panics; a refusal is one well-formed error; an accepted startup
 //! packet encodes to the same bytes; routing removes its option for good, keeps the user and never
@@ -23,7 +23,7 @@ pub fn startup_packet(bytes: &[u8]) {
         Err(refusal) => well_formed(&refusal),
         Ok(length) => assert!(length <= BODY_BYTES_MAX, "a body of {length} bytes"),
     }
-    // The body is tried whatever its length word says, or few random inputs would get further.
+    // Decodes the body whatever its length word says, or few random inputs would get further.
     let body = &body[..body.len().min(BODY_BYTES_MAX)];
     match decode(body) {
         Err(refusal) => well_formed(&refusal),

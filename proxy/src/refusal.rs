@@ -1,7 +1,7 @@
 //! A refusal as a Postgres client sees it, and the codes the proxy uses.
 //!
 //! Guarantees that any text, also one with zero bytes or of any length, becomes one well-formed
-//! `ErrorResponse`. What is wrong, and what to do about it, is decided where the refusal is made.
+//! `ErrorResponse`. The code that makes a refusal decides its text and its hint.
 
 use bytes::BytesMut;
 use pgwire::messages::Message;
@@ -13,7 +13,7 @@ pub const NO_SUCH_BRANCH: &str = "3D000";
 pub const PROTOCOL_VIOLATION: &str = "08P01";
 /// An option's value means nothing.
 pub const INVALID_PARAMETER: &str = "22023";
-/// What was asked for is not done here.
+/// The proxy does not do what the client asks for.
 pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
 /// The protocol version is not one Postgres speaks.
 pub const UNSUPPORTED_VERSION: &str = "0A000";

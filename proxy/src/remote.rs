@@ -1,9 +1,8 @@
-//! Branches behind the HTTP API: what the stand-alone proxy asks instead of the page server's own
-//! code.
+//! Branches behind the HTTP API, for the stand-alone proxy.
 //!
-//! The API has no lease, so an open session keeps its branch awake by waking it again and again;
-//! one beat per branch, however many sessions it has. Calls are blocking and run on tokio's threads
-//! for that.
+//! The API has no lease, so an open session keeps its branch awake by waking it again and again. A
+//! branch has one beat, however many sessions it has. Calls block, and run on tokio's threads for
+//! blocking work.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -127,8 +126,7 @@ fn choose(selector: &Selector, branches: Vec<Branch>) -> Result<String, Refusal>
     })
 }
 
-/// What the client may know of a failed call. That the proxy itself is set up wrongly goes to the
-/// log only.
+/// What a client may learn of a failed call. Wrong settings of the proxy itself go to the log only.
 fn refusal(error: &Error) -> Refusal {
     match (error.status, error.code.as_str()) {
         (_, BRANCH_NOT_FOUND) => Refusal::new(NO_SUCH_BRANCH, &error.detail)

@@ -1,10 +1,11 @@
-//! What a connection asks for. Pure: startup parameters and TLS server name in, [`Target`] out.
+//! The branch that a connection asks for. Pure: startup parameters and TLS server name in,
+//! [`Target`] out.
 //!
 //! The choice comes, in this order, from: the TLS server name (SNI), the startup option
 //! `branch=NAME`, the database name `db@branch`, and is the default branch otherwise. The startup
-//! option `at=MOMENT` asks for its past. What chose the branch is removed from the startup packet,
-//! so that the branch's Postgres never sees it. Whether such a branch exists is left to
-//! [`crate::Backends`].
+//! option `at=MOMENT` asks for a moment of the past of the branch. [`route`] removes from the
+//! startup packet what chose the branch, so that Postgres never sees that. [`crate::Backends`]
+//! decides whether there is such a branch.
 
 use std::net::IpAddr;
 
@@ -44,7 +45,7 @@ pub enum Selector {
     Host(String),
     /// A branch's name.
     Name(String),
-    /// Whatever is the default branch.
+    /// The default branch.
     Default,
 }
 
@@ -121,7 +122,8 @@ struct Options {
     at: Option<String>,
 }
 
-/// Takes what is for the proxy out of the startup parameter `options`; of several the last counts.
+/// Takes the options for the proxy out of the startup parameter `options`; of several the last
+/// counts.
 fn take_options(startup: &mut Startup) -> Result<Options, Refusal> {
     let Some(given) = startup.get("options") else {
         return Ok(Options::default());
@@ -160,7 +162,7 @@ fn bare(word: &[u8]) -> &[u8] {
     word.strip_prefix(b"--").or_else(|| word.strip_prefix(b"-c")).unwrap_or(word)
 }
 
-/// The text of a moment; what it means is the server's to say.
+/// The text of a moment, which the server will interpret.
 fn checked_moment(bytes: &[u8]) -> Result<String, Refusal> {
     let text = String::from_utf8_lossy(bytes);
     if (1..=MOMENT_BYTES_MAX).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic()) {

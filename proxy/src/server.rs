@@ -1,8 +1,8 @@
-//! The accept loop: limits, shutdown, and what all connections share.
+//! The accept loop, and the shutdown of the proxy.
 //!
-//! Guarantees bounded numbers of connections before and in their session, that running out of file
-//! descriptors pauses the loop instead of ending or spinning it, and that [`run`] returns only
-//! after every connection is gone.
+//! The loop bounds the number of connections before their session and within. When file descriptors
+//! run out, the loop pauses; it neither ends nor spins. [`run`] returns only after every connection
+//! is gone.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -29,11 +29,11 @@ use crate::tls::Tls;
 
 /// Pause after a failed accept, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// How long connections get to finish once they were told to close.
+/// How long connections get to finish once the proxy closes them.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-/// When a silent client is asked whether it is still there: first, then how often and how many
-/// times. Without this a laptop that was closed would keep its branch awake for the two hours that
-/// Linux waits by default.
+/// When the kernel probes a silent client: first, then how often and how many times. Without probes
+/// a laptop that was closed would keep its branch awake for the two hours that Linux waits by
+/// default.
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
 const KEEPALIVE_PROBES: u32 = 6;
@@ -47,8 +47,8 @@ pub struct Listeners {
     pub tcp: TcpListener,
 }
 
-/// Serves connections through `listeners` until `shutdown` is ready, then ends those that are left, and
-/// returns.
+/// Serves connections through `listeners` until `shutdown` is ready, then ends those that are left,
+/// and returns.
 ///
 /// A page server that stops its computes while this waits for the grace period lets each client get
 /// the shutdown message of its own Postgres.

@@ -1,9 +1,9 @@
 //! One connection from accept to close: greeting, route, wake, relay.
 //!
-//! Guarantees that a client which is refused is told why in a Postgres error, that the branch is
-//! let go as soon as the session ends or the client goes away while the branch still wakes, and
-//! that each session leaves one log line, without any secret. Authentication passes through
-//! untouched: the branch's Postgres does it.
+//! A client that the proxy refuses learns the reason in a Postgres error. The session gives up the
+//! lease of its branch as soon as the session ends, or as the client goes away while the branch
+//! still wakes. Each session leaves one line in the log, without any secret. The branch's Postgres
+//! does the authentication, whose messages pass through untouched.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ use crate::route::{Target, route};
 use crate::shared::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
 
-/// Bytes a client may send ahead while its branch wakes; more stay in the kernel.
+/// Bytes that a client may send ahead while its branch wakes; more stay in the kernel.
 const EARLY_BYTES_MAX: usize = 8 * 1024;
 /// How long to wait before connecting again to a Postgres whose queue of new connections is full.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
@@ -71,9 +71,9 @@ pub(crate) async fn serve_local<B: Backends>(
     connection.handle(socket, request).await;
 }
 
-/// What is known of a connection, whatever kind of stream it is.
+/// A connection before its session, whatever kind of stream it is.
 struct Connection<'a, B> {
-    /// Who it is, for the log.
+    /// The client's address or user, for the log.
     peer: String,
     shared: &'a Arc<Shared<B>>,
     /// Held until the session starts.
@@ -229,7 +229,7 @@ impl<B: Backends> Connection<'_, B> {
         let (bytes_in, bytes_out) = (monitor.bytes_in, monitor.bytes_out);
         drop((monitor, lease, permit));
         tracing::info!(branch, %peer, tls, ?duration, bytes_in, bytes_out, %end, "session ended");
-        // Whatever family it is of, it is shut down and read alike.
+        // A socket of any family is shut down and read alike.
         if let Ok(mut client) = UnixStream::from_std(client.into()) {
             close(&mut client).await;
         }
@@ -246,7 +246,7 @@ struct Session {
 
 /// A connection of a client, encrypted or not.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
-    /// Its socket, and by what it is encrypted.
+    /// The socket, and the TLS connection of an encrypted one.
     fn into_parts(self) -> io::Result<(OwnedFd, Option<ServerConnection>)>;
 }
 
@@ -269,7 +269,7 @@ impl Stream for TlsStream<TcpStream> {
     }
 }
 
-/// Ends when the client goes away. What it sends meanwhile is kept for its Postgres.
+/// Ends when the client goes away. Keeps what the client sends meanwhile for its Postgres.
 async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Error {
     let mut watched = client.take(EARLY_BYTES_MAX as u64);
     while watched.limit() > 0 {

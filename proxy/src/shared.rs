@@ -13,11 +13,11 @@ use crate::tls::Tls;
 /// How far the shutdown is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// None was asked for.
+    /// Nobody asked for a shutdown.
     Serving,
     /// No new sessions; the running ones may end by themselves.
     Draining,
-    /// The running sessions are closed.
+    /// The proxy closes the running sessions.
     Closing,
 }
 

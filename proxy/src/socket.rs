@@ -37,8 +37,8 @@ impl Socket {
         loop {
             match tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // TLS that ends without `close_notify`: common, and harmless since Postgres messages
-                // have lengths.
+                // TLS that ends without `close_notify`: common, and harmless since Postgres
+                // messages have lengths.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(0)),
                 outcome => return outcome.map(Some),
             }
@@ -57,7 +57,8 @@ impl Socket {
         Ok(state.plaintext_bytes_to_read() > 0 || state.peer_has_closed())
     }
 
-    /// Sends as much of `data` as the socket takes, and keeps the rest. Nothing may be kept already.
+    /// Sends as much of `data` as the socket takes, and keeps the rest. Nothing may be kept
+    /// already.
     pub(crate) fn send(&mut self, data: &[u8]) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
             tls.writer().write_all(data)?;

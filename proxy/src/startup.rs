@@ -1,10 +1,10 @@
 //! The first packet of a connection: decoding, checking and encoding it again. No I/O.
 //!
-//! Guarantees that any bytes are either one of the four kinds of first packet, checked as Postgres
-//! checks them, or a [`Refusal`] that says what is wrong; and that an unchanged [`Startup`] encodes
-//! to the bytes it came from.
+//! Any bytes are either one of the four kinds of first packet, checked as Postgres checks them, or
+//! a [`Refusal`] that says what is wrong. An unchanged [`Startup`] encodes to the bytes it came
+//! from.
 //!
-//! Parameters are kept by hand as raw bytes in their order: `pgwire`'s own `Startup` replaces what
+//! [`Startup`] keeps parameters as raw bytes in their order: `pgwire`'s own `Startup` replaces what
 //! is not UTF-8, sorts and merges names and accepts a missing end, but the branch's Postgres must
 //! see what the client sent. The request codes are `pgwire`'s.
 
@@ -28,7 +28,7 @@ const PID_BYTES: usize = 4;
 /// Secret of a cancel key: four bytes in protocol 3.0, up to 256 since 3.2.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 
-/// What a client can say first.
+/// The first packet of a client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Packet {
     /// Asks for TLS.

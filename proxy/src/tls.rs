@@ -1,8 +1,8 @@
 //! The proxy's certificate: loaded, or made and kept.
 //!
-//! Guarantees that there always is one, so that `sslmode=require` works without any set-up, and
-//! that a made certificate stays the same from start to start, so that clients can trust it by its
-//! file. Renewing a given certificate is left to a restart.
+//! There always is one, so that `sslmode=require` works without any set-up. A certificate that the
+//! proxy made stays the same from start to start, so that clients can trust it by its file. A
+//! restart takes in a renewed certificate.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

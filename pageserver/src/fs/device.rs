@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 /// Name of the mount in the system's list.
 const NAME: &str = "coppice";
 
-/// How long a process may still use the mount while the server unmounts it: `df` or a monitor of the
-/// machine does for a moment.
+/// How long a process may still use the mount while the server unmounts it: `df` or a monitor of
+/// the machine does for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two attempts.
 const STEP: Duration = Duration::from_millis(10);

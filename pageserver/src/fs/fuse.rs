@@ -66,8 +66,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A file system that shows this side of `roots` at `mountpoint`, whose own directory belongs to
-    /// `owner`.
+    /// A file system that shows this side of `roots` at `mountpoint`, whose own directory belongs
+    /// to `owner`.
     pub fn new(
         side: Side,
         store: Arc<Store>,
@@ -172,8 +172,8 @@ impl Adapter {
     /// out of the tree is refused, since branches would share the file that it leads to.
     ///
     /// A running Postgres may give no absolute target at all: it logs the path of a new tablespace,
-    /// and a branch that replays the record would find its parent's directory there. Tools that work
-    /// before Postgres starts log nothing.
+    /// and a branch that replays the record would find its parent's directory there. Tools that
+    /// work before Postgres starts log nothing.
     fn link_target(&self, node: &Node, target: &Path) -> TreeResult<Vec<u8>> {
         let leads_out = || {
             tracing::warn!(

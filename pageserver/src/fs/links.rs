@@ -3,9 +3,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-/// The target to store for a link in a directory that lies `depth` below the root of its tree, which
-/// the mount shows at `root`; `None` if the link leads out. An absolute target inside the tree
-/// becomes relative, so that the copy of a branch leads into the branch.
+/// The target to store for a link in a directory that lies `depth` below the root of its tree,
+/// which the mount shows at `root`; `None` if the link leads out. An absolute target inside the
+/// tree becomes relative, so that the copy of a branch leads into the branch.
 pub fn stored_target(target: &Path, mut depth: usize, root: Option<&Path>) -> Option<PathBuf> {
     let mut stored = PathBuf::new();
     if target.is_absolute() {

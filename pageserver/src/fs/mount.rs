@@ -36,7 +36,8 @@ const READ_AHEAD_KIB: u32 = 512;
 const PREPARE: &str = "prepare a data directory";
 /// Bytes that [`Mount::received_file`] reads.
 const FIRST_BYTES: u32 = 4096;
-/// The server removes so many dead mounts on top of one another; with more, something else is wrong.
+/// The server removes so many dead mounts on top of one another; with more, something else is
+/// wrong.
 const MAX_STALE: usize = 16;
 
 /// When requests come over io_uring.

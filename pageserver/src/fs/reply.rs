@@ -145,8 +145,8 @@ pub(super) fn report(error: TreeError) -> Errno {
 
 fn report_store(error: &Error) {
     match error.code {
-        // The kernel wrote back after the branch was deleted, or the timeline refuses changes since a
-        // failure that is in the log.
+        // The kernel wrote back after the branch was deleted, or the timeline refuses changes since
+        // a failure that is in the log.
         "dropped" | "latched" => tracing::debug!(%error, "refused"),
         // A full disk latches too, and the kernel then tries each of thousands of pages.
         "disk_full" => tracing::debug!(%error, "refused"),

@@ -31,8 +31,8 @@ const TIME_STEP: Duration = Duration::from_secs(1);
 /// Abilities that the kernel must have.
 const NEEDED: u64 =
     flag::WRITEBACK_CACHE | flag::PARALLEL_DIROPS | flag::MAX_PAGES | flag::BIG_WRITES;
-/// Abilities that the mount uses if the kernel has them. The kernel caches links; otherwise it would
-/// ask for the link to the write-ahead log with each file.
+/// Abilities that the mount uses if the kernel has them. The kernel caches links; otherwise it
+/// would ask for the link to the write-ahead log with each file.
 const WANTED: u64 = flag::ASYNC_READ | flag::CACHE_SYMLINKS | flag::INIT_EXT;
 
 /// A mount, and the threads that serve it.
@@ -104,7 +104,8 @@ impl Session {
             self.threads.push(Builder::new().name(format!("fuse-ring-{nth}")).spawn(run)?);
         }
         drop(sender);
-        // Waits for all threads, also behind one that failed: the mount must not go while others begin.
+        // Waits for all threads, also behind one that failed: the mount must not go while others
+        // begin.
         let outcomes: Vec<_> = receiver.iter().take(queues.len()).collect();
         if outcomes.len() < queues.len() {
             return Err(io::Error::other("a thread of the mount ended"));

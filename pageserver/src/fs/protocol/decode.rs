@@ -156,7 +156,8 @@ fn fixed_bytes(code: u32) -> usize {
     }
 }
 
-/// Decodes a request that is in one piece. `Err` has the number of the request, if that can be read.
+/// Decodes a request that is in one piece. `Err` has the number of the request, if that can be
+/// read.
 pub(in crate::fs) fn decode(bytes: &[u8]) -> Result<Request<'_>, Option<u64>> {
     let (header, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or(None)?;
     let code = Cursor(&header[4..]).u32().ok_or(None)?;

@@ -156,8 +156,8 @@ impl Tree {
     /// The inode that `name` leads to.
     pub fn lookup(&self, directory: u64, name: &[u8]) -> TreeResult<(u64, Attributes)> {
         let target = self.timeline.lookup(directory, name).ok_or(Errno::ENOENT)?;
-        // A name can outlive its inode only if a crash came between the records of the two lanes. Then
-        // there is no such file.
+        // A name can outlive its inode only if a crash came between the records of the two lanes.
+        // Then there is no such file.
         let attributes = self.attributes(target.inode).map_err(|_| Errno::ENOENT)?;
         if target.kind == FileKind::Directory {
             self.scratch.meet_directory(directory, name, target.inode);
