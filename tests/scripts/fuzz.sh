@@ -18,7 +18,7 @@ if [[ $# -eq 0 ]]; then
 fi
 
 # Inputs of a short run.
-declare -A inputs=([catalog]=35000 [http]=9000 [layer]=700 [record]=400000 [startup]=100000)
+declare -A inputs=([catalog]=35000 [http]=40000 [layer]=5000 [record]=400000 [startup]=60000)
 
 # Apart from other builds, which it would undo otherwise.
 built="${CARGO_TARGET_DIR:-$PWD/target}/fuzz"
