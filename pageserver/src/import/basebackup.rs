@@ -1,7 +1,7 @@
 //! Runs `pg_basebackup` into the directory of a new timeline and reads its progress.
 
 use super::check::Facts;
-use super::source::Source;
+use super::source::SourceServer;
 use crate::compute::child::{self, OwnedChild};
 use crate::compute::lines::{LogTail, read_lines, until};
 use crate::compute::{Installation, OsUser, tool};
@@ -27,16 +27,16 @@ pub(super) enum Progress {
 }
 
 /// One copy.
-pub(super) struct Job<'a> {
+pub(super) struct BackupJob<'a> {
     pub(super) installation: &'a Installation,
     pub(super) user: &'a OsUser,
-    pub(super) source: &'a Source,
+    pub(super) source: &'a SourceServer,
     pub(super) facts: &'a Facts,
     /// Empty, and of the user that Postgres runs as.
     pub(super) directory: &'a Path,
 }
 
-impl Job<'_> {
+impl BackupJob<'_> {
     /// Copies the source. When it returns, nothing writes to the directory any more.
     pub(super) async fn run(
         &self,

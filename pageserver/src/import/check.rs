@@ -3,7 +3,7 @@
 //! The question goes through `psql`, so that it uses the same library, certificates and
 //! operating-system user as the copy: what answers here, `pg_basebackup` reaches too.
 
-use super::source::Source;
+use super::source::SourceServer;
 use crate::compute::{Installation, OsUser, tool};
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -47,7 +47,7 @@ pub(super) struct Facts {
 pub(super) async fn check(
     installation: &Installation,
     user: &OsUser,
-    source: &Source,
+    source: &SourceServer,
 ) -> Result<Facts> {
     let mut command = tool::command(installation, "psql");
     command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", QUESTION]);

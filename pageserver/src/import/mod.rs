@@ -18,7 +18,7 @@ use crate::secret::{self, Secret};
 use crate::storage::page::TimelineId;
 use crate::tasks;
 use basebackup::Progress;
-use source::Source;
+use source::SourceServer;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -113,7 +113,7 @@ impl Imports {
     /// Checks the source, reserves the name and starts to copy. Fails at once if the source cannot
     /// be reached or copied, and if the name is taken.
     pub async fn start(self: &Arc<Self>, actor: Actor, request: NewImport) -> Result<Import> {
-        let source = Source::parse(request.source.expose())?;
+        let source = SourceServer::parse(request.source.expose())?;
         self.installation.require_clients()?;
         let turn = self.admit()?;
         let facts = check::check(&self.installation, &self.user, &source).await?;
@@ -199,7 +199,7 @@ impl Imports {
     async fn copy(
         self: Arc<Self>,
         id: String,
-        source: Source,
+        source: SourceServer,
         facts: check::Facts,
         directory: PathBuf,
     ) -> Result<()> {
@@ -218,7 +218,7 @@ impl Imports {
                 }
             });
         };
-        let job = basebackup::Job {
+        let job = basebackup::BackupJob {
             installation: &self.installation,
             user: &self.user,
             source: &source,

@@ -14,14 +14,14 @@ const URL_BYTES: usize = 4096;
 const REDACTED: &str = "***";
 
 /// Where an import comes from.
-pub(super) struct Source {
+pub(super) struct SourceServer {
     /// The URL without its password.
     url: String,
     /// Decoded.
     password: Option<Secret>,
 }
 
-impl Source {
+impl SourceServer {
     pub(super) fn parse(text: &str) -> Result<Self> {
         let schemes = ["postgresql://", "postgres://"];
         let scheme = schemes.into_iter().find(|scheme| text.starts_with(scheme));
@@ -86,14 +86,14 @@ impl Source {
 /// # Panics
 /// If something does not hold.
 pub(crate) fn property(text: &str) {
-    let Ok(source) = Source::parse(text) else { return };
+    let Ok(source) = SourceServer::parse(text) else { return };
     assert!(
         source.url.len() <= URL_BYTES && !source.url.contains(char::is_control),
         "{:?}",
         source.url
     );
-    let again =
-        Source::parse(&source.url).unwrap_or_else(|error| panic!("{:?}: {error}", source.url));
+    let again = SourceServer::parse(&source.url)
+        .unwrap_or_else(|error| panic!("{:?}: {error}", source.url));
     assert_eq!((&again.url, again.password), (&source.url, None));
     let shown = source.redact(text);
     let secret = source.password.as_ref().map_or("", Secret::expose);
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn parts(text: &str) -> (String, Option<String>) {
-        let source = Source::parse(text).unwrap();
+        let source = SourceServer::parse(text).unwrap();
         (source.url, source.password.map(|password| password.expose().to_owned()))
     }
 
@@ -186,7 +186,7 @@ mod tests {
             &long,
         ];
         for text in bad {
-            let error = Source::parse(text).err().unwrap();
+            let error = SourceServer::parse(text).err().unwrap();
             assert_eq!(error.code, "invalid_source");
             assert!(!error.detail.contains("secret"), "{error}");
         }

@@ -19,13 +19,13 @@ use control::Control;
 use jiff::Timestamp;
 use lineage::Span;
 pub use types::{History, HistoryRange, Moment};
-use wal::{End, Lsn, Stop, Wal};
+use wal::{Lsn, Stop, Wal, WalEnd};
 
 /// Microseconds between 1970 and 2000, from where Postgres counts.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// A moment that was found.
-struct Found<'s> {
+struct FoundMoment<'s> {
     span: &'s Span,
     /// The retained point before.
     from: Past,
@@ -116,7 +116,11 @@ pub(crate) fn timestamp(ns: i64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(ns)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-fn at_time<'s>(store: &Store, spans: &'s [Span], time: Timestamp) -> Result<Option<Found<'s>>> {
+fn at_time<'s>(
+    store: &Store,
+    spans: &'s [Span],
+    time: Timestamp,
+) -> Result<Option<FoundMoment<'s>>> {
     let Ok(time_ns) = i64::try_from(time.as_nanosecond()) else { return Ok(None) };
     if time_ns > store.clock().now_ns() {
         return Ok(None);
@@ -124,7 +128,7 @@ fn at_time<'s>(store: &Store, spans: &'s [Span], time: Timestamp) -> Result<Opti
     let stop = Stop::Time(time_ns.div_euclid(1_000) - POSTGRES_EPOCH_US);
     let around = |span: &'s Span| {
         let (from, until) = span.around(time_ns)?;
-        Some(Found { span, from, until: until.map(|until| (until, stop)), time_ns })
+        Some(FoundMoment { span, from, until: until.map(|until| (until, stop)), time_ns })
     };
     Ok(spans.iter().find_map(around))
 }
@@ -133,18 +137,18 @@ fn at_position<'s>(
     store: &Store,
     spans: &'s [Span],
     position: Position,
-) -> Result<Option<Found<'s>>> {
+) -> Result<Option<FoundMoment<'s>>> {
     if position >= store.newest_position() {
         return Ok(None);
     }
     let before = |span: &'s Span| {
         let from = span.before(position)?;
-        Some(Found { span, from, until: None, time_ns: from.time_ns })
+        Some(FoundMoment { span, from, until: None, time_ns: from.time_ns })
     };
     Ok(spans.iter().find_map(before))
 }
 
-fn at_lsn<'s>(spans: &'s [Span], lsn: Lsn) -> Result<Option<Found<'s>>> {
+fn at_lsn<'s>(spans: &'s [Span], lsn: Lsn) -> Result<Option<FoundMoment<'s>>> {
     for span in spans {
         // The first point that has more than the log up to there; those before it end the sooner.
         let (mut ends, mut behind) = (0, span.points.len());
@@ -160,7 +164,7 @@ fn at_lsn<'s>(spans: &'s [Span], lsn: Lsn) -> Result<Option<Found<'s>>> {
         let Some(from) = before.filter(lineage::is_image) else { continue };
         let until = span.points.get(behind).map(|until| (*until, Stop::Lsn(lsn)));
         let reached = until.is_some() || end_of_log(span, from)? == lsn;
-        let found = Found {
+        let found = FoundMoment {
             span,
             from,
             until,
@@ -177,13 +181,13 @@ fn end_of_log(span: &Span, point: Past) -> Result<Lsn> {
 
 /// Ends the write-ahead log of `held` where the moment is, and sees to it that Postgres recovers up
 /// to there.
-fn end_at(store: &Store, held: TimelineId, found: &Found<'_>, stop: Stop) -> Result<()> {
+fn end_at(store: &Store, held: TimelineId, found: &FoundMoment<'_>, stop: Stop) -> Result<()> {
     let older = Tree::new(found.span.timeline.view(found.from.at));
     let from = Wal::open(&older)?.near_end()?;
     let tree = Tree::new(store.timeline(held)?);
     let (wal, control) = (Wal::open(&tree)?, Control::read(&tree)?);
     let outcome = wal.find(from, stop)?;
-    let (Ok(end) | Err(End { at: end, .. })) = outcome;
+    let (Ok(end) | Err(WalEnd { at: end, .. })) = outcome;
     let read = outcome.as_ref().map_or_else(|end| end.is_last, |_| true);
     // A base backup that never ran begins elsewhere; Postgres says itself if something is missing
     // there.

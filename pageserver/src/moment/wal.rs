@@ -104,7 +104,7 @@ impl Deref for Page {
 
 /// A record.
 #[derive(Clone, Copy, Debug)]
-struct Record {
+struct WalRecord {
     start: u64,
     end: u64,
     /// When it committed a transaction, if it did.
@@ -113,7 +113,7 @@ struct Record {
 
 /// What is at a place where a record may begin.
 enum Next {
-    Record(Record),
+    Record(WalRecord),
     /// One that was given up; the log goes on there.
     Overwritten(u64),
     /// One whose end was not written yet.
@@ -131,7 +131,7 @@ enum Reach {
 
 /// How the records end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
+pub struct WalEnd {
     /// Behind the last one.
     pub at: Lsn,
     /// Whether no page that was written is behind, but for those of an unfinished record.
@@ -364,12 +364,12 @@ impl<'t> Wal<'t> {
         let commits = manager == TRANSACTION && COMMITS.contains(&(info & 0x70));
         let committed =
             if commits { main_data(&head).and_then(|data| number::<8>(data, 0)) } else { None };
-        Ok(Next::Record(Record { start, end, committed: committed.map(u64::cast_signed) }))
+        Ok(Next::Record(WalRecord { start, end, committed: committed.map(u64::cast_signed) }))
     }
 
     /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it
     /// begins, or else how the records end.
-    pub fn find(&self, from: Lsn, stop: Stop) -> Result<std::result::Result<Lsn, End>> {
+    pub fn find(&self, from: Lsn, stop: Stop) -> Result<std::result::Result<Lsn, WalEnd>> {
         let (mut at, mut previous) = (from.0, None);
         let unfinished = loop {
             match self.next(at, previous)? {
@@ -392,7 +392,7 @@ impl<'t> Wal<'t> {
             }
         };
         let is_last = unfinished || self.last_page()?.is_none_or(|last| at >= last);
-        Ok(Err(End { at: Lsn(at), is_last }))
+        Ok(Err(WalEnd { at: Lsn(at), is_last }))
     }
 
     /// Where the log ends.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 const SEGMENT: u64 = 1 << 20;
 
 /// Writes records as Postgres lays them out.
-struct Log {
+struct TestLog {
     /// From where on there are bytes: the start of a segment.
     start: u64,
     bytes: Vec<u8>,
@@ -18,7 +18,7 @@ struct Log {
     records: Vec<(u64, u64, Option<i64>)>,
 }
 
-impl Log {
+impl TestLog {
     fn new() -> Self {
         Self { start: 3 * SEGMENT, bytes: Vec::new(), previous: 0, records: Vec::new() }
     }
@@ -125,7 +125,7 @@ impl Log {
         let end = self.records[self.records.len() - 1].1;
         assert_eq!(
             wal.find(first, Stop::Time(i64::MAX)).unwrap(),
-            Err(End { at: Lsn(end), is_last: true })
+            Err(WalEnd { at: Lsn(end), is_last: true })
         );
         for (nth, (start, record_end, time)) in self.records.iter().enumerate() {
             if let Some(time) = time {
@@ -154,7 +154,7 @@ impl Log {
 #[test]
 fn each_record_is_found() {
     for seed in 1..20 {
-        let (mut log, mut random) = (Log::new(), Random(seed));
+        let (mut log, mut random) = (TestLog::new(), Random(seed));
         for time in 1..400 {
             match random.below(40) {
                 0 => log.put(40, SWITCH, None, 0),
@@ -174,7 +174,7 @@ fn each_record_is_found() {
 #[test]
 fn a_record_that_was_given_up_is_passed_over() {
     for (length, pages) in [(30_000, 1), (30_000, 2), (200_000, 20), (9_000, 0)] {
-        let mut log = Log::new();
+        let mut log = TestLog::new();
         log.commit(1);
         log.put(7_000, (10, 0), None, 0);
         log.give_up(length, pages, 2);
@@ -185,7 +185,7 @@ fn a_record_that_was_given_up_is_passed_over() {
 
 #[test]
 fn a_long_record_at_the_end_is_found_whole_or_not_at_all() {
-    let mut log = Log::new();
+    let mut log = TestLog::new();
     (1..50).for_each(|time| log.commit(time));
     let end = log.at();
     log.put(60 * PAGE_BYTES, (0, 0xb0), None, 0);
@@ -197,14 +197,14 @@ fn a_long_record_at_the_end_is_found_whole_or_not_at_all() {
     let first = Lsn(log.records[0].0);
     assert_eq!(
         wal.find(first, Stop::Time(i64::MAX)).unwrap(),
-        Err(End { at: Lsn(end), is_last: true })
+        Err(WalEnd { at: Lsn(end), is_last: true })
     );
     assert_eq!(wal.end().unwrap(), Lsn(end));
 }
 
 #[test]
 fn a_log_that_breaks_off_in_the_middle_is_not_taken_for_its_end() {
-    let mut log = Log::new();
+    let mut log = TestLog::new();
     (1..2_000).for_each(|time| log.commit(time));
     let broken = log.records[700].0;
     let at = usize::try_from(broken - log.start).unwrap();
@@ -212,12 +212,12 @@ fn a_log_that_breaks_off_in_the_middle_is_not_taken_for_its_end() {
     let tree = log.tree();
     let wal = Wal::open(&tree).unwrap();
     let found = wal.find(Lsn(log.records[0].0), Stop::Time(1_000)).unwrap();
-    assert_eq!(found, Err(End { at: Lsn(broken), is_last: false }));
+    assert_eq!(found, Err(WalEnd { at: Lsn(broken), is_last: false }));
 }
 
 #[test]
 fn a_cut_ends_the_log_before_a_record() {
-    let (mut log, mut random) = (Log::new(), Random(3));
+    let (mut log, mut random) = (TestLog::new(), Random(3));
     for time in 1..1_500 {
         log.put(
             60 + usize::try_from(random.below(3_000)).unwrap(),
@@ -235,7 +235,7 @@ fn a_cut_ends_the_log_before_a_record() {
         // The header of a page is there already when the first record behind it is not.
         let end = log.records[nth - 1].1;
         let found = wal.find(Lsn(log.records[0].0), Stop::Time(i64::MAX)).unwrap();
-        assert_eq!(found, Err(End { at: Lsn(end), is_last: true }), "{nth}");
+        assert_eq!(found, Err(WalEnd { at: Lsn(end), is_last: true }), "{nth}");
     }
 }
 
