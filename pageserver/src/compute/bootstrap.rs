@@ -1,8 +1,9 @@
 //! The first data directory of a fresh store: made by `initdb`, with database `app`, and stopped
 //! cleanly.
 
+use super::installation::Installation;
 use super::tool::{self, Outcome};
-use super::{Installation, OsUser};
+use super::user::OsUser;
 use crate::error::{Error, Result};
 use crate::secret;
 use std::fs::{self, File};

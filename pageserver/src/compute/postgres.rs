@@ -3,10 +3,11 @@
 
 use super::child::{self, OwnedChild};
 use super::data_directory;
+use super::installation::Installation;
 use super::lines::{LAST_LINES_LIMIT, LogTail, read_lines};
 use super::settings::{self, Situation};
 use super::user::OsUser;
-use super::{Installation, processes, tool};
+use super::{processes, tool};
 use crate::error::{Error, Result};
 use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};

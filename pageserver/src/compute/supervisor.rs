@@ -5,13 +5,14 @@
 //! them share one Postgres. Nothing is kept of a compute that sleeps.
 
 use super::data_directory::{self, LOCK_FILE, Prepared};
+use super::installation::Installation;
 use super::leftovers::{Records, remove_sockets};
 use super::postgres::Postgres;
 use super::room::{self, Room, has_clients};
 use super::settings::{ManagedFiles, SOCKET_FILE, Situation};
 pub use super::slot::{ComputeState, Lease};
-use super::slot::{ComputeDue, Admission, Halt, Phase, ComputeSlot};
-use super::{Installation, OsUser};
+use super::slot::{Admission, ComputeDue, ComputeSlot, Halt, Phase};
+use super::user::OsUser;
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::clock::whole_ms;
