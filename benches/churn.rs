@@ -152,6 +152,29 @@ fn report_stalls(server: &Server, seconds: &[(i64, u64, u64)]) {
     );
 }
 
+fn report_minute(server: &Server, minute: u64, store_mib: u64) {
+    let memory = resident_mib(server.pid());
+    let own = server.sql("main", "select pg_database_size('app') >> 20").expect("ask for the size");
+    println!(
+        "minute {minute:>2}: store {store_mib:>5} MiB, server {memory:>3} MiB, database {own} MiB"
+    );
+}
+
+/// How much the store grew from one span to the next.
+fn report_growth(sizes: &[u64]) {
+    if sizes.len() > SPAN {
+        let (first, last) = sizes[sizes.len().saturating_sub(2 * SPAN)..]
+            .split_at(sizes.len().min(2 * SPAN) - SPAN);
+        let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
+        let (before, after) = (mean(first), mean(last));
+        println!(
+            "store, mean of the last ten minutes against the ten before: {before:.0} to {after:.0} \
+             MiB, {:+.1}%",
+            (after / before - 1.0) * 100.0
+        );
+    }
+}
+
 fn main() {
     let (minutes, moments) =
         (number("COPPICE_BENCH_MINUTES", 30), number("COPPICE_BENCH_MOMENTS", 50));
@@ -183,14 +206,7 @@ fn main() {
         }
         sizes.push(client.status().expect("status").store_bytes >> 20);
         if second % 60 == 59 {
-            let (store, memory) = (sizes[sizes.len() - 1], resident_mib(server.pid()));
-            let own = server
-                .sql("main", "select pg_database_size('app') >> 20")
-                .expect("ask for the size");
-            println!(
-                "minute {:>2}: store {store:>5} MiB, server {memory:>3} MiB, database {own} MiB",
-                second / 60 + 1
-            );
+            report_minute(&server, second / 60 + 1, sizes[sizes.len() - 1]);
         }
     }
     let seconds = load.finish();
@@ -211,17 +227,7 @@ fn main() {
         visits[visits.len() / 2].as_secs_f64() * 1e3,
         visits[visits.len() - 1].as_secs_f64() * 1e3
     );
-    if sizes.len() > SPAN {
-        let (first, last) = sizes[sizes.len().saturating_sub(2 * SPAN)..]
-            .split_at(sizes.len().min(2 * SPAN) - SPAN);
-        let mean = |part: &[u64]| part.iter().sum::<u64>() as f64 / part.len() as f64;
-        let (before, after) = (mean(first), mean(last));
-        println!(
-            "store, mean of the last ten minutes against the ten before: {before:.0} to {after:.0} \
-             MiB, {:+.1}%",
-            (after / before - 1.0) * 100.0
-        );
-    }
+    report_growth(&sizes);
     let all: Vec<String> = living.into_iter().chain(["main".to_owned()]).collect();
     for name in &all {
         tpcb::verify(&server, name);

@@ -100,7 +100,7 @@ pub(crate) fn is(page: &[u8], block: u64, version: u64) -> bool {
 /// Publishes a name for a timeline.
 pub(crate) fn name(name: &str, timeline: TimelineId) -> Update {
     let record = BranchRecord { id: timeline.0, ..Branches::first_record(timeline, None) };
-    Update::default().put(&name, record)
+    Update::default().put(name, record)
 }
 
 /// A page that tells where it is and when it was written, half of it hard to compress as a page of
