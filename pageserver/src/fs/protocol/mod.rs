@@ -1,4 +1,4 @@
-//! The part of the FUSE protocol that the server speaks: [`decode`] takes requests of the kernel,
+//! The part of the FUSE protocol that the server speaks: [`decode()`] takes requests of the kernel,
 //! [`ReplyBody`] makes answers. The layouts are those of `include/uapi/linux/fuse.h`, version 7.31
 //! and later, in the byte order of the machine.
 
