@@ -1,6 +1,6 @@
 //! The branch service: names onto timelines.
 //!
-//! Every change of a name goes through [`Branches::change`]. One at a time it decides by the rules,
+//! Every change of a name goes through `Branches::change`. One at a time it decides by the rules,
 //! publishes one catalog transaction, and emits one event; after that transaction the change has
 //! happened. What is left to tidy up, such as the Postgres of a deleted branch, is done behind the
 //! answer, and again at the next start if a crash comes first.

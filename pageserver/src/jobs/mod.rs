@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::locks::lock;
-use crate::storage::clock::machine_ns;
+use crate::storage::clock::{machine_ns, whole_ms};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -172,7 +172,7 @@ impl Schedule {
         outcome.failures += u64::from(error.is_some());
         outcome.error = error;
         outcome.ended_ns = machine_ns();
-        outcome.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        outcome.duration_ms = whole_ms(began.elapsed());
     }
 
     fn wait_until(&self, due: Duration) {

@@ -6,6 +6,7 @@ use crate::config::Layout;
 use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
 use crate::secret::random_bytes;
+use crate::storage::clock::whole_ms;
 use crate::storage::disk::LocalDisk;
 use crate::storage::store::{STORE_DIRECTORIES, Store};
 use crate::tasks::blocking;
@@ -129,7 +130,7 @@ pub(super) async fn first_start(
     blocking(move || filled.filled(mounted)).await?;
     store.timeline(timeline)?.sync_and_wait()?;
     branches.create_first(FIRST_BRANCH, timeline, password.into()).await?;
-    let duration_ms = began.elapsed().as_millis();
+    let duration_ms = whole_ms(began.elapsed());
     tracing::info!(branch = FIRST_BRANCH, duration_ms, "first start done");
     Ok(())
 }

@@ -127,7 +127,7 @@ impl LocalDisk {
     }
 
     /// The directory `root` as it is, to be looked at through an
-    /// [overlay](crate::storage::disk::overlay).
+    /// [`overlay`].
     pub fn open_read_only(root: &Path) -> io::Result<Self> {
         Ok(Self { root: root.to_path_buf(), writers: Writers::start()?, read_only: true })
     }
