@@ -259,14 +259,15 @@ impl Drop for Server {
 /// printed.
 ///
 /// # Panics
-/// If the check changed a file of the data directory.
+/// If the check changed a file of the data directory, unless a server uses it.
 pub fn check(data: &Path) -> (i32, String) {
     let before = fingerprint(data);
     let output = Command::new(program("pageserver")).arg("check").arg("--data").arg(data).output();
     let output = output.expect("run the check");
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(fingerprint(data) == before, "the check changed something: {text}");
+    let served = text.contains("in use by another server");
+    assert!(served || fingerprint(data) == before, "the check changed something: {text}");
     (output.status.code().expect("an exit code"), text)
 }
 
