@@ -1,12 +1,13 @@
 //! How long branch operations and first rows take, measured from a client of a real server.
 //!
-//! `cargo bench --bench latency` prints a table of milliseconds. `COPPICE_BENCH_MANY` sets how many
-//! branches there are in the second round (1,000), `COPPICE_BENCH_SCALE` the pgbench scale of the
-//! large database (130, which is 2 GB; 0 leaves it out). Server and Postgres are the ones of a
-//! user; times include HTTP and the Postgres protocol.
+//! `cargo bench --bench latency` prints a table of milliseconds and keeps it for `make bench-docs`.
+//! `COPPICE_BENCH_MANY` sets how many branches there are in the second round (1,000),
+//! `COPPICE_BENCH_SCALE` the pgbench scale of the large database (130, which is 2 GB; 0 leaves it
+//! out). Server and Postgres are the ones of a user; times include HTTP and the Postgres protocol.
 
 use api::client::Client;
 use api::types::CreateBranch;
+use coppice::figures::Figures;
 use coppice::processes::wait_until_at_rest;
 use coppice::{Server, postgres_program};
 use std::process::Command;
@@ -17,13 +18,6 @@ const WAKES: usize = 30;
 
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-fn row(what: &str, mut times: Vec<Duration>) {
-    times.sort_unstable();
-    let ms = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1e3;
-    let (p50, p90, p99, max) = (ms(50), ms(90), ms(99), ms(100));
-    println!("{what:<52} {p50:>8.2} {p90:>8.2} {p99:>8.2} {max:>8.2}   n={}", times.len());
 }
 
 fn timed(work: impl FnOnce()) -> Duration {
@@ -37,7 +31,7 @@ fn branch(name: &str) -> CreateBranch {
 }
 
 /// Create, reset and delete one branch after another.
-fn operations(client: &Client, label: &str) {
+fn operations(client: &Client, figures: &mut Figures, label: &str) {
     let (mut creates, mut resets, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
     for nth in 0..ROUNDS {
         let name = format!("op-{nth}");
@@ -45,13 +39,18 @@ fn operations(client: &Client, label: &str) {
         resets.push(timed(|| drop(client.reset(&name, &Default::default()).expect("reset"))));
         deletes.push(timed(|| client.delete(&name).expect("delete")));
     }
-    row(&format!("create, {label}"), creates);
-    row(&format!("reset, {label}"), resets);
-    row(&format!("delete, {label}"), deletes);
+    figures.times(&format!("create, {label}"), &creates);
+    figures.times(&format!("reset, {label}"), &resets);
+    figures.times(&format!("delete, {label}"), &deletes);
 }
 
 /// From a request to the first row through the proxy.
-fn first_rows(server: &Server, client: &Client, runtime: &tokio::runtime::Runtime, label: &str) {
+fn first_rows(
+    (server, client): (&Server, &Client),
+    runtime: &tokio::runtime::Runtime,
+    figures: &mut Figures,
+    label: &str,
+) {
     let one_row = |url: &str| {
         runtime.block_on(async {
             let (client, connection) =
@@ -86,9 +85,9 @@ fn first_rows(server: &Server, client: &Client, runtime: &tokio::runtime::Runtim
         wakes.push(timed(|| one_row(&url(&name))));
         client.delete(&name).expect("delete");
     }
-    row(&format!("create to first row, running parent, {label}"), running);
-    row(&format!("create to first row, idle parent, {label}"), firsts);
-    row(&format!("wake to first row, {label}"), wakes);
+    figures.times(&format!("create to first row, running parent, {label}"), &running);
+    figures.times(&format!("create to first row, idle parent, {label}"), &firsts);
+    figures.times(&format!("wake to first row, {label}"), &wakes);
 }
 
 fn main() {
@@ -96,16 +95,16 @@ fn main() {
     let mut server = Server::start();
     let client = server.client();
     let runtime = tokio::runtime::Runtime::new().expect("start tokio");
-    println!("{:<52} {:>8} {:>8} {:>8} {:>8}   milliseconds", "", "p50", "p90", "p99", "max");
+    let mut figures = Figures::new("latency");
     for nth in 0..10 {
         client.create(&branch(&format!("few-{nth}"))).expect("create");
     }
-    operations(&client, "10 branches");
-    first_rows(&server, &client, &runtime, "empty");
+    operations(&client, &mut figures, "10 branches");
+    first_rows((&server, &client), &runtime, &mut figures, "empty");
     for nth in 0..many {
         client.create(&branch(&format!("many-{nth}"))).expect("create");
     }
-    operations(&client, &format!("{many} branches"));
+    operations(&client, &mut figures, &format!("{many} branches"));
     if scale > 0 {
         let mut load = Command::new(postgres_program("pgbench"));
         load.args(["-i", "-q", "-s", &scale.to_string(), &server.url("main")]);
@@ -113,8 +112,9 @@ fn main() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         client.suspend("main").expect("suspend");
         let size = client.get("main").expect("main").logical_bytes.unwrap_or(0) >> 20;
-        operations(&client, &format!("{many} branches, {size} MiB"));
-        first_rows(&server, &client, &runtime, &format!("{size} MiB"));
+        operations(&client, &mut figures, &format!("{many} branches, {size} MiB"));
+        first_rows((&server, &client), &runtime, &mut figures, &format!("{size} MiB"));
     }
     assert!(server.stop().success());
+    figures.save();
 }

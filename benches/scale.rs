@@ -2,28 +2,17 @@
 //! leave behind.
 //!
 //! `cargo bench --bench scale` prints the times of creation and deletion in milliseconds, the
-//! server's memory, the time of a restart, and the store's size before and after.
+//! server's memory, the time of a restart, and the store's size before and after, and keeps them
+//! for `make bench-docs`.
 //! `COPPICE_BENCH_BRANCHES` (10,000) sets how many there are. One in a hundred is woken and written
 //! to, so that there is something to give back.
 
 use api::types::CreateBranch;
 use coppice::Server;
+use coppice::figures::Figures;
 use std::time::{Duration, Instant};
 
 const WRITTEN: usize = 100;
-
-fn row(what: &str, times: &[Duration]) {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let ms = |part: usize| sorted[(sorted.len() - 1) * part / 100].as_secs_f64() * 1e3;
-    println!(
-        "{what:<24} p50 {:>6.2}  p99 {:>6.2}  max {:>6.2} ms   n={}",
-        ms(50),
-        ms(99),
-        ms(100),
-        times.len()
-    );
-}
 
 fn resident_mib(pid: u32) -> u64 {
     let status =
@@ -48,7 +37,9 @@ fn main() {
     let client = server.client();
     let bytes = || client.status().expect("status").store_bytes >> 20;
     client.suspend("main").expect("suspend");
-    println!("store {} MiB, server {} MiB resident, 1 branch", bytes(), resident_mib(server.pid()));
+    let mut figures = Figures::new("scale");
+    let sizes = |bytes: u64, pid| format!("{bytes} MiB, {} MiB", resident_mib(pid));
+    figures.fact("store, server's memory, 1 branch", &sizes(bytes(), server.pid()));
     let name = |nth: usize| format!("branch-{nth}");
     let create = |nth: usize| {
         let request = CreateBranch { name: name(nth), ..CreateBranch::default() };
@@ -56,30 +47,30 @@ fn main() {
     };
     let creates: Vec<Duration> = (0..count).map(create).collect();
     let part = count.min(1000);
-    row("create, the first", &creates[..part]);
-    row("create, the last", &creates[count - part..]);
+    figures.times("create, the first", &creates[..part]);
+    figures.times("create, the last", &creates[count - part..]);
     for nth in (0..count).step_by(WRITTEN) {
         server
             .sql(&name(nth), "create table t as select generate_series(1, 20000)")
             .expect("write");
         client.suspend(&name(nth)).expect("suspend");
     }
-    println!(
-        "store {} MiB, server {} MiB resident, {count} branches",
-        bytes(),
-        resident_mib(server.pid())
-    );
+    let list = |_| timed(|| assert_eq!(client.list().expect("list").len(), count + 1));
+    figures.times("list all", &(0..20).map(list).collect::<Vec<_>>());
+    let all = format!("store, server's memory, {count} branches");
+    figures.fact(&all, &sizes(bytes(), server.pid()));
     assert!(server.stop().success());
-    println!("restart to ready {:.2} s", timed(|| server.restart()).as_secs_f64());
+    figures.times("restart to ready", &[timed(|| server.restart())]);
     let client = server.client();
     let bytes = || client.status().expect("status").store_bytes >> 20;
-    println!("store {} MiB, server {} MiB resident, after it", bytes(), resident_mib(server.pid()));
+    figures.fact("store, server's memory, after it", &sizes(bytes(), server.pid()));
     let began = Instant::now();
     let delete = |nth: usize| timed(|| client.delete(&name(nth)).expect("delete"));
     let deletes: Vec<Duration> = (0..count).map(delete).collect();
-    row("delete", &deletes);
-    println!("deleted all in {:.1} s", began.elapsed().as_secs_f64());
+    figures.times("delete", &deletes);
+    figures.times("delete all", &[began.elapsed()]);
     std::thread::sleep(Duration::from_secs(2));
-    println!("store {} MiB, server {} MiB resident, 1 branch", bytes(), resident_mib(server.pid()));
+    figures.fact("store, server's memory, without them", &sizes(bytes(), server.pid()));
     assert!(server.stop().success());
+    figures.save();
 }

@@ -1,9 +1,9 @@
 //! The published form of the results: tables in docs/benchmarks.md, between two marks, and plots
 //! beside it.
 
-use crate::charts;
 use crate::report::{root, short};
 use crate::results::{Results, Table, peer_name};
+use crate::{charts, pages};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,29 @@ pub(crate) fn write() {
         line(&mut tables, format_args!("![{}]({plot})", chart.title));
         put(&directory.join(plot), &chart.to_svg());
     }
-    put(&directory.join(PAGE), &format!("{before}{BEGIN}\n\n{tables}\n{END}{after}"));
+    let page = format!("{before}{BEGIN}\n\n{tables}\n{END}{after}");
+    put(&directory.join(PAGE), &pages::with_tables(page));
+    if directory == docs {
+        pages::write_readme(&caption(&results));
+    }
+}
+
+/// The machine and the configuration, in a few words.
+fn caption(results: &Results) -> String {
+    let machine = results.part("machine");
+    let text = |name: &str| machine[name].as_str().unwrap_or("none").to_owned();
+    let (kernel, postgres) = (text("kernel"), text("postgres"));
+    let short = |version: &str, parts: usize| -> String {
+        version.split(['.', '-']).take(parts).collect::<Vec<_>>().join(".")
+    };
+    format!(
+        "{} cores, {} GiB, Linux {}, {}, PostgreSQL {}, defaults",
+        machine["cores"],
+        machine["memory_gib"],
+        short(&kernel, 2),
+        text("file_system"),
+        short(&postgres, 1)
+    )
 }
 
 fn put(path: &Path, text: &str) {

@@ -19,6 +19,7 @@ mod coppice_system;
 mod docs;
 mod local_system;
 mod machine;
+mod pages;
 mod plot;
 mod report;
 mod results;

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod commits;
+pub mod figures;
 pub mod loop_volume;
 pub mod mapped;
 pub mod mirror;
