@@ -5,7 +5,7 @@
 //! position, syncs the parent up to it if it is open, and publishes one record: nothing is read and
 //! no file is made.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
 use crate::storage::check::require_catalog;
@@ -16,6 +16,7 @@ use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
 use crate::storage::log::files::{Files, LANES_DIRECTORY, LaneFiles};
 use crate::storage::log::format::LaneKind;
 use crate::storage::page::{Position, TimelineId};
+use crate::storage::slot::Slot;
 use crate::storage::timeline::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
 use std::collections::{HashMap, HashSet};
@@ -34,71 +35,6 @@ const MARK_EVERY_NS: i64 = 1_000_000_000;
 const COUNTER_BITS: u32 = 40;
 /// Runs that fit above the counter and below the class bit of inode numbers.
 const MAX_RUNS: u64 = 1 << (63 - COUNTER_BITS);
-
-/// A timeline's place: its files while it is closed, itself while it is open.
-pub(super) struct Slot {
-    ancestor: Option<AncestorRecord>,
-    /// What of its lanes is sealed.
-    pub(super) lanes: [LaneRecord; 2],
-    files: Files,
-    pub(super) timeline: Option<Arc<Timeline>>,
-    /// Before this time it is not looked at again whether marks are due.
-    pub(super) not_before_ns: i64,
-    /// The children whose forks the open timeline keeps readable.
-    kept_for: HashSet<TimelineId>,
-    /// Whether it had to be opened anew.
-    reopened: bool,
-}
-
-impl Slot {
-    fn closed(
-        ancestor: Option<AncestorRecord>,
-        lanes: [LaneRecord; 2],
-        files: Files,
-    ) -> Arc<Mutex<Self>> {
-        let (timeline, not_before_ns, kept_for, reopened) = (None, 0, HashSet::new(), false);
-        Arc::new(Mutex::new(Self {
-            ancestor,
-            lanes,
-            files,
-            timeline,
-            not_before_ns,
-            kept_for,
-            reopened,
-        }))
-    }
-
-    /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it
-    /// had.
-    pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) -> Option<AncestorRecord> {
-        (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
-        self.ancestor.take()
-    }
-
-    /// Whether something of it is not sealed.
-    pub(super) fn has_log(&self) -> bool {
-        !self.files.is_empty()
-    }
-
-    /// What both lanes show while it is closed and all of it is sealed.
-    fn sealed_logical_bytes(&self) -> [u64; 2] {
-        let inherited = self.ancestor.as_ref().map_or([0; 2], |ancestor| ancestor.logical_bytes);
-        let of = |lane: usize| {
-            let record = &self.lanes[lane];
-            if record.layers.is_empty() { inherited[lane] } else { record.logical_bytes }
-        };
-        [of(0), of(1)]
-    }
-}
-
-/// Bytes on the disk.
-#[derive(Debug, Default)]
-pub struct Usage {
-    /// Of each timeline's files.
-    pub timelines: HashMap<TimelineId, u64>,
-    /// Of all others.
-    pub reserve: u64,
-}
 
 /// Where a new timeline begins.
 #[derive(Clone, Copy, Debug)]
@@ -418,22 +354,6 @@ impl Store {
         }
     }
 
-    /// Bytes of a timeline's own files, and of what it shows unless a killed server left that to be
-    /// found out.
-    pub fn sizes(&self, id: TimelineId) -> Result<(u64, Option<u64>)> {
-        let slot = self.slot(id)?;
-        let slot = lock(&slot);
-        Ok(match &slot.timeline {
-            Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes().iter().sum())),
-            None => {
-                let layers =
-                    slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
-                let own = slot.files.iter().map(|(_, length)| *length).chain(layers).sum();
-                (own, (!slot.has_log()).then(|| slot.sealed_logical_bytes().iter().sum()))
-            }
-        })
-    }
-
     pub(super) fn lane_files(&self) -> &LaneFiles {
         &self.shared.lane_files
     }
@@ -446,37 +366,6 @@ impl Store {
     /// The position that will be taken next.
     pub fn newest_position(&self) -> Position {
         self.shared.positions.next()
-    }
-
-    /// Bytes that can still be written, and bytes of the whole medium.
-    pub fn space(&self) -> Result<(u64, u64)> {
-        let failed = |e: std::io::Error| Error::io("ask for the free space of the store", &e);
-        Ok((self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?))
-    }
-
-    /// Bytes of all files of the store, the spare ones included.
-    pub fn bytes(&self) -> Result<u64> {
-        let usage = self.usage()?;
-        Ok(usage.reserve + usage.timelines.values().sum::<u64>())
-    }
-
-    /// What is on the disk, file by file.
-    pub fn usage(&self) -> Result<Usage> {
-        let mut usage = Usage::default();
-        for directory in ["", LANES_DIRECTORY, LAYERS_DIRECTORY] {
-            let files =
-                self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e))?;
-            for (name, length) in files {
-                // Whatever does not begin with the number of a timeline belongs to none: spare
-                // files and the catalog.
-                let owner =
-                    name.split_once('.').and_then(|(owner, _)| owner.parse::<TimelineId>().ok());
-                *owner.map_or(&mut usage.reserve, |owner| {
-                    usage.timelines.entry(owner).or_default()
-                }) += length;
-            }
-        }
-        Ok(usage)
     }
 
     /// The store's clock.
@@ -499,18 +388,6 @@ impl Store {
     pub(super) fn is_recent(&self, fork: &AncestorRecord) -> bool {
         const MARGIN_NS: i64 = 600_000_000_000;
         fork.begins_ns.max(fork.time_ns) >= self.oldest_ns().saturating_sub(MARGIN_NS)
-    }
-
-    /// Refuses work that writes so many bytes if it could fill the disk, which is for what clients
-    /// write.
-    pub(super) fn require_room(&self, bytes: u64) -> Result<()> {
-        let (free, total) = self.space()?;
-        if free >= bytes.saturating_add(total / 50) {
-            return Ok(());
-        }
-        let detail =
-            format!("{free} bytes are free, {bytes} may be needed for a while; free some space");
-        Err(Error::new(Kind::Full, "disk_full", detail))
     }
 
     /// Before this time, no moment can be gone back to, in nanoseconds since 1970.
