@@ -3,7 +3,7 @@
 use crate::world::{PAGE, SEED, World, is, name};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::fs::tree::Tree;
-use pageserver::storage::disk::sim::Random;
+use pageserver::storage::disk::random::Random;
 use pageserver::storage::layer::{Entry, Layer};
 use pageserver::storage::page::HEAD;
 use std::hint::black_box;

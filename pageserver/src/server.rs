@@ -17,7 +17,7 @@ use crate::gateway::Gateway;
 use crate::import::Imports;
 use crate::secret::random_bytes;
 use crate::storage::catalog::Update;
-use crate::storage::disk::LocalDisk;
+use crate::storage::disk::local::LocalDisk;
 use crate::storage::page::TimelineId;
 use crate::storage::store::{STORE_DIRECTORIES, Store};
 use crate::storage::upkeep::{Duty, Limits, Maintenance};

@@ -1,7 +1,7 @@
 //! Requests taken apart, and the shapes of answers.
 
 use super::*;
-use crate::storage::disk::sim::Random;
+use crate::storage::disk::random::Random;
 
 fn request(code: u32, arguments: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER_BYTES + arguments.len()).unwrap();

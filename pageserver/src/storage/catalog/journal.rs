@@ -10,8 +10,7 @@
 //! the journal's earlier lives continues nothing.
 
 use crate::error::{Error, Result};
-use crate::storage::disk::direct::{BLOCK_BYTES, ZEROS};
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, ZEROS};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
 use std::ops::Range;

@@ -2,11 +2,9 @@
 //! pages from the system.
 
 use crate::locks::lock;
+use crate::storage::disk::BLOCK_BYTES;
 use std::sync::Mutex;
 
-/// What direct I/O must be a multiple of, in memory and in the file: the largest block of common
-/// disks.
-pub(in crate::storage) const BLOCK_BYTES: usize = 4096;
 /// Bytes that are kept before they are written without being asked for: more than the kernel hands
 /// over at once.
 pub(in crate::storage) const BUFFER_BYTES: usize = (1 << 20) + (128 << 10);

@@ -16,12 +16,11 @@
 #[path = "direct_tests.rs"]
 mod tests;
 
-pub(in crate::storage) use crate::storage::disk::buffer::BLOCK_BYTES;
-
 use crate::locks::lock;
 use crate::storage::disk::buffer::{Buffer, distance};
+use crate::storage::disk::cached::LocalFile;
 use crate::storage::disk::slow::Watch;
-use crate::storage::disk::{DiskFile, LocalFile, Mapping};
+use crate::storage::disk::{BLOCK_BYTES, DiskFile, Mapping, ZEROS};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -33,16 +32,6 @@ use std::sync::{Arc, Mutex, mpsc};
 const WRITERS: usize = 2;
 /// Full buffers of a file that may be in memory. Whoever has appended helps to write more.
 const MAX_LEAVING: usize = 4;
-
-/// How much is filled at a time: commits wait behind it.
-const PIECE_BYTES: usize = 128 << 10;
-
-#[repr(align(4096))]
-struct Aligned([u8; PIECE_BYTES]);
-
-static ALIGNED_ZEROS: Aligned = Aligned([0; PIECE_BYTES]);
-/// Zeros in memory as direct I/O wants it.
-pub(in crate::storage) static ZEROS: &[u8] = &ALIGNED_ZEROS.0;
 
 /// Opens a file to write to it past the page cache, in whole blocks, and clears its first one;
 /// `None` if the file system has no direct I/O.

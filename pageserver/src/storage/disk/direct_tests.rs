@@ -1,9 +1,10 @@
 //! Tests of files that are written past the page cache.
 
 use super::*;
+use crate::storage::disk::Disk;
 use crate::storage::disk::buffer::BUFFER_BYTES;
-use crate::storage::disk::sim::Random;
-use crate::storage::disk::{Disk, LocalDisk};
+use crate::storage::disk::local::LocalDisk;
+use crate::storage::disk::random::Random;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 

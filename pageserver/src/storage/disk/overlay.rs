@@ -220,7 +220,8 @@ impl DiskFile for OverlayFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::{Random, SimDisk};
+    use crate::storage::disk::random::Random;
+    use crate::storage::disk::sim::SimDisk;
 
     #[test]
     fn an_overlay_shows_what_a_plain_disk_would_and_changes_nothing_below() {

@@ -1,5 +1,5 @@
 //! A disk in memory that can lose what was not synced: the twin of
-//! [`LocalDisk`](crate::storage::disk::LocalDisk) for tests.
+//! [`LocalDisk`](crate::storage::disk::local::LocalDisk) for tests.
 //!
 //! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults
 //! it injects: power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors
@@ -9,9 +9,9 @@
 //! After a failed sync the cache shows what never reached the medium, as Linux does, until it is
 //! dropped.
 
-use crate::storage::disk::direct::{BLOCK_BYTES, ZEROS};
+use crate::storage::disk::random::Random;
 use crate::storage::disk::sim_contents::{Contents, Image};
-use crate::storage::disk::{Disk, DiskFile, Mapping};
+use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, Mapping, ZEROS};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -256,33 +256,6 @@ fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
         chosen.map(|(name, number)| (name.clone(), *number)).collect::<Vec<_>>()
     };
     kept(&state.names, true).into_iter().chain(kept(&state.synced_names, false)).collect()
-}
-
-/// A small seeded generator (xorshift64*), so that a failure replays from its seed.
-pub struct Random(pub u64);
-
-#[cfg(test)]
-impl Random {
-    /// So many bytes of rows as they are in tables.
-    pub(in crate::storage) fn rows(&mut self, bytes: usize) -> Vec<u8> {
-        let mut rows = String::new();
-        while rows.len() < bytes {
-            rows += &format!("{:8}|{}|0|{:48}|", self.below(99_999), self.below(9), "paid");
-        }
-        rows.into_bytes()[..bytes].to_vec()
-    }
-}
-
-impl Random {
-    /// The next number below `limit`, which is at least 1.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        let mut x = self.0 | 1;
-        x ^= x >> 12;
-        x ^= x << 25;
-        x ^= x >> 27;
-        self.0 = x;
-        (x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16) % limit
-    }
 }
 
 impl State {

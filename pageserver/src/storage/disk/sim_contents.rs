@@ -1,6 +1,6 @@
 //! What a file of the simulated disk holds: as it was written, and as it is on the medium.
 
-use crate::storage::disk::sim::Random;
+use crate::storage::disk::random::Random;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};

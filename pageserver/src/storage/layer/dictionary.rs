@@ -130,7 +130,7 @@ pub(in crate::storage) fn unpack<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
 
     /// Pages of rows as they are in tables, of which each is repeated so many times.
     fn pages(count: usize, repeated: usize) -> Vec<u8> {

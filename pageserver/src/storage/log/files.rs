@@ -8,8 +8,7 @@
 //! durable after the lane's next sync.
 
 use crate::error::{Error, Result};
-use crate::storage::disk::direct::ZEROS;
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, ZEROS};
 use crate::storage::log::format::{FILE_HEADER_BYTES, LaneFileId, LaneKind, RECORD_HEADER_BYTES};
 use crate::storage::page::TimelineId;
 use std::collections::{HashMap, HashSet};

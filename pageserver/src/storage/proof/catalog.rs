@@ -66,7 +66,7 @@ fn remove(state: &mut State, update: Update) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
 
     const ROOT: &str = r#"{"ancestor":null}"#;
 

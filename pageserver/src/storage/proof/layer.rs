@@ -158,7 +158,7 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
     use crate::storage::layer::dictionary::PAGES_TOGETHER;
     use crate::storage::layer::writer::LayerWriter;
     use crate::storage::page::ROOT_INODE;
