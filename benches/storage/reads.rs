@@ -4,7 +4,8 @@ use crate::world::{PAGE, SEED, World, is, name};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::fs::tree::Tree;
 use pageserver::storage::disk::random::Random;
-use pageserver::storage::layer::{Entry, Layer};
+use pageserver::storage::layer::Layer;
+use pageserver::storage::layer::format::Entry;
 use pageserver::storage::page::HEAD;
 use std::hint::black_box;
 

@@ -7,10 +7,9 @@ use crate::world::{Branch, Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
-use pageserver::storage::log::format::LaneKind;
-use pageserver::storage::page::{Position, TimelineId};
+use pageserver::storage::page::{LaneKind, Position, TimelineId};
 use pageserver::storage::store::{Origin, Past};
-use pageserver::storage::upkeep::plan::Pace;
+use pageserver::storage::upkeep::pace::Pace;
 use std::sync::Arc;
 
 /// Branches at the same time.

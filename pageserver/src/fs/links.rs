@@ -2,9 +2,8 @@
 //! shared between branches.
 
 use crate::fs::tree::{Result, Tree};
-use crate::storage::log::format::{Attributes, FileKind, LaneKind};
-use crate::storage::page::ROOT_INODE;
-use crate::storage::timeline::lane_of;
+use crate::storage::log::format::{Attributes, FileKind};
+use crate::storage::page::{LaneKind, ROOT_INODE, lane_of};
 use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -14,12 +14,12 @@ use crate::fs::scratch::{Place, Scratch};
 use crate::locks::lock;
 use crate::storage::index::Target;
 use crate::storage::log::format::{
-    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS,
+    Attributes, Change, FileKind, MAX_NAME_BYTES, MAX_TARGET_BYTES, MAX_ZEROS,
 };
-use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS, lane_of};
+use crate::storage::timeline::Timeline;
 use crate::storage::timeline::commit::Commit;
 use crate::storage::timeline::syncer::Done;
-use crate::storage::timeline::{Timeline, lane_of};
 use nix::errno::Errno;
 use std::borrow::Cow;
 use std::collections::HashMap;

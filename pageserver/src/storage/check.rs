@@ -6,13 +6,16 @@ use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::{Catalog, LaneRecord};
 use crate::storage::disk::Disk;
 use crate::storage::disk::overlay::Overlay;
-use crate::storage::layer::writer::UNFINISHED_PREFIX;
-use crate::storage::layer::{Access, Entry, LAYERS_DIRECTORY, Layer};
-use crate::storage::log::files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
-use crate::storage::log::format::{Change, LaneFileId, LaneKind};
-use crate::storage::log::recovery::{self, Found, Start};
-use crate::storage::page::{PAGE_BYTES, TimelineId};
-use crate::storage::timeline::open_layers;
+use crate::storage::layer::format::Entry;
+use crate::storage::layer::{Access, Layer};
+use crate::storage::leftovers::require_catalog;
+use crate::storage::log::Start;
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::format::Change;
+use crate::storage::log::record::LaneFileId;
+use crate::storage::log::recovery::{self, Found};
+use crate::storage::page::{LaneKind, PAGE_BYTES, TimelineId};
+use crate::storage::timeline::lane::open_layers;
 use std::sync::Arc;
 
 /// What a check found.
@@ -49,24 +52,6 @@ pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
         check_timeline(&catalog, &lane_files, id, &files, &mut report);
     }
     Ok(report)
-}
-
-/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and remove
-/// them.
-pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
-    let list =
-        |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
-    let catalog = list("")?.iter().any(|(name, length)| name == CATALOG_FILE && *length > 0);
-    let lanes = list(LANES_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(SPARE_PREFIX));
-    let layers =
-        list(LAYERS_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(UNFINISHED_PREFIX));
-    if catalog || !(lanes || layers) {
-        return Ok(());
-    }
-    Err(Error::corrupt(format!(
-        "the store has lane files or layers but no catalog: restore the file {CATALOG_FILE} from a \
-         backup of the store"
-    )))
 }
 
 fn check_timeline(

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of one page, the unit in which file contents are kept: Postgres's default block size.
 pub const PAGE_BYTES: usize = 8192;
@@ -30,6 +31,20 @@ impl FromStr for TimelineId {
     }
 }
 
+/// The two logs of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LaneKind {
+    /// Everything but the write-ahead log.
+    Data = 0,
+    /// Everything below `pg_wal`.
+    Wal = 1,
+}
+
+impl LaneKind {
+    /// Both lanes, in the order in which their locks are taken.
+    pub const ALL: [LaneKind; 2] = [LaneKind::Data, LaneKind::Wal];
+}
+
 /// Inode of a timeline's own directory.
 pub const ROOT_INODE: u64 = 1;
 
@@ -41,4 +56,29 @@ pub const WAL_CLASS: u64 = 1 << 63;
 /// twice.
 pub fn inode_created(inode: u64) -> Position {
     inode & !WAL_CLASS
+}
+
+/// The lane an inode belongs to.
+pub fn lane_of(inode: u64) -> LaneKind {
+    if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
+}
+
+/// The order of all records of a store.
+pub struct Positions(AtomicU64);
+
+impl Positions {
+    /// Positions from `first` on.
+    pub fn starting_at(first: Position) -> Self {
+        Self(AtomicU64::new(first))
+    }
+
+    /// The position that will be taken next.
+    pub fn next(&self) -> Position {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes the next position.
+    pub fn take(&self) -> Position {
+        self.0.fetch_add(1, Ordering::SeqCst)
+    }
 }

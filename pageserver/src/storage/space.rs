@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::lock;
-use crate::storage::layer::LAYERS_DIRECTORY;
-use crate::storage::log::files::LANES_DIRECTORY;
+use crate::storage::layer::format::LAYERS_DIRECTORY;
+use crate::storage::log::names::LANES_DIRECTORY;
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use std::collections::HashMap;

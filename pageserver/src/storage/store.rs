@@ -7,18 +7,21 @@
 
 use crate::error::{Error, Result};
 use crate::locks::lock;
-use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
-use crate::storage::check::require_catalog;
+use crate::storage::catalog::{AncestorRecord, Catalog, TimelineRecord, Update};
 use crate::storage::clock::Clock;
 use crate::storage::disk::Disk;
 use crate::storage::index::versions::Retained;
-use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
-use crate::storage::log::files::{Files, LANES_DIRECTORY, LaneFiles};
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
+use crate::storage::layer::format::LAYERS_DIRECTORY;
+use crate::storage::leftovers::{
+    layer_paths, remove_unnamed_layers, require_catalog, split_sealed,
+};
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::names::LANES_DIRECTORY;
+use crate::storage::page::{LaneKind, Position, Positions, TimelineId};
 use crate::storage::slot::Slot;
+use crate::storage::timeline::open::Opening;
 use crate::storage::timeline::syncer::Syncer;
-use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
+use crate::storage::timeline::{Ancestor, Shared, Timeline};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -368,6 +371,11 @@ impl Store {
         self.shared.positions.next()
     }
 
+    /// The order of its records.
+    pub(super) fn positions(&self) -> &Positions {
+        &self.shared.positions
+    }
+
     /// The store's clock.
     pub fn clock(&self) -> &Clock {
         &self.shared.clock
@@ -440,29 +448,4 @@ impl Store {
         self.catalog.sync_witness();
         outcome
     }
-}
-
-/// The lane files that still count, and those that are sealed.
-fn split_sealed(files: Files, lanes: &[LaneRecord; 2]) -> (Files, Files) {
-    files.into_iter().partition(|(file, _)| file.sequence >= lanes[file.lane as usize].sequence)
-}
-
-fn layer_paths(timeline: TimelineId, lanes: &[LaneRecord; 2]) -> impl Iterator<Item = String> {
-    LaneKind::ALL.into_iter().flat_map(move |lane| {
-        lanes[lane as usize]
-            .layers
-            .iter()
-            .map(move |layer| LayerId { timeline, lane, number: layer.number }.path())
-    })
-}
-
-/// Removes layers that the catalog does not name: cut off by a crash, or replaced.
-fn remove_unnamed_layers(disk: &dyn Disk, named: &HashSet<String>) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io("remove unfinished layers", &e);
-    let paths = disk.list(LAYERS_DIRECTORY).map_err(failed)?.into_iter();
-    let paths = paths.map(|(name, _)| format!("{LAYERS_DIRECTORY}/{name}"));
-    paths
-        .filter(|path| !named.contains(path))
-        .try_for_each(|path| disk.remove(&path))
-        .map_err(failed)
 }

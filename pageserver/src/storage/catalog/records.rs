@@ -17,8 +17,7 @@
 
 use crate::error::{Error, Result};
 use crate::secret::Secret;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
+use crate::storage::page::{LaneKind, Position, TimelineId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

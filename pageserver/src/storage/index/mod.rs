@@ -11,9 +11,9 @@ pub(in crate::storage) mod versions;
 use crate::storage::index::marks::{Mark, Marks};
 use crate::storage::index::versions::{Retained, Versions};
 use crate::storage::log::format::{
-    Attributes, Change, FileKind, PART_HEAD_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, TO_END,
-    encoded_bytes,
+    Attributes, Change, FileKind, PART_HEAD_BYTES, TO_END, encoded_bytes,
 };
+use crate::storage::log::record::{RECORD_ALIGNMENT, RECORD_HEADER_BYTES};
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, inode_created};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

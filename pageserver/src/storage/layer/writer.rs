@@ -7,12 +7,13 @@
 use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::layer::dictionary::{LEVEL, PAGES_TOGETHER, Packing};
-use crate::storage::layer::{
-    self, BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, BLOCK_HEAD_BYTES, Entry, Footer, GROUP_PAGES,
-    HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerId, LayerPage, MAX_META_BYTES,
+use crate::storage::layer::format::{
+    BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, BLOCK_HEAD_BYTES, ENTRY_BYTES, Entry, Footer,
+    GROUP_ENTRY_BYTES, GROUP_PAGES, HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerId,
+    LayerPage, MAX_META_BYTES, encode_entry, seal_block,
 };
-use crate::storage::log::format::{self, Change, LaneKind};
-use crate::storage::page::{PAGE_BYTES, Position};
+use crate::storage::log::format::{self, Change};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position};
 use crate::storage::sabotage::{self, Defect};
 use crate::sys;
 use std::sync::Arc;
@@ -116,7 +117,7 @@ impl<'d> LayerWriter<'d> {
                 Some(LayerPage { group: self.group_count, slot, crc: crc32fast::hash(bytes) })
             }
         };
-        put(&mut self.index, &layer::encode_entry(&Entry { inode, block, position, page }));
+        put(&mut self.index, &encode_entry(&Entry { inode, block, position, page }));
         self.entries += 1;
         if self.group.len() == self.packing.together * PAGE_BYTES {
             self.end_group()
@@ -215,8 +216,8 @@ impl<'d> LayerWriter<'d> {
         };
         let index = std::mem::take(&mut self.index);
         let groups = std::mem::take(&mut self.groups);
-        let mut tables = sealed(index, layer::ENTRY_BYTES, BLOCK_ENTRIES);
-        tables.extend(sealed(groups, layer::GROUP_ENTRY_BYTES, BLOCK_GROUPS));
+        let mut tables = sealed(index, ENTRY_BYTES, BLOCK_ENTRIES);
+        tables.extend(sealed(groups, GROUP_ENTRY_BYTES, BLOCK_GROUPS));
         self.flush()?;
         let failed = |e| Error::io(format!("finish {}", self.id.path()), &e);
         let footer = footer.encode();
@@ -253,7 +254,7 @@ fn sealed(mut blocks: Vec<u8>, entry_bytes: usize, most: usize) -> Vec<u8> {
     let whole = blocks.len() / BLOCK_BYTES;
     blocks.resize(blocks.len().next_multiple_of(BLOCK_BYTES), 0);
     for (nth, block) in blocks.chunks_exact_mut(BLOCK_BYTES).enumerate() {
-        layer::seal_block(block, if nth < whole { most } else { last });
+        seal_block(block, if nth < whole { most } else { last });
     }
     blocks
 }

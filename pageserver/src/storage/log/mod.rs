@@ -6,17 +6,30 @@
 
 pub mod files;
 pub mod format;
+pub mod names;
+pub mod record;
 pub mod recovery;
+mod spares;
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
-use crate::storage::log::files::{DATA_FILE_BYTES, LaneFiles, Leaving, WAL_FILE_BYTES};
-use crate::storage::log::format::{Change, FILE_HEADER_BYTES, LaneFileId, LaneKind};
-use crate::storage::log::recovery::Start;
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::log::files::{LaneFiles, Leaving};
+use crate::storage::log::format::Change;
+use crate::storage::log::names::{DATA_FILE_BYTES, WAL_FILE_BYTES};
+use crate::storage::log::record::{FILE_HEADER_BYTES, LaneFileId};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Where a lane's log begins: behind what is sealed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// Position of the newest record that is sealed, 0 for none.
+    pub sealed: Position,
+    /// First file of the log.
+    pub sequence: u32,
+}
 
 /// Where the next record goes.
 pub(in crate::storage) struct Tail {
@@ -169,7 +182,7 @@ impl Log {
         assert!(page_bytes.is_multiple_of(PAGE_BYTES), "{page_bytes} bytes are no whole pages");
         let id = self.tail.as_ref().map(|tail| tail.salt);
         let encode = |salt| {
-            format::encode_record(
+            record::encode_record(
                 salt,
                 position,
                 self.last,
@@ -182,7 +195,7 @@ impl Log {
         let mut head = id.map(encode).unwrap_or_default();
         if head.is_empty() || !self.tail_holds(length(&head)) {
             let sequence = self.next_sequence();
-            head = encode(format::salt(self.lane_files.store(), self.id(sequence)));
+            head = encode(record::salt(self.lane_files.store(), self.id(sequence)));
             self.begin_file(sequence)?;
         }
         let Some(tail) = &mut self.tail else { unreachable!("a file was begun above") };
@@ -258,7 +271,7 @@ impl Log {
         let id = self.id(sequence);
         let (file, written_out) = self.lane_files.create_file(id)?;
         let store = self.lane_files.store();
-        let header = format::encode_file_header(store, id);
+        let header = record::encode_file_header(store, id);
         if let Err(error) = file.write_all_at(&[&header], 0) {
             // The timeline is latched now; its next opening must not find half a file of it in the
             // way.
@@ -269,7 +282,7 @@ impl Log {
         self.directory_unsynced = true;
         self.tail_unsynced = true;
         self.files.insert(sequence, Arc::clone(&file));
-        let salt = format::salt(store, id);
+        let salt = record::salt(store, id);
         self.tail =
             Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
         Ok(())

@@ -8,12 +8,12 @@
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
-use crate::storage::log::files::{LaneFiles, WAL_FILE_BYTES};
-use crate::storage::log::format::{
-    self, Change, FILE_HEADER_BYTES, HeaderFault, LaneFileId, LaneKind, RecordHeader,
-};
-use crate::storage::log::{Log, Tail};
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::format::{Change, MAX_CHANGES_BYTES};
+use crate::storage::log::names::WAL_FILE_BYTES;
+use crate::storage::log::record::{self, FILE_HEADER_BYTES, HeaderFault, LaneFileId, RecordHeader};
+use crate::storage::log::{Log, Start, Tail};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// Bytes read at once while scanning.
 const WINDOW_BYTES: usize = 256 << 10;
 /// Header and changes of the longest record.
-const MAX_HEAD_BYTES: usize = format::RECORD_HEADER_BYTES + format::MAX_CHANGES_BYTES;
+const MAX_HEAD_BYTES: usize = record::RECORD_HEADER_BYTES + MAX_CHANGES_BYTES;
 
 /// A record as found on disk.
 pub struct Found {
@@ -62,7 +62,7 @@ impl Scanner {
                 "{} has format version {version}, this build reads {}: use the build that wrote \
                  the store",
                 LaneFiles::describe(id),
-                format::FORMAT_VERSION
+                record::FORMAT_VERSION
             ))),
             (_, Err(HeaderFault::Damaged)) => Ok(None),
         }
@@ -76,14 +76,14 @@ impl Scanner {
         let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
         let mut scanner = Scanner {
             file,
-            salt: format::salt(lane_files.store(), id),
+            salt: record::salt(lane_files.store(), id),
             length,
             offset: FILE_HEADER_BYTES as u64,
             window: Vec::new(),
             window_start: 0,
         };
         let header =
-            format::check_file_header(scanner.bytes(0, FILE_HEADER_BYTES)?, lane_files.store(), id);
+            record::check_file_header(scanner.bytes(0, FILE_HEADER_BYTES)?, lane_files.store(), id);
         Ok((scanner, header))
     }
 
@@ -104,7 +104,7 @@ impl Scanner {
 
     /// The record at `offset` if one checks there.
     fn record_at(&mut self, offset: u64) -> Result<Option<(RecordHeader, Vec<u8>)>> {
-        let Some(header) = format::decode_header(self.bytes(offset, format::RECORD_HEADER_BYTES)?)
+        let Some(header) = record::decode_header(self.bytes(offset, record::RECORD_HEADER_BYTES)?)
         else {
             return Ok(None);
         };
@@ -113,14 +113,14 @@ impl Scanner {
         }
         let (salt, head) =
             (self.salt, self.bytes(offset, header.pages_offset().min(MAX_HEAD_BYTES))?);
-        let checks = format::record_checks(&header, salt, head);
-        Ok(checks.then(|| (header, head[format::RECORD_HEADER_BYTES..].to_vec())))
+        let checks = record::record_checks(&header, salt, head);
+        Ok(checks.then(|| (header, head[record::RECORD_HEADER_BYTES..].to_vec())))
     }
 
     /// What the window holds from `offset` on, at least a record's header; reads on if it holds
     /// less.
     fn held_from(&mut self, offset: u64) -> Result<&[u8]> {
-        self.bytes(offset, format::RECORD_HEADER_BYTES)?;
+        self.bytes(offset, record::RECORD_HEADER_BYTES)?;
         let start = usize::try_from(offset - self.window_start).unwrap_or(0);
         Ok(&self.window[start..])
     }
@@ -129,12 +129,12 @@ impl Scanner {
     /// than `last`.
     fn claim_beyond(&mut self, mut offset: u64, last: Position) -> Result<Position> {
         let mut claim = 0;
-        while offset + (format::RECORD_HEADER_BYTES as u64) <= self.length {
+        while offset + (record::RECORD_HEADER_BYTES as u64) <= self.length {
             let chunk = self.held_from(offset)?;
-            let starts = (0..chunk.len()).step_by(format::RECORD_ALIGNMENT);
-            let magic = starts.clone().find(|at| chunk[*at..].starts_with(&format::RECORD_MAGIC));
+            let starts = (0..chunk.len()).step_by(record::RECORD_ALIGNMENT);
+            let magic = starts.clone().find(|at| chunk[*at..].starts_with(&record::RECORD_MAGIC));
             let Some(at) = magic else {
-                offset += chunk.len().next_multiple_of(format::RECORD_ALIGNMENT) as u64;
+                offset += chunk.len().next_multiple_of(record::RECORD_ALIGNMENT) as u64;
                 continue;
             };
             offset += at as u64;
@@ -144,7 +144,7 @@ impl Scanner {
                 claim = claim.max(header.durable);
             }
             // What is searched next is mostly in the window already.
-            offset += format::RECORD_ALIGNMENT as u64;
+            offset += record::RECORD_ALIGNMENT as u64;
         }
         Ok(claim)
     }
@@ -183,7 +183,7 @@ impl Replay<'_, '_> {
                 break;
             }
             let offset = scanner.offset;
-            let changes = format::decode_changes(&header, &changes).map_err(|reason| {
+            let changes = record::decode_changes(&header, &changes).map_err(|reason| {
                 Error::corrupt(format!("{} at {offset}: {reason}", LaneFiles::describe(id)))
             })?;
             self.durable = self.durable.max(header.durable);
@@ -271,15 +271,6 @@ pub fn first_bad_page(found: &Found, file: &dyn DiskFile) -> Result<Option<usize
     Ok(None)
 }
 
-/// Where a lane's log begins: behind what is sealed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Start {
-    /// Position of the newest record that is sealed, 0 for none.
-    pub sealed: Position,
-    /// First file of the log.
-    pub sequence: u32,
-}
-
 fn replay(
     lane_files: &LaneFiles,
     lane: (TimelineId, LaneKind),
@@ -316,7 +307,7 @@ pub fn inspect(
 fn wipe(file: &dyn DiskFile, offset: u64) -> Result<()> {
     let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
     let left = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX);
-    let mut head = vec![0; left.min(format::RECORD_HEADER_BYTES)];
+    let mut head = vec![0; left.min(record::RECORD_HEADER_BYTES)];
     file.read_exact_at(&mut head, offset).map_err(|e| Error::io("read a lane file", &e))?;
     if head.iter().any(|byte| *byte != 0) {
         head.fill(0);
@@ -364,7 +355,7 @@ pub fn recover(
         file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;
     }
     if let Some(file) = log.files.get(&end.sequence) {
-        let salt = format::salt(lane_files.store(), log.id(end.sequence));
+        let salt = record::salt(lane_files.store(), log.id(end.sequence));
         let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
         log.tail = Some(Tail {
             sequence: end.sequence,

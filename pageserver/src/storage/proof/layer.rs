@@ -4,16 +4,17 @@
 //! that is given out has the checksum of its entry; metadata that decodes encodes to the same;
 //! after one flipped bit each part is what it was or an error.
 
-use super::{STORE, flip_a_bit};
+use super::bits::{STORE, flip_a_bit};
 use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::SimDisk;
-use crate::storage::layer::{
-    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, Layer,
-    LayerId,
+use crate::storage::layer::format::{
+    BLOCK_BYTES, ENTRY_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, LayerId,
+    seal_block,
 };
-use crate::storage::log::format::{self, Change, LaneKind};
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::layer::{Access, Layer};
+use crate::storage::log::format::{self, Change};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 
 /// Most pages that are read of a layer, so that no input takes long.
 const PAGES_MAX: usize = 16;
@@ -69,7 +70,7 @@ fn look(bytes: &[u8]) -> Option<Contents> {
     assert_eq!((layer.id(), layer.bytes()), (ID, bytes.len() as u64));
     assert!(layer.from() <= layer.to(), "{} to {}", layer.from(), layer.to());
     let entries: Vec<Result<Entry>> = layer.scan().collect();
-    assert!(entries.len() <= bytes.len() / layer::ENTRY_BYTES, "{} entries", entries.len());
+    assert!(entries.len() <= bytes.len() / ENTRY_BYTES, "{} entries", entries.len());
     let step = entries.len().div_ceil(PAGES_MAX).max(1);
     let pages =
         entries.iter().step_by(step).map(|entry| page(&layer, entry.as_ref().ok()?)).collect();
@@ -143,7 +144,7 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
     let (first, second) = tables.split_at_mut(tables.len() / 2);
     for block in first.chunks_exact_mut(BLOCK_BYTES) {
         let count = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-        layer::seal_block(block, count as usize);
+        seal_block(block, count as usize);
     }
     if first.len() == second.len() {
         second.copy_from_slice(first);
@@ -251,7 +252,7 @@ mod tests {
         let whole = made_with_dictionary(10, 1);
         let end = whole.len() - 2 * FOOTER_BYTES;
         let footer = Footer::of(&whole[end..end + FOOTER_BYTES], ID).unwrap();
-        let first = layer::HEADER_BYTES;
+        let first = HEADER_BYTES;
         let copy = usize::try_from(footer.meta_offset).unwrap() + footer.meta_bytes as usize;
         let pages = look(&whole).unwrap().pages;
         for (damaged, read) in
@@ -289,7 +290,7 @@ mod tests {
                 }
                 // Where the pages are.
                 let at = usize::try_from(random.below(256)).unwrap();
-                bytes[layer::HEADER_BYTES + at] ^= 1 << random.below(8);
+                bytes[HEADER_BYTES + at] ^= 1 << random.below(8);
                 layer(&bytes);
             }
             layer(&whole[..whole.len() - 1]);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Error;
-use crate::storage::layer;
+use crate::storage::layer::format::FOOTER_BYTES;
 use crate::storage::store::{Origin, Past};
 
 fn seal(store: &Store, id: TimelineId, lane: LaneKind) -> bool {
@@ -33,7 +33,7 @@ fn versions(disk: &SimDisk) -> Vec<u8> {
     let of = |name: String| {
         let mut version = 0;
         disk.alter(&format!("layers/{name}"), |bytes| {
-            version = bytes[bytes.len() - layer::FOOTER_BYTES + 8]
+            version = bytes[bytes.len() - FOOTER_BYTES + 8]
         });
         version
     };

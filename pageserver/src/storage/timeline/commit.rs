@@ -1,14 +1,25 @@
 //! A record in the making, under its lane's lock: what it reads, and the changes it gathers.
 
-use crate::error::Result;
-use crate::locks;
-use crate::storage::log::format::{self, Attributes, Change, LaneKind};
-use crate::storage::page::{PAGE_BYTES, Position, inode_created};
+use crate::error::{Error, Result};
+use crate::locks::{self, write};
+use crate::storage::disk::DiskFile;
+use crate::storage::log::format::{self, Attributes, Change};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, inode_created, lane_of};
+use crate::storage::timeline::Timeline;
+use crate::storage::timeline::lane::LaneState;
 use crate::storage::timeline::parts::{self, HotPage};
 use crate::storage::timeline::read;
-use crate::storage::timeline::{LaneState, Timeline, lane_of};
+use crate::storage::timeline::sync::wait_for;
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Unsynced bytes of a lane at which it is synced without being asked, so that a fork never waits
+/// for much.
+const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
+
+/// Unsynced bytes of a lane at which whoever has appended waits for a sync.
+const WAIT_UNSYNCED_BYTES: u64 = 4 * MAX_UNSYNCED_BYTES;
 
 /// A record in the making, under its lane's lock.
 pub struct Commit<'s, 'p> {
@@ -134,5 +145,62 @@ impl<'s, 'p> Commit<'s, 'p> {
         } else {
             self.push(Change::Attributes { inode, attributes });
         }
+    }
+}
+
+impl Timeline {
+    /// Makes the changes that `build` puts together from what it reads, as one record of the lane.
+    /// An error of `build` leaves everything as it was; an error of the disk latches the timeline.
+    pub fn commit<'p, T, E: From<Error>>(
+        self: &Arc<Self>,
+        kind: LaneKind,
+        build: impl FnOnce(&mut Commit<'_, 'p>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let lane = self.lane(kind);
+        let mut state = write(&lane.state);
+        // Under the lock, so that nothing is appended once `retire` has gone through.
+        self.refuse_if_latched()?;
+        let position = self.shared.positions.take();
+        let mut commit = Commit::new(self, &state, kind, position);
+        let value = build(&mut commit)?;
+        let Gathered { changes, pages, hot } = commit.into_gathered();
+        if changes.is_empty() {
+            return Ok(value);
+        }
+        let slices: Vec<&[u8]> = pages.iter().map(|run| &**run).collect();
+        let durable = lane.durable.load(Ordering::SeqCst);
+        let appended = state.log.append(position, durable, &changes, &slices);
+        let (sequence, offset) = appended.map_err(|error| self.latch(error))?;
+        state.index.apply(position, &changes, sequence, offset);
+        if hot.is_some() || changes.iter().any(Change::is_of_blocks) {
+            state.hot = hot;
+        }
+        lane.appended.store(position, Ordering::SeqCst);
+        self.changed.fetch_max(position, Ordering::SeqCst);
+        let unsynced = state.log.unsynced_bytes();
+        let file = (!slices.is_empty()).then(|| Arc::clone(state.log.file(sequence)));
+        drop(state);
+        self.keep_up(kind, file, unsynced)?;
+        Ok(value)
+    }
+
+    /// Keeps a lane that was appended to from having too much in memory, or unsynced.
+    fn keep_up(
+        self: &Arc<Self>,
+        kind: LaneKind,
+        file: Option<Arc<dyn DiskFile>>,
+        unsynced: u64,
+    ) -> Result<()> {
+        if let Some(file) = file {
+            let failed = |e| self.latch(Error::io("append to a lane file", &e));
+            file.catch_up().map_err(failed)?;
+        }
+        if unsynced > WAIT_UNSYNCED_BYTES {
+            return wait_for(|done| self.sync(kind, done));
+        }
+        if unsynced > MAX_UNSYNCED_BYTES && self.joins_queue(kind, Box::new(|_| ())) {
+            self.shared.syncer.serve_later(self.server(kind));
+        }
+        Ok(())
     }
 }

@@ -3,9 +3,9 @@
 
 use crate::locks::{lock, read};
 use crate::storage::index::Target;
-use crate::storage::log::format::{Attributes, LaneKind};
-use crate::storage::page::{HEAD, Position, inode_created};
-use crate::storage::timeline::{Timeline, lane_of};
+use crate::storage::log::format::Attributes;
+use crate::storage::page::{HEAD, LaneKind, Position, inode_created, lane_of};
+use crate::storage::timeline::Timeline;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 

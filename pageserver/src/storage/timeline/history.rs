@@ -11,7 +11,8 @@ use crate::storage::index::marks::Mark;
 use crate::storage::log::format::{Change, MAX_CHANGES_BYTES};
 use crate::storage::page::Position;
 use crate::storage::sabotage::{self, Defect};
-use crate::storage::timeline::{LaneState, Timeline};
+use crate::storage::timeline::Timeline;
+use crate::storage::timeline::lane::LaneState;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -9,13 +9,16 @@ use crate::error::{Error, Result};
 use crate::locks::read;
 use crate::storage::disk::DiskFile;
 use crate::storage::index::{Block, PageAt, Parts};
-use crate::storage::layer::{Access, Entry, Layer, LayerPage};
+use crate::storage::layer::format::{Entry, LayerPage};
+use crate::storage::layer::{Access, Layer};
 use crate::storage::log::files::LaneFiles;
-use crate::storage::log::format::LaneFileId;
-use crate::storage::page::{PAGE_BYTES, Position, inode_created};
+use crate::storage::log::format::u32_of;
+use crate::storage::log::record::LaneFileId;
+use crate::storage::page::{PAGE_BYTES, Position, inode_created, lane_of};
 use crate::storage::sabotage::{self, Defect};
+use crate::storage::timeline::Timeline;
+use crate::storage::timeline::lane::LaneState;
 use crate::storage::timeline::parts;
-use crate::storage::timeline::{LaneState, Timeline, lane_of};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -172,7 +175,7 @@ pub(in crate::storage) fn fetch(
     let mut at = 0;
     while at < sources.len() {
         let rest = &sources[at..];
-        let block = first + crate::storage::log::format::u32_of(at);
+        let block = first + u32_of(at);
         let count = match &rest[0] {
             Some(Source::Page(file, _, page)) => {
                 let next_to = |(nth, source): &(usize, &Option<Source>)| {

@@ -6,8 +6,6 @@
 
 use crate::error::Result;
 use crate::locks::lock;
-use crate::storage::log::format::LaneKind;
-use crate::storage::timeline::Timeline;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -20,7 +18,8 @@ pub const MAX_INLINE: usize = 2;
 /// Called once with the outcome of a sync, on any thread.
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
-type Job = (Arc<Timeline>, LaneKind);
+/// Serves the requests of a lane that wait now; whether that were all.
+type Job = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Sync requests of one lane.
 #[derive(Default)]
@@ -46,7 +45,7 @@ impl SyncQueue {
     }
 
     /// Ends the turn of the thread, unless requests wait; whether it did.
-    fn end_turn(&self) -> bool {
+    pub(super) fn end_turn(&self) -> bool {
         let mut queue = lock(&self.0);
         queue.running = !queue.waiting.is_empty();
         !queue.running
@@ -75,10 +74,10 @@ impl Syncer {
             let (receiver, again) = (Arc::clone(&receiver), Arc::downgrade(&sender));
             let run = move || {
                 // The guard is gone before the job runs.
-                while let Ok((timeline, lane)) = { lock(&receiver).recv() } {
-                    while !run_once(&timeline, lane) {
+                while let Ok(job) = { lock(&receiver).recv() } {
+                    while !job() {
                         // Other lanes that wait come first.
-                        let job = (Arc::clone(&timeline), lane);
+                        let job = Arc::clone(&job);
                         if again.upgrade().is_some_and(|sender| sender.send(job).is_ok()) {
                             break;
                         }
@@ -93,26 +92,20 @@ impl Syncer {
     /// Serves a lane whose queue has begun to fill: on the caller's own thread if few others do so
     /// at the moment, else on one of the syncer's, which serve what was asked meanwhile in any
     /// case: the caller's own answer may go out only when this returns.
-    pub(in crate::storage) fn serve(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+    pub(super) fn serve(&self, job: impl Fn() -> bool + Send + Sync + 'static) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
-        let served = inline && run_once(timeline, lane);
+        let served = inline && job();
         self.inline.fetch_sub(1, Ordering::SeqCst);
         if !served {
-            self.serve_later(timeline, lane);
+            self.serve_later(job);
         }
     }
 
     /// Serves such a lane on one of the syncer's threads.
-    pub(in crate::storage) fn serve_later(&self, timeline: &Arc<Timeline>, lane: LaneKind) {
+    pub(super) fn serve_later(&self, job: impl Fn() -> bool + Send + Sync + 'static) {
         // The threads live as long as a sender does, and this is one.
-        if self.sender.send((Arc::clone(timeline), lane)).is_err() {
+        if self.sender.send(Arc::new(job)).is_err() {
             unreachable!("the sync threads ended before their sender");
         }
     }
-}
-
-/// Serves the requests of a lane that wait now; whether that were all.
-fn run_once(timeline: &Arc<Timeline>, lane: LaneKind) -> bool {
-    timeline.run_sync(lane);
-    timeline.sync_queue(lane).end_turn()
 }

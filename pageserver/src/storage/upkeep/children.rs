@@ -7,10 +7,9 @@
 use crate::error::Result;
 use crate::locks::lock;
 use crate::storage::layer::Layer;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{HEAD, Position, TimelineId};
+use crate::storage::page::{HEAD, LaneKind, Position, TimelineId};
 use crate::storage::store::Store;
-use crate::storage::timeline::open_layers;
+use crate::storage::timeline::lane::open_layers;
 use std::sync::Arc;
 
 /// Children that are looked at in one merge. Those beyond count as covering nothing.

@@ -8,36 +8,26 @@
 use crate::error::Result;
 use crate::locks::write;
 use crate::storage::catalog::{LaneRecord, LayerRecord};
-use crate::storage::disk::DiskFile;
-use crate::storage::index::versions::Retained;
-use crate::storage::index::{Block, Blocks};
+use crate::storage::index::Block;
+use crate::storage::layer::Layer;
 use crate::storage::layer::dictionary;
+use crate::storage::layer::format::LayerId;
 use crate::storage::layer::writer::LayerWriter;
-use crate::storage::layer::{Layer, LayerId};
-use crate::storage::log::format::{Change, LaneFileId, LaneKind};
-use crate::storage::log::recovery::Start;
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::log::Start;
+use crate::storage::log::format::Change;
+use crate::storage::log::record::LaneFileId;
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
+use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
+use crate::storage::timeline::lane::Frozen;
 use crate::storage::timeline::{parts, read};
-use crate::storage::upkeep::plan::Pace;
+use crate::storage::upkeep::pace::Pace;
+use crate::storage::upkeep::publish::healthy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the disk is asked for at once.
 const PIECE_BYTES: usize = 128 << 10;
-
-/// The part of a lane's log that is being sealed.
-pub(in crate::storage) struct Frozen {
-    lane: LaneKind,
-    /// It holds what was appended after this position.
-    from: Position,
-    /// Where the log goes on.
-    start: Start,
-    blocks: Arc<Blocks>,
-    metadata: Vec<(Position, Change)>,
-    retained: Retained,
-    files: BTreeMap<u32, Arc<dyn DiskFile>>,
-}
 
 /// A layer that is written and does not count yet.
 pub(in crate::storage) struct Sealed {
@@ -237,5 +227,26 @@ impl Frozen {
             }
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes
+    /// worked on.
+    pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
+        self.catalog().require()?;
+        let slot = self.slot(id)?;
+        let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
+        let sealed = match timeline.write_layer(&frozen, pace) {
+            // What it read was given up meanwhile, and who failed has been told why.
+            Err(_) if timeline.latched().is_some() => return Ok(false),
+            sealed => sealed?,
+        };
+        drop(frozen);
+        let layer = sealed.layer.id();
+        self.publish_lane(&slot, &timeline, layer, sealed, Sealed::record, |sealed, record| {
+            timeline.turn_to(sealed, record);
+        })
     }
 }

@@ -5,12 +5,12 @@
 
 use crate::error::Result;
 use crate::storage::index::versions::Retained;
-use crate::storage::layer::ENTRY_BYTES;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::Position;
+use crate::storage::layer::format::ENTRY_BYTES;
+use crate::storage::page::{LaneKind, Position};
 use crate::storage::timeline::Timeline;
 use crate::storage::upkeep::children::{self, Child};
-use crate::storage::upkeep::plan::{Fate, Input, Pace, next_block};
+use crate::storage::upkeep::merge::{Fate, Input, next_block};
+use crate::storage::upkeep::pace::Pace;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

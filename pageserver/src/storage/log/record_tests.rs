@@ -1,6 +1,7 @@
 //! Tests of records as bytes.
 
 use super::*;
+use crate::storage::log::format::{Attributes, FileKind, TO_END};
 
 const SALT: u32 = 7;
 

@@ -1,0 +1,76 @@
+//! A lane of a timeline: its log, its index and its layers.
+
+use crate::error::{Error, Result};
+use crate::storage::catalog::{LaneRecord, LayerRecord};
+use crate::storage::disk::DiskFile;
+use crate::storage::index::versions::Retained;
+use crate::storage::index::{Blocks, Index};
+use crate::storage::layer::Layer;
+use crate::storage::layer::format::LayerId;
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::format::Change;
+use crate::storage::log::{Log, Start};
+use crate::storage::page::{LaneKind, Position, TimelineId};
+use crate::storage::timeline::parts::HotPage;
+use crate::storage::timeline::syncer::SyncQueue;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
+
+pub(in crate::storage) struct LaneState {
+    pub(in crate::storage) log: Log,
+    pub(in crate::storage) index: Index,
+    /// The page written last, if it is of the write-ahead lane.
+    pub(in crate::storage) hot: Option<HotPage>,
+    /// What is sealed, newest first. All of it is older than the log.
+    pub(in crate::storage) layers: Vec<Arc<Layer>>,
+    /// What the catalog says of it.
+    pub(in crate::storage) record: LaneRecord,
+    /// The part of the log that is being sealed, or whose sealing failed and is tried again.
+    pub(in crate::storage) frozen: Option<Arc<Frozen>>,
+}
+
+pub(in crate::storage) struct Lane {
+    pub(in crate::storage) state: RwLock<LaneState>,
+    pub(in crate::storage) appended: AtomicU64,
+    pub(in crate::storage) durable: AtomicU64,
+    pub(in crate::storage) queue: SyncQueue,
+    /// Position of the newest record when the lane was opened, if that says that all before it is
+    /// synced.
+    pub(in crate::storage) closed_at: Position,
+}
+
+/// The part of a lane's log that is being sealed.
+pub(in crate::storage) struct Frozen {
+    pub(in crate::storage) lane: LaneKind,
+    /// It holds what was appended after this position.
+    pub(in crate::storage) from: Position,
+    /// Where the log goes on.
+    pub(in crate::storage) start: Start,
+    pub(in crate::storage) blocks: Arc<Blocks>,
+    pub(in crate::storage) metadata: Vec<(Position, Change)>,
+    pub(in crate::storage) retained: Retained,
+    pub(in crate::storage) files: BTreeMap<u32, Arc<dyn DiskFile>>,
+}
+
+/// Opens the layers of a lane, newest first, which follow one another without a gap.
+pub(in crate::storage) fn open_layers(
+    lane_files: &LaneFiles,
+    (timeline, lane): (TimelineId, LaneKind),
+    record: &LaneRecord,
+) -> Result<Vec<Arc<Layer>>> {
+    let mut layers: Vec<Arc<Layer>> = Vec::new();
+    for LayerRecord { number, .. } in &record.layers {
+        let id = LayerId { timeline, lane, number: *number };
+        let layer = Layer::open(lane_files.disk(), lane_files.store(), id)?;
+        let expected = layers.last().map_or(record.sealed, |newer| newer.from());
+        if layer.to() != expected {
+            let (name, to) = (id.path(), layer.to());
+            return Err(Error::corrupt(format!(
+                "{name} ends at position {to}, the catalog expects {expected}"
+            )));
+        }
+        layers.push(Arc::new(layer));
+    }
+    Ok(layers)
+}
