@@ -51,13 +51,13 @@ impl Change {
     }
 
     /// The change as JSON.
-    pub(in crate::storage) fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let rows = self.rows.iter().map(|row| (row.table, &row.key, &row.record)).collect();
         encode(&Written { rows, next: self.next.clone() })
     }
 
     /// A change that a journal of this `format` holds under `number`.
-    pub(in crate::storage) fn decode(format: u32, number: u64, json: &[u8]) -> Result<Self> {
+    pub(super) fn decode(format: u32, number: u64, json: &[u8]) -> Result<Self> {
         if format == 1 {
             let before: WrittenBefore = decode("journal", &format!("change {number}"), json)?;
             return Ok(Self::from(before));

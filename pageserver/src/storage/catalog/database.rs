@@ -31,9 +31,9 @@ const CHANGES: &str = "changes";
 const FORMAT_KEY: &str = "format";
 
 /// The database with the files below and beside it.
-pub(in crate::storage) struct Opened {
+pub(super) struct Opened {
     database: Database,
-    pub(in crate::storage) file: Arc<CatalogFile>,
+    pub(super) file: Arc<CatalogFile>,
     disk: Arc<dyn Disk>,
     /// None if it could not be written to: then each change goes to the database by itself, and the
     /// next one tries again.
@@ -43,7 +43,7 @@ pub(in crate::storage) struct Opened {
     /// What is in the journal and not in the database.
     pending: Vec<Change>,
     /// How often the catalog was changed.
-    pub(in crate::storage) changes: u64,
+    pub(super) changes: u64,
 }
 
 impl Drop for Opened {
@@ -55,7 +55,7 @@ impl Drop for Opened {
 impl Opened {
     /// Opens or makes the database in `file`, of `disk`; all of it is checked. What the journal has
     /// is counted, and goes in with the next change.
-    pub(in crate::storage) fn open(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>) -> Result<Self> {
+    pub(super) fn open(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>) -> Result<Self> {
         let file =
             CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
         let file = Arc::new(file);
@@ -128,7 +128,7 @@ impl Opened {
     }
 
     /// Makes `change` durable, or fails and leaves it open whether it happened.
-    pub(in crate::storage) fn commit(&mut self, store: u64, change: Change) -> Result<()> {
+    pub(super) fn commit(&mut self, store: u64, change: Change) -> Result<()> {
         let bytes = change.encode();
         if let Some(journal) = self.journal.as_mut().filter(|journal| journal.takes(bytes.len())) {
             let appended = journal.append(store, self.changes + 1, &bytes);
@@ -142,12 +142,12 @@ impl Opened {
     }
 
     /// Brings what the journal had into the database.
-    pub(in crate::storage) fn fold(&mut self) -> Result<()> {
+    pub(super) fn fold(&mut self) -> Result<()> {
         self.write("open", |_| Ok(()))
     }
 
     /// Numbers the store if it is new, and counts the run. The numbers of the store and of the run.
-    pub(in crate::storage) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
+    pub(super) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
         let is_new = self.store()?.is_none();
         self.write("open", |numbers| {
             if is_new {
@@ -171,7 +171,7 @@ impl Opened {
     }
 
     /// Remembers how long moments are kept; the time before which none is to be had.
-    pub(in crate::storage) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
+    pub(super) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
         self.write("commit a change of", |numbers| {
             let number = |key: &str| -> Result<Option<i64>> {
                 let found = numbers.get(key).map_err(|e| failed("read", e))?;
@@ -228,7 +228,7 @@ impl Opened {
     }
 
     /// All that it says.
-    pub(in crate::storage) fn load(&self) -> Result<State> {
+    pub(super) fn load(&self) -> Result<State> {
         let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
         let mut state = State::default();
         let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;

@@ -34,7 +34,7 @@ pub(in crate::storage) const TRUSTED: u8 = 4;
 ///
 /// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the
 /// same.
-pub(in crate::storage) struct CatalogFile {
+pub(super) struct CatalogFile {
     file: Arc<dyn DiskFile>,
     lengths: Mutex<Lengths>,
     /// Whether it stays as it is from now on.
@@ -49,7 +49,7 @@ struct Lengths {
 }
 
 impl CatalogFile {
-    pub(in crate::storage) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         // A crash while the file grew may have left a part of a page at its end, with which `redb`
         // would refuse it.
         let written = file.len_bytes()? / PAGE_BYTES * PAGE_BYTES;
@@ -58,7 +58,7 @@ impl CatalogFile {
     }
 
     /// Lets nothing be changed any more.
-    pub(in crate::storage) fn refuse_writes(&self) {
+    pub(super) fn refuse_writes(&self) {
         self.refuses.store(true, Ordering::SeqCst);
     }
 
@@ -73,7 +73,7 @@ impl CatalogFile {
     /// Learns how many pages are in use. If those that are not are too few to write all of these
     /// once more, and what a journal holds, there is to be a reserve in which `redb` can double its
     /// file.
-    pub(in crate::storage) fn want_reserve(&self, used_pages: u64) {
+    pub(super) fn want_reserve(&self, used_pages: u64) {
         let mut lengths = lock(&self.lengths);
         if lengths.believed < 2 * used_pages * PAGE_BYTES + FOLD_BYTES {
             lengths.wanted =
@@ -82,7 +82,7 @@ impl CatalogFile {
     }
 
     /// Makes sure that there is room in reserve.
-    pub(in crate::storage) fn reserve(&self) -> io::Result<()> {
+    pub(super) fn reserve(&self) -> io::Result<()> {
         let mut lengths = lock(&self.lengths);
         let wanted = lengths.wanted;
         if wanted > lengths.written { self.write_out(&mut lengths, wanted) } else { Ok(()) }
@@ -120,7 +120,7 @@ impl std::fmt::Debug for CatalogFile {
 
 /// The part of the file's owner that `redb` holds.
 #[derive(Debug)]
-pub(in crate::storage) struct Backend(pub(in crate::storage) Arc<CatalogFile>);
+pub(super) struct Backend(pub(super) Arc<CatalogFile>);
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {

@@ -16,10 +16,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub(in crate::storage) const JOURNAL_FILE: &str = "journal";
+pub(super) const JOURNAL_FILE: &str = "journal";
 /// Length of the file. What it holds has to fit into the reserve of the database's file, and is
 /// folded while a request waits.
-pub(in crate::storage) const JOURNAL_BYTES: usize = 1 << 20;
+pub(super) const JOURNAL_BYTES: usize = 1 << 20;
 const MAGIC: [u8; 8] = *b"COPPICEJ";
 /// Version of the file. Changes of version 1 name branches and timelines; later ones are rows.
 const FORMAT: u32 = 2;
@@ -32,7 +32,7 @@ const LENGTH_OFFSET: usize = 36;
 const HEADER_BYTES: usize = 40;
 
 /// The open file, written to from its beginning.
-pub(in crate::storage) struct Journal {
+pub(super) struct Journal {
     file: Arc<dyn DiskFile>,
     end: usize,
     /// Checksum of the newest record.
@@ -41,12 +41,12 @@ pub(in crate::storage) struct Journal {
 
 /// A change as it was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::storage) struct Found {
+pub(super) struct Found {
     pub(in crate::storage) store: u64,
-    pub(in crate::storage) number: u64,
+    pub(super) number: u64,
     /// Version of the journal that it is from.
-    pub(in crate::storage) format: u32,
-    pub(in crate::storage) payload: Vec<u8>,
+    pub(super) format: u32,
+    pub(super) payload: Vec<u8>,
 }
 
 /// A record that checks.
@@ -120,7 +120,7 @@ fn version(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The changes behind the `known` first ones that a journal of these bytes holds, oldest first.
-pub(in crate::storage) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
+pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
     if let Some(format) = version(bytes).filter(|format| !(OLDEST..=FORMAT).contains(format)) {
         return Err(Error::corrupt(format!(
             "the file {JOURNAL_FILE} is damaged or has format version {format}, and this build \
@@ -161,7 +161,7 @@ pub(in crate::storage) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<
 }
 
 /// The changes behind the `known` first ones of the store on `disk`.
-pub(in crate::storage) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<Found>> {
+pub(super) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<Found>> {
     let failed = |error: io::Error| Error::io(format!("read the file {JOURNAL_FILE}"), &error);
     let file = match disk.open(JOURNAL_FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -177,7 +177,7 @@ pub(in crate::storage) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<Found>
 
 impl Journal {
     /// Begins anew. What was in it has to be in the database.
-    pub(in crate::storage) fn begin(disk: &dyn Disk) -> io::Result<Self> {
+    pub(super) fn begin(disk: &dyn Disk) -> io::Result<Self> {
         let length = match disk.open(JOURNAL_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             opened => Some(opened?.len_bytes()?),
@@ -193,19 +193,14 @@ impl Journal {
     }
 
     /// Whether a change of so many bytes fits behind the others.
-    pub(in crate::storage) fn takes(&self, bytes: usize) -> bool {
+    pub(super) fn takes(&self, bytes: usize) -> bool {
         bytes <= JOURNAL_BYTES
             && self.end + (HEADER_BYTES + bytes).next_multiple_of(BLOCK_BYTES) <= JOURNAL_BYTES
     }
 
     /// Makes the change durable. After an error nobody knows whether it is, and the journal takes
     /// no more.
-    pub(in crate::storage) fn append(
-        &mut self,
-        store: u64,
-        number: u64,
-        payload: &[u8],
-    ) -> io::Result<()> {
+    pub(super) fn append(&mut self, store: u64, number: u64, payload: &[u8]) -> io::Result<()> {
         let (record, crc) = encode(store, number, self.newest, payload);
         let rest = record.len().next_multiple_of(BLOCK_BYTES) - record.len();
         self.file.write_all_at(&[&record, &ZEROS[..rest]], self.end as u64)?;

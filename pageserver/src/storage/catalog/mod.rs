@@ -8,14 +8,14 @@
 //! database and the journal are opened anew at once, and memory follows what they say.
 
 pub(in crate::storage) mod change;
-pub(in crate::storage) mod database;
+mod database;
 pub(in crate::storage) mod file;
-pub(in crate::storage) mod journal;
+mod journal;
 mod migrate;
 pub mod records;
 pub(in crate::storage) mod state;
 pub(in crate::storage) mod tables;
-pub(in crate::storage) mod witness;
+mod witness;
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of the catalog that this build writes.
-pub(in crate::storage) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 3;
 
 /// Number of the first branch, the default one whatever it is called later.
 pub const DEFAULT_BRANCH: u64 = 1;
@@ -212,17 +212,17 @@ impl Update {
 /// What a change says of one key of a table: its record, or that there is none.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::storage) struct Row {
-    pub(in crate::storage) table: &'static str,
-    pub(in crate::storage) key: String,
+    pub(super) table: &'static str,
+    pub(super) key: String,
     pub(in crate::storage) record: Option<Stored>,
 }
 
 impl Row {
-    pub(in crate::storage) fn put<R: Record>(key: &str, record: R) -> Self {
+    pub(super) fn put<R: Record>(key: &str, record: R) -> Self {
         Self { table: R::TABLE, key: key.to_owned(), record: Some(record.into_stored()) }
     }
 
-    pub(in crate::storage) fn remove<R: Record>(key: &str) -> Self {
+    pub(super) fn remove<R: Record>(key: &str) -> Self {
         Self { table: R::TABLE, key: key.to_owned(), record: None }
     }
 
@@ -247,7 +247,7 @@ impl Row {
     }
 
     /// The timeline that the key is of.
-    pub(in crate::storage) fn timeline(&self) -> Option<TimelineId> {
+    pub(super) fn timeline(&self) -> Option<TimelineId> {
         let id: TimelineId = self.key.parse().ok()?;
         (Self::timeline_key(id) == self.key).then_some(id)
     }
@@ -258,11 +258,7 @@ pub(in crate::storage) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
         .unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
 }
 
-pub(in crate::storage) fn decode<T: DeserializeOwned>(
-    table: &str,
-    key: &str,
-    json: &[u8],
-) -> Result<T> {
+pub(super) fn decode<T: DeserializeOwned>(table: &str, key: &str, json: &[u8]) -> Result<T> {
     serde_json::from_slice(json).map_err(|error| {
         Error::corrupt(format!("the catalog's value of {table} \"{key}\" is damaged: {error}"))
     })

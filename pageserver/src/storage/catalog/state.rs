@@ -18,7 +18,7 @@ pub(in crate::storage) struct State {
     pub(in crate::storage) timelines: HashMap<u64, TimelineRecord>,
     /// Records of all other kinds, by table and key.
     others: BTreeMap<&'static str, BTreeMap<String, Stored>>,
-    pub(in crate::storage) children: HashMap<u64, BTreeSet<u64>>,
+    pub(super) children: HashMap<u64, BTreeSet<u64>>,
     pub(in crate::storage) names: HashMap<u64, u32>,
     /// The next free number of each kind.
     pub(in crate::storage) next: BTreeMap<&'static str, u64>,
@@ -43,19 +43,19 @@ fn gone(id: TimelineId) -> Error {
 
 impl State {
     /// Whether both have the same records.
-    pub(in crate::storage) fn says_the_same(&self, other: &State) -> bool {
+    pub(super) fn says_the_same(&self, other: &State) -> bool {
         self.branches == other.branches
             && self.timelines == other.timelines
             && self.others == other.others
     }
 
     /// The record of a kind other than branches and timelines.
-    pub(in crate::storage) fn other<R: Record>(&self, key: &str) -> Option<&R> {
+    pub(super) fn other<R: Record>(&self, key: &str) -> Option<&R> {
         self.others.get(R::TABLE)?.get(key).and_then(R::from_stored)
     }
 
     /// All records of such a kind.
-    pub(in crate::storage) fn others<R: Record>(&self) -> impl Iterator<Item = (&String, &R)> {
+    pub(super) fn others<R: Record>(&self) -> impl Iterator<Item = (&String, &R)> {
         let records = self.others.get(R::TABLE).into_iter().flatten();
         records.filter_map(|(key, stored)| Some((key, R::from_stored(stored)?)))
     }

@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(in crate::storage) const WITNESS_FILE: &str = "witness";
+pub(super) const WITNESS_FILE: &str = "witness";
 const MAGIC: [u8; 8] = *b"COPPICEW";
 const FORMAT: u32 = 1;
 const CRC_OFFSET: usize = 12;
@@ -32,7 +32,7 @@ const PLACES: u64 = 3;
 const PLACE_BYTES: u64 = 4096;
 
 /// The open file.
-pub(in crate::storage) struct Witness {
+pub(super) struct Witness {
     file: Arc<dyn DiskFile>,
     unsynced: AtomicBool,
     /// The place that is not written to.
@@ -81,7 +81,7 @@ fn decode(bytes: &[u8; NOTE_BYTES]) -> Note {
 
 impl Witness {
     /// Opens or makes the file.
-    pub(in crate::storage) fn open(disk: &Arc<dyn Disk>) -> Result<Self> {
+    pub(super) fn open(disk: &Arc<dyn Disk>) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("open the file {WITNESS_FILE}"), &error);
         let file = match disk.open(WITNESS_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -104,7 +104,7 @@ impl Witness {
     }
 
     /// Refuses a catalog of `store` with so many changes if there were more.
-    pub(in crate::storage) fn check(&self, store: Option<u64>, changes: u64) -> Result<()> {
+    pub(super) fn check(&self, store: Option<u64>, changes: u64) -> Result<()> {
         let mut notes = Vec::new();
         for nth in 0..PLACES {
             let mut bytes = [0; NOTE_BYTES];
@@ -152,7 +152,7 @@ impl Witness {
     }
 
     /// Makes the first note after an opening, and keeps it.
-    pub(in crate::storage) fn begin(&self, store: u64, changes: u64) {
+    pub(super) fn begin(&self, store: u64, changes: u64) {
         let place = self.next_place();
         if self.note(store, changes) && self.sync() {
             self.kept.store(place, Ordering::SeqCst);
@@ -161,7 +161,7 @@ impl Witness {
 
     /// Notes that so many changes are durable; false if that failed. Without the note nothing is
     /// lost, so it is no error.
-    pub(in crate::storage) fn note(&self, store: u64, changes: u64) -> bool {
+    pub(super) fn note(&self, store: u64, changes: u64) -> bool {
         let written =
             self.file.write_all_at(&[&encode(store, changes)], self.next_place() * PLACE_BYTES);
         self.unsynced.store(true, Ordering::SeqCst);
@@ -181,7 +181,7 @@ impl Witness {
     }
 
     /// Makes what was noted survive a power loss; false if that failed.
-    pub(in crate::storage) fn sync(&self) -> bool {
+    pub(super) fn sync(&self) -> bool {
         if !self.unsynced.swap(false, Ordering::SeqCst) {
             return true;
         }

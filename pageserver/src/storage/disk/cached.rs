@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 const AROUND_BYTES: u64 = 32 << 10;
 
 /// A file through the page cache.
-pub(in crate::storage) struct LocalFile(pub(in crate::storage) fs::File);
+pub(super) struct LocalFile(pub(super) fs::File);
 
 impl LocalFile {
     fn advise(&self, offset: u64, length: u64, advice: PosixFadviseAdvice) -> io::Result<()> {

@@ -35,7 +35,7 @@ const MAX_LEAVING: usize = 4;
 
 /// Opens a file to write to it past the page cache, in whole blocks, and clears its first one;
 /// `None` if the file system has no direct I/O.
-pub(in crate::storage) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
+pub(super) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
     let options = nix::libc::O_DIRECT | flags;
     // Some file systems take the flag, and then no write.
     let opened = OpenOptions::new().write(true).custom_flags(options).open(path);
@@ -48,7 +48,7 @@ pub(in crate::storage) fn open(path: &Path, flags: i32) -> io::Result<Option<Fil
 
 /// The threads that write full buffers, files in turns; they end when the last clone is dropped.
 #[derive(Clone)]
-pub(in crate::storage) struct Writers(Arc<mpsc::Sender<Arc<Appended>>>);
+pub(super) struct Writers(Arc<mpsc::Sender<Arc<Appended>>>);
 
 impl Writers {
     /// Starts the threads.
@@ -196,7 +196,7 @@ impl Appended {
 }
 
 /// A file that is appended to. See the module.
-pub(in crate::storage) struct DirectFile {
+pub(super) struct DirectFile {
     /// For all but appending.
     cached: LocalFile,
     appended: Arc<Appended>,
@@ -206,7 +206,7 @@ pub(in crate::storage) struct DirectFile {
 impl DirectFile {
     /// Opens a file whose blocks have been written before, to append to it from its beginning;
     /// `None` if the file system has no direct I/O.
-    pub(in crate::storage) fn open(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
+    pub(super) fn open(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
         let file = Self::open_with(path, nix::libc::O_DSYNC, writers)?;
         if let Some(file) = &file {
             // With pages of it cached each write would have to look for them.
@@ -216,10 +216,7 @@ impl DirectFile {
     }
 
     /// The same of a file that is empty.
-    pub(in crate::storage) fn open_empty(
-        path: &Path,
-        writers: &Writers,
-    ) -> io::Result<Option<Self>> {
+    pub(super) fn open_empty(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
         Self::open_with(path, 0, writers)
     }
 

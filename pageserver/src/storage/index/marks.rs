@@ -28,14 +28,14 @@ pub struct Marks(Vec<Mark>);
 
 impl Marks {
     /// Adds a mark that is newer than all others.
-    pub(in crate::storage) fn add(&mut self, mark: Mark) {
+    pub(super) fn add(&mut self, mark: Mark) {
         let newest = self.newest().map_or(0, |newest| newest.position);
         assert!(mark.position > newest, "mark {} after {newest}", mark.position);
         self.0.push(mark);
     }
 
     /// Removes the mark at this position; false if there is none.
-    pub(in crate::storage) fn remove(&mut self, position: Position) -> bool {
+    pub(super) fn remove(&mut self, position: Position) -> bool {
         let found = self.0.binary_search_by_key(&position, |mark| mark.position);
         found.map(|at| self.0.remove(at)).is_ok()
     }

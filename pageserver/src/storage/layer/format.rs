@@ -131,7 +131,7 @@ impl Footer {
     }
 
     /// Reads the footer of layer `id`, a file of `length` bytes, or says what is wrong with it.
-    pub(in crate::storage) fn decode(
+    pub(super) fn decode(
         bytes: &[u8],
         store: u64,
         id: LayerId,
@@ -223,7 +223,7 @@ pub(super) fn open_block(bytes: &[u8]) -> Option<(usize, &[u8])> {
     (crc32fast::hash(&bytes[4..]) == crc).then(|| (count, &bytes[BLOCK_HEAD_BYTES..]))
 }
 
-pub(in crate::storage) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
+pub(super) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
     let page = entry.page.unwrap_or(LayerPage { group: 0, slot: ZEROS_SLOT, crc: 0 });
     let mut bytes = [0; ENTRY_BYTES];
     bytes[0..8].copy_from_slice(&entry.inode.to_le_bytes());

@@ -32,13 +32,13 @@ pub struct Start {
 }
 
 /// Where the next record goes.
-pub(in crate::storage) struct Tail {
-    pub(in crate::storage) sequence: u32,
-    pub(in crate::storage) file: Arc<dyn DiskFile>,
-    pub(in crate::storage) salt: u32,
-    pub(in crate::storage) offset: u64,
+struct Tail {
+    sequence: u32,
+    file: Arc<dyn DiskFile>,
+    salt: u32,
+    offset: u64,
     /// Whether the file was written out before its use.
-    pub(in crate::storage) written_out: bool,
+    written_out: bool,
 }
 
 /// What must be synced for everything appended so far to be durable.
@@ -69,12 +69,12 @@ impl SyncWork {
 /// Invariants: positions strictly increase; `tail` is the file of the highest sequence; files but
 /// the tail are full.
 pub struct Log {
-    pub(in crate::storage) lane_files: Arc<LaneFiles>,
-    pub(in crate::storage) timeline: TimelineId,
+    lane_files: Arc<LaneFiles>,
+    timeline: TimelineId,
     pub(in crate::storage) lane: LaneKind,
     pub(in crate::storage) files: BTreeMap<u32, Arc<dyn DiskFile>>,
-    pub(in crate::storage) tail: Option<Tail>,
-    pub(in crate::storage) last: Position,
+    tail: Option<Tail>,
+    last: Position,
     /// First file that counts; those before are sealed and gone.
     first: u32,
     /// Files before the tail with bytes that no sync has reached.

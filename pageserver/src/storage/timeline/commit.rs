@@ -32,16 +32,16 @@ pub struct Commit<'s, 'p> {
 
 /// What a record is to hold.
 #[derive(Default)]
-pub(in crate::storage) struct Gathered<'p> {
-    pub(in crate::storage) changes: Vec<Change>,
+pub(super) struct Gathered<'p> {
+    pub(super) changes: Vec<Change>,
     /// The pages that the changes name.
-    pub(in crate::storage) pages: Vec<Cow<'p, [u8]>>,
+    pub(super) pages: Vec<Cow<'p, [u8]>>,
     /// The last page, if the next record may change a part of it.
     pub(in crate::storage) hot: Option<HotPage>,
 }
 
 impl<'s, 'p> Commit<'s, 'p> {
-    pub(in crate::storage) fn new(
+    pub(super) fn new(
         timeline: &'s Arc<Timeline>,
         state: &'s LaneState,
         kind: LaneKind,
@@ -50,7 +50,7 @@ impl<'s, 'p> Commit<'s, 'p> {
         Self { timeline, state, kind, position, gathered: Gathered::default() }
     }
 
-    pub(in crate::storage) fn into_gathered(self) -> Gathered<'p> {
+    pub(super) fn into_gathered(self) -> Gathered<'p> {
         self.gathered
     }
 

@@ -32,12 +32,12 @@ pub(in crate::storage) struct LaneState {
 
 pub(in crate::storage) struct Lane {
     pub(in crate::storage) state: RwLock<LaneState>,
-    pub(in crate::storage) appended: AtomicU64,
-    pub(in crate::storage) durable: AtomicU64,
-    pub(in crate::storage) queue: SyncQueue,
+    pub(super) appended: AtomicU64,
+    pub(super) durable: AtomicU64,
+    pub(super) queue: SyncQueue,
     /// Position of the newest record when the lane was opened, if that says that all before it is
     /// synced.
-    pub(in crate::storage) closed_at: Position,
+    pub(super) closed_at: Position,
 }
 
 /// The part of a lane's log that is being sealed.

@@ -56,19 +56,19 @@ pub struct Ancestor {
 pub struct Timeline {
     id: TimelineId,
     pub(in crate::storage) ancestor: Option<Ancestor>,
-    pub(in crate::storage) shared: Shared,
-    pub(in crate::storage) lanes: [Lane; 2],
+    shared: Shared,
+    lanes: [Lane; 2],
     latch: OnceLock<Error>,
     /// Whether the data lane was synced since the newest mark that removals made.
-    pub(in crate::storage) data_synced: AtomicBool,
+    data_synced: AtomicBool,
     /// Position of the newest record that changed what it shows, as marks do not.
-    pub(in crate::storage) changed: AtomicU64,
+    changed: AtomicU64,
     /// Whether a name or a child needs it; an import in progress has no history.
-    pub(in crate::storage) in_use: AtomicBool,
+    in_use: AtomicBool,
     /// Whether others may have its files open too, so that they must not be recycled.
     pub(in crate::storage) reopened: bool,
     /// The sum of file sizes, and the newest positions at which it was made.
-    pub(in crate::storage) logical: Mutex<([Position; 2], [u64; 2])>,
+    logical: Mutex<([Position; 2], [u64; 2])>,
 }
 
 impl Timeline {
@@ -123,7 +123,7 @@ impl Timeline {
 
     /// The timelines that hold what an inode made at `created` shows, newest first, with what is
     /// seen of each.
-    pub(in crate::storage) fn chain(
+    fn chain(
         self: &Arc<Self>,
         lane: LaneKind,
         created: Position,
@@ -135,7 +135,7 @@ impl Timeline {
         })
     }
 
-    pub(in crate::storage) fn refuse_if_latched(&self) -> Result<()> {
+    fn refuse_if_latched(&self) -> Result<()> {
         match self.latch.get() {
             None => Ok(()),
             Some(error) if error.kind == Kind::Full => Err(error.clone()),
@@ -153,7 +153,7 @@ impl Timeline {
         if self.latch.get().is_some() { error } else { self.latch(error) }
     }
 
-    pub(in crate::storage) fn latch(&self, error: Error) -> Error {
+    fn latch(&self, error: Error) -> Error {
         tracing::error!(
             timeline = %self.id, %error,
             "timeline latched: no more changes until it is opened anew"

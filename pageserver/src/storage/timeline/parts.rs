@@ -20,13 +20,13 @@ const MAX_PARTS: usize = 32;
 
 /// A page as the lane holds it at the head.
 pub(in crate::storage) struct HotPage {
-    pub(in crate::storage) inode: u64,
-    pub(in crate::storage) block: u32,
-    pub(in crate::storage) bytes: Vec<u8>,
+    pub(super) inode: u64,
+    pub(super) block: u32,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What of `page`, the next contents of a block, has to be logged; `None` if all of it should be.
-pub(in crate::storage) fn changed(
+pub(super) fn changed(
     index: &Index,
     hot: Option<&HotPage>,
     (inode, block): (u64, u32),

@@ -33,14 +33,14 @@ struct Queue {
 
 impl SyncQueue {
     /// Adds a request; true if the caller must bring the lane to a thread.
-    pub(in crate::storage) fn add(&self, done: Done) -> bool {
+    pub(super) fn add(&self, done: Done) -> bool {
         let mut queue = lock(&self.0);
         queue.waiting.push(done);
         !std::mem::replace(&mut queue.running, true)
     }
 
     /// All requests that wait.
-    pub(in crate::storage) fn take(&self) -> Vec<Done> {
+    pub(super) fn take(&self) -> Vec<Done> {
         std::mem::take(&mut lock(&self.0).waiting)
     }
 
@@ -52,7 +52,7 @@ impl SyncQueue {
     }
 
     /// Whether somebody serves requests.
-    pub(in crate::storage) fn is_running(&self) -> bool {
+    pub(super) fn is_running(&self) -> bool {
         lock(&self.0).running
     }
 }

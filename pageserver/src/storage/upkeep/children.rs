@@ -16,7 +16,7 @@ use std::sync::Arc;
 const MAX_CHILDREN: usize = 64;
 
 /// A child with layers of its own.
-pub(in crate::storage) struct Child {
+pub(super) struct Child {
     id: TimelineId,
     /// Where it was forked.
     at: Position,
@@ -36,11 +36,7 @@ impl Child {
 }
 
 /// Fork positions of the children that cover a block, in order.
-pub(in crate::storage) fn covered(
-    children: &[Child],
-    inode: u64,
-    block: u32,
-) -> Result<Vec<Position>> {
+pub(super) fn covered(children: &[Child], inode: u64, block: u32) -> Result<Vec<Position>> {
     let mut positions = Vec::new();
     for child in children {
         if child.covers(inode, block)? {
@@ -53,11 +49,7 @@ pub(in crate::storage) fn covered(
 
 impl Store {
     /// The children of a timeline that may cover blocks of a lane.
-    pub(in crate::storage) fn children(
-        &self,
-        id: TimelineId,
-        lane: LaneKind,
-    ) -> Result<Vec<Child>> {
+    pub(super) fn children(&self, id: TimelineId, lane: LaneKind) -> Result<Vec<Child>> {
         let mut children = Vec::new();
         for (id, ancestor) in self.catalog().children(id) {
             // Where it was forked can be gone back to, in its past and in the parent's, and there
@@ -87,7 +79,7 @@ impl Store {
     }
 
     /// Whether all of them still live.
-    pub(in crate::storage) fn still_live(&self, children: &[Child]) -> bool {
+    pub(super) fn still_live(&self, children: &[Child]) -> bool {
         children.iter().all(|child| self.catalog().timeline(child.id).is_some())
     }
 }

@@ -22,8 +22,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// A merged layer that is written and does not count yet.
-pub(in crate::storage) struct Merged {
-    pub(in crate::storage) layer: Arc<Layer>,
+pub(super) struct Merged {
+    pub(super) layer: Arc<Layer>,
     /// Numbers of the layers that it replaces, newest first.
     replaces: Vec<u64>,
 }
@@ -51,7 +51,7 @@ impl Merged {
 }
 
 /// One of the layers that are merged.
-pub(in crate::storage) struct Input<I: Iterator> {
+pub(super) struct Input<I: Iterator> {
     layer: Arc<Layer>,
     entries: Peekable<I>,
     /// The group that was read last.
@@ -59,7 +59,7 @@ pub(in crate::storage) struct Input<I: Iterator> {
 }
 
 impl<I: Iterator> Input<I> {
-    pub(in crate::storage) fn of(layer: &Arc<Layer>, entries: I) -> Self {
+    pub(super) fn of(layer: &Arc<Layer>, entries: I) -> Self {
         Self { layer: Arc::clone(layer), entries: entries.peekable(), group: None }
     }
 }
@@ -67,20 +67,20 @@ impl<I: Iterator> Input<I> {
 /// What decides which versions of a file's blocks are kept, all of it as of one moment: a cut may
 /// hide a version from the head that a child, forked just before, still sees.
 #[derive(Clone, Default)]
-pub(in crate::storage) struct Fate {
-    pub(in crate::storage) inode: u64,
+pub(super) struct Fate {
+    pub(super) inode: u64,
     pub(in crate::storage) retained: Retained,
     /// All of it is gone for everybody.
-    pub(in crate::storage) forgotten: bool,
-    pub(in crate::storage) cuts: Vec<(Position, u32)>,
+    pub(super) forgotten: bool,
+    pub(super) cuts: Vec<(Position, u32)>,
     /// What no layer says of a block is zeros.
-    pub(in crate::storage) zeros_below: bool,
+    pub(super) zeros_below: bool,
 }
 
 impl Fate {
     /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees
     /// the newest; those who were forked where it is `covered` do not look here.
-    pub(in crate::storage) fn kept(
+    pub(super) fn kept(
         &self,
         versions: &[(Entry, usize)],
         covered: &[Position],
@@ -101,16 +101,12 @@ impl Fate {
     }
 
     /// Whether any of the versions may be older than what the head sees.
-    pub(in crate::storage) fn are_old(&self, versions: &[(Entry, usize)]) -> bool {
+    pub(super) fn are_old(&self, versions: &[(Entry, usize)]) -> bool {
         versions.len() > 1 || !self.cuts.is_empty()
     }
 
     /// From where on a version of a block counts no more.
-    pub(in crate::storage) fn end(
-        &self,
-        versions: &[(Entry, usize)],
-        nth: usize,
-    ) -> Option<Position> {
+    pub(super) fn end(&self, versions: &[(Entry, usize)], nth: usize) -> Option<Position> {
         let entry = &versions[nth].0;
         let cuts_it = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
         let cut = self.cuts.iter().find(cuts_it).map(|(at, _)| *at);
@@ -121,7 +117,7 @@ impl Fate {
 
 impl Timeline {
     /// Writes one layer in place of those in `range`.
-    pub(in crate::storage) fn merge(
+    pub(super) fn merge(
         self: &Arc<Self>,
         lane: LaneKind,
         range: Range<usize>,
@@ -192,7 +188,7 @@ impl Timeline {
         Ok(())
     }
 
-    pub(in crate::storage) fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
+    pub(super) fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
         let state = read(&self.lane(lane).state);
         let (forgotten, cuts) = (state.index.forgot(inode), state.index.cuts(inode).to_vec());
         let retained = state.index.retained().clone();
@@ -207,11 +203,7 @@ impl Timeline {
 
     /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it
     /// replaces.
-    pub(in crate::storage) fn turn_to_merged(
-        &self,
-        merged: Merged,
-        record: LaneRecord,
-    ) -> Vec<Arc<Layer>> {
+    pub(super) fn turn_to_merged(&self, merged: Merged, record: LaneRecord) -> Vec<Arc<Layer>> {
         let mut state = write(&self.lane(merged.layer.id().lane).state);
         state.record = record;
         let range = merged.range(state.layers.iter().map(|layer| layer.id().number));
@@ -236,7 +228,7 @@ fn sample(layers: &[Arc<Layer>]) -> Vec<u8> {
 }
 
 impl<I: Iterator<Item = Result<Entry>>> Input<I> {
-    pub(in crate::storage) fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
         let group = entry.page.map_or(0, |page| page.group);
         if self.group.as_ref().is_none_or(|(known, _)| *known != group) {
             let mut pages = Vec::with_capacity(GROUP_PAGES * PAGE_BYTES);
@@ -255,7 +247,7 @@ impl<I: Iterator<Item = Result<Entry>>> Input<I> {
 
 /// All versions of the next block in the order of keys, oldest first, each with the number of its
 /// input.
-pub(in crate::storage) fn next_block<I: Iterator<Item = Result<Entry>>>(
+pub(super) fn next_block<I: Iterator<Item = Result<Entry>>>(
     inputs: &mut [Input<I>],
 ) -> Result<Option<Vec<(Entry, usize)>>> {
     let mut next: Option<(u64, u32)> = None;

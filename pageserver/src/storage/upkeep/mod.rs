@@ -3,15 +3,15 @@
 //! One thread seals, another does the rest, each one thing at a time. What they make counts from
 //! one catalog transaction on; whatever fails before leaves all as it was and is tried again later.
 
-pub(in crate::storage) mod children;
+mod children;
 mod detach;
 mod merge;
 pub mod pace;
 pub mod plan;
 mod publish;
-pub(in crate::storage) mod retention;
-pub(in crate::storage) mod seal;
-pub(in crate::storage) mod survey;
+mod retention;
+mod seal;
+mod survey;
 
 use crate::error::Kind;
 use crate::storage::page::{LaneKind, Position, TimelineId};

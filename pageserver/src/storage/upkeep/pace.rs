@@ -25,10 +25,10 @@ const MAX_REST: Duration = Duration::from_secs(1);
 pub type Pace<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 
 /// Code of the error that ends work when the server stops.
-pub(in crate::storage) const STOPPING: &str = "stopping";
+pub(super) const STOPPING: &str = "stopping";
 
 /// Work in slices, with rests in between while others append.
-pub(in crate::storage) struct Slices<'a> {
+pub(super) struct Slices<'a> {
     positions: &'a Positions,
     stop: &'a AtomicBool,
     /// How many times over its limit a lane is.
@@ -45,7 +45,7 @@ pub(in crate::storage) struct Slices<'a> {
 impl<'a> Slices<'a> {
     /// Work until `stop` is set, which rests less the higher `excess` is. Others append if
     /// `positions` are taken.
-    pub(in crate::storage) fn new(
+    pub(super) fn new(
         positions: &'a Positions,
         stop: &'a AtomicBool,
         excess: &'a dyn Fn() -> u64,
@@ -66,7 +66,7 @@ impl<'a> Slices<'a> {
     }
 
     /// To be called with the bytes worked on; an error ends the work.
-    pub(in crate::storage) fn worked(&mut self, bytes: u64) -> Result<()> {
+    pub(super) fn worked(&mut self, bytes: u64) -> Result<()> {
         self.worked += bytes;
         if self.worked < SLICE_BYTES {
             return Ok(());
@@ -86,7 +86,7 @@ impl<'a> Slices<'a> {
     }
 
     /// Looks whether there is a hurry, which it otherwise does after the first slice.
-    pub(in crate::storage) fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         self.rest = REST >> (self.excess)().min(u64::from(REST));
         self.looked = Some(Instant::now());
         sys::be_patient(self.rest == REST && self.since.elapsed() <= PATIENCE);

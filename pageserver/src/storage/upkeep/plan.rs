@@ -14,7 +14,7 @@ const MAX_ALIKE: usize = 4;
 const MAX_LAYERS: usize = 8;
 /// Layers that one merge reads. Where small ones piled up, because the server was busy or often
 /// killed, they are merged in steps, and what one has done stays.
-pub(in crate::storage) const MAX_INPUTS: usize = 32;
+pub(super) const MAX_INPUTS: usize = 32;
 
 /// Less is left where it is.
 const MIN_GARBAGE_BYTES: u64 = 1 << 20;
@@ -76,7 +76,7 @@ fn alike(layers: &[u64]) -> usize {
 }
 
 /// By how many times a lane's layers are more than the number at which they are merged.
-pub(in crate::storage) fn excess(layers: &[u64]) -> u64 {
+pub(super) fn excess(layers: &[u64]) -> u64 {
     ((alike(layers) / MAX_ALIKE).max(layers.len() / MAX_LAYERS) as u64).saturating_sub(1)
 }
 

@@ -46,7 +46,7 @@ impl Store {
         published.map(|_| false)
     }
 
-    pub(in crate::storage) fn remove_layer(&self, layer: LayerId) {
+    pub(super) fn remove_layer(&self, layer: LayerId) {
         let path = layer.path();
         if let Err(error) = self.disk.remove(&path) {
             tracing::error!(%error, path, "a layer that is not needed stays until the next start");

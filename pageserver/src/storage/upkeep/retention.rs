@@ -30,7 +30,7 @@ const SURVEY_SHARE: u32 = 20;
 
 /// What was found of timelines, from one look to the next.
 #[derive(Default)]
-pub(in crate::storage) struct Retention {
+pub(super) struct Retention {
     looked: HashMap<TimelineId, Instant>,
     surveyed: HashMap<TimelineId, Surveyed>,
     garbage: HashMap<(TimelineId, LaneKind), u64>,
@@ -55,17 +55,17 @@ type Seen = ([Option<u64>; 2], [usize; 2], usize);
 
 impl Retention {
     /// Bytes of a lane's layers that nobody needs, as far as is known.
-    pub(in crate::storage) fn garbage(&self, id: TimelineId, lane: LaneKind) -> u64 {
+    pub(super) fn garbage(&self, id: TimelineId, lane: LaneKind) -> u64 {
         self.garbage.get(&(id, lane)).copied().unwrap_or(0)
     }
 
     /// All of the lane's layers are written anew.
-    pub(in crate::storage) fn forget(&mut self, id: TimelineId, lane: LaneKind) {
+    pub(super) fn forget(&mut self, id: TimelineId, lane: LaneKind) {
         self.garbage.remove(&(id, lane));
     }
 
     /// Forgets all but these timelines.
-    pub(in crate::storage) fn keep(&mut self, timelines: &[Arc<Timeline>]) {
+    pub(super) fn keep(&mut self, timelines: &[Arc<Timeline>]) {
         let open: HashSet<TimelineId> = timelines.iter().map(|timeline| timeline.id()).collect();
         self.looked.retain(|id, _| open.contains(id));
         self.surveyed.retain(|id, _| open.contains(id));
@@ -74,7 +74,7 @@ impl Retention {
 
     /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. Where layers
     /// have piled up there is no looking through them before they are merged.
-    pub(in crate::storage) fn look(
+    pub(super) fn look(
         &mut self,
         store: &Store,
         timeline: &Arc<Timeline>,
@@ -126,7 +126,7 @@ impl Retention {
 impl Store {
     /// Lets go of marks of timelines that are closed, and opens those whose logs a killed server
     /// left to be sealed; a few at a time.
-    pub(in crate::storage) fn open_due(&self) {
+    pub(super) fn open_due(&self) {
         let (now_ns, window_ns) = (self.clock().now_ns(), self.window_ns());
         let mut opened = 0;
         for (id, slot) in self.slots() {

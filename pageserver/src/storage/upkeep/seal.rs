@@ -30,8 +30,8 @@ use std::sync::Arc;
 const PIECE_BYTES: usize = 128 << 10;
 
 /// A layer that is written and does not count yet.
-pub(in crate::storage) struct Sealed {
-    pub(in crate::storage) layer: Arc<Layer>,
+pub(super) struct Sealed {
+    pub(super) layer: Arc<Layer>,
     start: Start,
     logical_bytes: u64,
     /// Times of the marks, in order.
@@ -55,7 +55,7 @@ impl Sealed {
 
 impl Timeline {
     /// Cuts the log of a lane; `None` if nothing was appended since the last time.
-    pub(in crate::storage) fn freeze(&self, lane: LaneKind) -> Option<Arc<Frozen>> {
+    pub(super) fn freeze(&self, lane: LaneKind) -> Option<Arc<Frozen>> {
         let mut state = write(&self.lane(lane).state);
         if let Some(frozen) = &state.frozen {
             return Some(Arc::clone(frozen));
@@ -81,7 +81,7 @@ impl Timeline {
     }
 
     /// Writes what was frozen as a layer.
-    pub(in crate::storage) fn write_layer(
+    pub(super) fn write_layer(
         self: &Arc<Self>,
         frozen: &Frozen,
         pace: &mut Pace<'_>,
@@ -135,7 +135,7 @@ impl Timeline {
 
     /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came
     /// from.
-    pub(in crate::storage) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
+    pub(super) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
         let Sealed { layer, start, .. } = sealed;
         let gone = {
             let mut state = write(&self.lane(layer.id().lane).state);
