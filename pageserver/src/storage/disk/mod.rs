@@ -13,6 +13,7 @@ pub mod overlay;
 pub mod random;
 pub mod sim;
 mod sim_contents;
+mod sim_state;
 pub mod slow;
 
 use std::io;

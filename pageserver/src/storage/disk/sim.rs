@@ -11,57 +11,13 @@
 
 use crate::storage::disk::random::Random;
 use crate::storage::disk::sim_contents::{Contents, Image};
+use crate::storage::disk::sim_state::{Failure, SimState, Stall, mix_names};
 use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, Mapping, ZEROS};
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How far from where it should a write goes that is misdirected.
 const MISDIRECTED_BY: usize = 4096;
-
-#[derive(Default)]
-struct State {
-    contents: BTreeMap<u64, Contents>,
-    names: BTreeMap<String, u64>,
-    synced_names: BTreeMap<String, u64>,
-    next_file: u64,
-    /// Which writes and syncs fail, after so many more that do not.
-    failure: Option<(Failure, u64)>,
-    struck: bool,
-    /// Reads left before one fails.
-    read_failure_after: Option<u64>,
-    /// Writes of lanes and layers left before one goes elsewhere.
-    misdirection_after: Option<u64>,
-    /// Syncs left before one says that it was done, and was not.
-    lie_after: Option<u64>,
-    stall: Stall,
-    capacity_bytes: Option<u64>,
-    /// What was done, one line each, for golden tests of the order of durability.
-    trace: Vec<String>,
-}
-
-/// Writes and syncs that fail.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    All,
-    One,
-    /// One of this file.
-    OneOf(&'static str),
-    /// All, because the process that asks is as good as dead; the disk is sound.
-    Stop,
-}
-
-/// A sync that takes its time.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Stall {
-    /// None does.
-    #[default]
-    Not,
-    /// The next one of a lane's file will.
-    Next,
-    /// One has begun.
-    Begun,
-}
 
 /// What a power loss does to sectors written but not synced.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +36,7 @@ pub struct SimDisk(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<SimState>,
     /// Told when a sync that takes its time may end.
     ended: Condvar,
 }
@@ -92,14 +48,14 @@ struct SimFile {
 }
 
 impl SimDisk {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SimState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk as it is found after a power loss.
     pub fn after_power_loss(&self, unsynced: Unsynced) -> SimDisk {
         let state = self.state();
-        let mut survivor = State { next_file: state.next_file, ..State::default() };
+        let mut survivor = SimState { next_file: state.next_file, ..SimState::default() };
         let mut random = Random(if let Unsynced::Mixed(seed) = unsynced { seed } else { 1 });
         let names = match unsynced {
             Unsynced::Kept => state.names.clone(),
@@ -128,12 +84,12 @@ impl SimDisk {
         for (number, contents) in &mut contents {
             contents.lose_end(state.trace.len() as u64 + number);
         }
-        let survivor = State {
+        let survivor = SimState {
             contents,
             names: state.names.clone(),
             synced_names: state.synced_names.clone(),
             next_file: state.next_file,
-            ..State::default()
+            ..SimState::default()
         };
         SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
@@ -240,52 +196,6 @@ impl SimDisk {
     /// The operations since the last call, one line each.
     pub fn take_trace(&self) -> Vec<String> {
         std::mem::take(&mut self.state().trace)
-    }
-}
-
-/// The names in each directory, as they are or as they were synced.
-fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
-    let directory =
-        |name: &str| name.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
-    let mut survived = BTreeMap::new();
-    for name in state.names.keys().chain(state.synced_names.keys()) {
-        survived.entry(directory(name)).or_insert_with(|| random.below(2) == 1);
-    }
-    let kept = |names: &BTreeMap<String, u64>, as_is: bool| {
-        let chosen = names.iter().filter(|(name, _)| survived[&directory(name)] == as_is);
-        chosen.map(|(name, number)| (name.clone(), *number)).collect::<Vec<_>>()
-    };
-    kept(&state.names, true).into_iter().chain(kept(&state.synced_names, false)).collect()
-}
-
-impl State {
-    fn misdirects(&mut self) -> bool {
-        let now = self.misdirection_after == Some(0);
-        self.misdirection_after = self.misdirection_after.and_then(|left| left.checked_sub(1));
-        now
-    }
-
-    fn lies(&mut self) -> bool {
-        let now = self.lie_after == Some(0);
-        self.lie_after = self.lie_after.and_then(|left| left.checked_sub(1));
-        now
-    }
-
-    /// Notes what is done to a file or directory, and says whether it fails.
-    fn step(&mut self, verb: &str, name: &str, how: &str) -> io::Result<()> {
-        self.trace.push(format!("{verb} {name}{}{how}", if how.is_empty() { "" } else { " " }));
-        let Some((failure, left)) = &mut self.failure else { return Ok(()) };
-        match failure {
-            Failure::OneOf(only) if *only != name => return Ok(()),
-            _ if *left > 0 => {
-                *left -= 1;
-                return Ok(());
-            }
-            Failure::One | Failure::OneOf(_) => self.failure = None,
-            Failure::All | Failure::Stop => {}
-        }
-        self.struck = true;
-        Err(io::Error::other("simulated I/O failure"))
     }
 }
 

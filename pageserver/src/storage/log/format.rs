@@ -160,14 +160,7 @@ pub(super) fn encode_change(change: &Change, out: &mut Vec<u8>) {
             encode_name(name, out);
         }
         Change::Part { inode, block, start, crc, bytes } => {
-            assert!((1..=MAX_PART_BYTES).contains(&bytes.len()), "a part of {} bytes", bytes.len());
-            out.push(8);
-            out.extend_from_slice(&inode.to_le_bytes());
-            out.extend_from_slice(&block.to_le_bytes());
-            out.extend_from_slice(&crc.to_le_bytes());
-            out.extend_from_slice(&start.to_le_bytes());
-            out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
-            out.extend_from_slice(bytes);
+            encode_part((*inode, *block), *start, *crc, bytes, out);
         }
         Change::Mark { time_ns, kept } => {
             out.push(9);
@@ -179,6 +172,17 @@ pub(super) fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.extend_from_slice(&mark.to_le_bytes());
         }
     }
+}
+
+fn encode_part((inode, block): (u64, u32), start: u16, crc: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    assert!((1..=MAX_PART_BYTES).contains(&bytes.len()), "a part of {} bytes", bytes.len());
+    out.push(8);
+    out.extend_from_slice(&inode.to_le_bytes());
+    out.extend_from_slice(&block.to_le_bytes());
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&start.to_le_bytes());
+    out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
+    out.extend_from_slice(bytes);
 }
 
 fn encode_attributes(attributes: &Attributes, out: &mut Vec<u8>) {

@@ -40,6 +40,26 @@ pub(in crate::storage) struct Lane {
     pub(super) closed_at: Position,
 }
 
+impl Lane {
+    /// A lane of which nothing is being sealed. All of the log is durable.
+    pub(super) fn new(
+        log: Log,
+        index: Index,
+        layers: Vec<Arc<Layer>>,
+        record: LaneRecord,
+        closed_at: Position,
+    ) -> Self {
+        let last = log.last();
+        Self {
+            state: RwLock::new(LaneState { log, index, hot: None, layers, record, frozen: None }),
+            appended: AtomicU64::new(last),
+            durable: AtomicU64::new(last),
+            queue: SyncQueue::default(),
+            closed_at,
+        }
+    }
+}
+
 /// The part of a lane's log that is being sealed.
 pub(in crate::storage) struct Frozen {
     pub(in crate::storage) lane: LaneKind,

@@ -8,11 +8,10 @@ use crate::storage::index::versions::Retained;
 use crate::storage::log::record::LaneFileId;
 use crate::storage::log::{Log, Start, recovery};
 use crate::storage::page::{LaneKind, Position, TimelineId};
-use crate::storage::timeline::lane::{Lane, LaneState, open_layers};
-use crate::storage::timeline::syncer::SyncQueue;
+use crate::storage::timeline::lane::{Lane, open_layers};
 use crate::storage::timeline::{Ancestor, Shared, Timeline};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// What a timeline is opened with, from the catalog.
 pub struct Opening {
@@ -33,84 +32,82 @@ pub struct Opening {
     pub reopened: bool,
 }
 
+impl Opening {
+    /// Opens a lane: what its newest layer knows of files, then the records of its log. Returns it
+    /// with the position of the newest record that changed what the timeline shows.
+    fn lane(
+        &self,
+        shared: &Shared,
+        lane: LaneKind,
+        retained: Retained,
+    ) -> Result<(Lane, Position)> {
+        let base = self.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
+        let mut index = Index::new(base, retained);
+        let record = self.lanes[lane as usize].clone();
+        let layers = open_layers(&shared.lane_files, (self.id, lane), &record)?;
+        if let Some(newest) = layers.first() {
+            let metadata = newest.metadata()?;
+            metadata
+                .into_iter()
+                .for_each(|(position, change)| index.apply(position, &[change], 0, 0));
+        }
+        let mut files: Vec<LaneFileId> =
+            self.files.iter().filter(|id| id.lane == lane).copied().collect();
+        files.sort_unstable();
+        let start = Start { sealed: record.sealed, sequence: record.sequence };
+        let (mut closed_at, mut changed) = (0, 0);
+        let log = recovery::recover(
+            &shared.lane_files,
+            (self.id, lane),
+            &files,
+            (start, self.required[lane as usize]),
+            &mut |found, _| {
+                let position = found.header.position;
+                let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
+                index.apply(position, &found.changes, found.sequence, offset);
+                closed_at = if found.changes.is_empty() { position } else { 0 };
+                if found.changes.iter().any(|change| !change.is_of_marks()) {
+                    changed = position;
+                }
+                Ok(())
+            },
+        )?;
+        Ok((Lane::new(log, index, layers, record, closed_at), changed))
+    }
+}
+
 impl Timeline {
     /// Replays the timeline's lanes.
-    pub fn open(shared: Shared, mut opening: Opening) -> Result<Arc<Self>> {
-        opening.files.sort_unstable();
-        let changed = AtomicU64::new(0);
-        let open_lane = |lane: LaneKind, retained: &Retained| -> Result<Lane> {
-            let base = opening.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
-            let mut index = Index::new(base, retained.clone());
-            let ids: Vec<LaneFileId> =
-                opening.files.iter().filter(|id| id.lane == lane).copied().collect();
-            let required = opening.required[lane as usize];
-            let record = opening.lanes[lane as usize].clone();
-            let layers = open_layers(&shared.lane_files, (opening.id, lane), &record)?;
-            if let Some(newest) = layers.first() {
-                let metadata = newest.metadata()?;
-                metadata
-                    .into_iter()
-                    .for_each(|(position, change)| index.apply(position, &[change], 0, 0));
-            }
-            let start = Start { sealed: record.sealed, sequence: record.sequence };
-            let mut closed_at = 0;
-            let log = recovery::recover(
-                &shared.lane_files,
-                (opening.id, lane),
-                &ids,
-                (start, required),
-                &mut |found, _| {
-                    let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
-                    index.apply(found.header.position, &found.changes, found.sequence, offset);
-                    closed_at = if found.changes.is_empty() { found.header.position } else { 0 };
-                    if found.changes.iter().any(|change| !change.is_of_marks()) {
-                        changed.fetch_max(found.header.position, Ordering::SeqCst);
-                    }
-                    Ok(())
-                },
-            )?;
-            let last = log.last();
-            Ok(Lane {
-                state: RwLock::new(LaneState {
-                    log,
-                    index,
-                    hot: None,
-                    layers,
-                    record,
-                    frozen: None,
-                }),
-                appended: AtomicU64::new(last),
-                durable: AtomicU64::new(last),
-                queue: SyncQueue::default(),
-                closed_at,
-            })
-        };
-        let data = open_lane(LaneKind::Data, &opening.retained[0])?;
+    pub fn open(shared: Shared, opening: Opening) -> Result<Arc<Self>> {
+        let [of_data, mut of_wal] = opening.retained.clone();
+        let (data, changed) = opening.lane(&shared, LaneKind::Data, of_data)?;
         // The data lane's marks keep the other lane readable too.
-        let mut retained = opening.retained[1].clone();
-        read(&data.state).index.marks().all().iter().for_each(|mark| retained.add(mark.position));
-        let lanes = [data, open_lane(LaneKind::Wal, &retained)?];
-        if read(&lanes[0].state).index.marks().newest().is_none() {
+        let (marked, marks) = {
+            let data = read(&data.state);
+            let marks = data.index.marks().all();
+            (!marks.is_empty(), marks.iter().map(|mark| mark.position).collect::<Vec<_>>())
+        };
+        marks.into_iter().for_each(|mark| of_wal.add(mark));
+        let (wal, wal_changed) = opening.lane(&shared, LaneKind::Wal, of_wal)?;
+        let lanes = [data, wal];
+        let mut changed = changed.max(wal_changed);
+        if !marked {
             // Whatever it shows was never marked.
-            for lane in &lanes {
-                changed.fetch_max(lane.appended.load(Ordering::SeqCst), Ordering::SeqCst);
-            }
+            let newest = lanes.iter().map(|lane| lane.appended.load(Ordering::SeqCst)).max();
+            changed = changed.max(newest.unwrap_or(0));
         }
-        let logical = Mutex::new(([Position::MAX; 2], [0; 2]));
         let Opening { id, ancestor, reopened, .. } = opening;
-        let (latch, data_synced, in_use) =
-            (OnceLock::new(), AtomicBool::new(true), AtomicBool::new(false));
         Ok(Arc::new(Self {
             id,
             ancestor,
             shared,
             lanes,
-            latch,
-            data_synced,
-            changed,
-            in_use,
+            latch: OnceLock::new(),
+            data_synced: AtomicBool::new(true),
+            changed: AtomicU64::new(changed),
+            in_use: AtomicBool::new(false),
             reopened,
-            logical,
+            logical: Mutex::new(([Position::MAX; 2], [0; 2])),
         }))
     }
 
@@ -121,21 +118,7 @@ impl Timeline {
             let start = Start { sealed: 0, sequence: 0 };
             let log = Log::new(Arc::clone(&self.shared.lane_files), self.id, kind, start);
             let index = Index::new(at[kind as usize], Retained::default());
-            let (layers, record) = (Vec::new(), LaneRecord::default());
-            Lane {
-                state: RwLock::new(LaneState {
-                    log,
-                    index,
-                    hot: None,
-                    layers,
-                    record,
-                    frozen: None,
-                }),
-                appended: AtomicU64::new(0),
-                durable: AtomicU64::new(0),
-                queue: SyncQueue::default(),
-                closed_at: 0,
-            }
+            Lane::new(log, index, Vec::new(), LaneRecord::default(), 0)
         };
         let error =
             Error::new(Kind::Latched, "read_only", format!("a moment of timeline {}", self.id));
