@@ -11,7 +11,7 @@ use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::Disk;
 use pageserver::storage::disk::local::LocalDisk;
 use pageserver::storage::log::format::FileKind;
-use pageserver::storage::page::{ROOT_INODE, TimelineId};
+use pageserver::storage::page::{PerLane, ROOT_INODE, TimelineId};
 use pageserver::storage::store::{Origin, Past, STORE_DIRECTORIES, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -157,7 +157,7 @@ fn assert_moments(store: &Store, branch: &str, expected: &BTreeMap<String, Lines
         let time_ns: i64 = time_ns.parse().unwrap();
         let mark = marks.iter().find(|mark| mark.time_ns == time_ns);
         let mark = mark.unwrap_or_else(|| panic!("{branch} has no mark of {time_ns}: {marks:?}"));
-        let past = Past { at: [mark.position; 2], time_ns };
+        let past = Past { at: PerLane::both(mark.position), time_ns };
         let origin = Origin { past: Some(past), ..timeline(store, branch).into() };
         create(store, "moment", branch, origin);
         assert_shows(&tree(store, "moment"), lines, &format!("{branch} at {time_ns}"));

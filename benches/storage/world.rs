@@ -75,7 +75,7 @@ impl World {
     pub(crate) fn layers(&self, timeline: TimelineId) -> Vec<Layer> {
         let (catalog, lane) = (self.store.catalog(), LaneKind::Data);
         let record = catalog.timeline(timeline).expect("the timeline is in the catalog");
-        let layers = record.lanes[lane as usize].layers.iter();
+        let layers = record.lanes[lane].layers.iter();
         let open =
             |number| Layer::open(&self.disk, catalog.store(), LayerId { timeline, lane, number });
         layers.map(|layer| open(layer.number).expect("open a layer")).collect()

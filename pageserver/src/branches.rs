@@ -376,7 +376,7 @@ impl Branches {
             host: names::host(name),
             parent: record.parent.and_then(|parent| self.name_of(parent)),
             timeline: timeline.to_string(),
-            fork_position: ancestor.map(|ancestor| ancestor.at[0]),
+            fork_position: ancestor.map(|ancestor| ancestor.at.data),
             created_at: timestamp(record.created_ns),
             forked_at: timestamp(record.forked_ns),
             default: record.id == DEFAULT_BRANCH,

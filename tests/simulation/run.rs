@@ -7,7 +7,7 @@ use crate::world::{Branch, Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
-use pageserver::storage::page::{LaneKind, Position, TimelineId};
+use pageserver::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use pageserver::storage::store::{Origin, Past};
 use pageserver::storage::upkeep::pace::Pace;
 use std::sync::Arc;
@@ -237,7 +237,7 @@ impl Run<'_> {
         let put_old = kept.and_then(|old| old.timeline).map(|id| (fresh.clone(), record(id)));
         maybe.push(Branch::new(&name, None, images));
         let after = maybe.clone();
-        let past = at.map(|position| Past { at: [position; 2], time_ns: 0 });
+        let past = at.map(|position| Past { at: PerLane::both(position), time_ns: 0 });
         let store = Arc::clone(&world.store);
         let outcome = store.fork(Origin { timeline, past, unfinished: false }, |id| {
             let put = |update: Update, (name, record): (String, _)| update.put(&name, record);
@@ -492,10 +492,8 @@ impl Run<'_> {
     fn merge(&mut self, (branch, lane): (u64, u64), first: u64, meanwhile: u64) -> Outcome {
         let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
         let store = Arc::clone(&self.world.store);
-        let layers = store
-            .catalog()
-            .timeline(id)
-            .map_or(0, |record| record.lanes[lane as usize].layers.len());
+        let layers =
+            store.catalog().timeline(id).map_or(0, |record| record.lanes[lane].layers.len());
         // A closed timeline is not worked on.
         let nth = self.world.index(branch);
         if layers == 0 || self.world.tree(nth).is_err() {

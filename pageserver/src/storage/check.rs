@@ -62,15 +62,14 @@ fn check_timeline(
     report: &mut Report,
 ) {
     for lane in LaneKind::ALL {
-        let record = catalog.timeline(id).unwrap_or_default().lanes[lane as usize].clone();
+        let record = catalog.timeline(id).unwrap_or_default().lanes[lane].clone();
         let files: Vec<LaneFileId> = files
             .iter()
             .filter(|file| file.lane == lane && file.sequence >= record.sequence)
             .copied()
             .collect();
         let start = Start { sealed: record.sealed, sequence: record.sequence };
-        let synced =
-            catalog.forks(id).iter().map(|fork| fork.synced[lane as usize]).max().unwrap_or(0);
+        let synced = catalog.forks(id).iter().map(|fork| fork.synced[lane]).max().unwrap_or(0);
         check_layers(lane_files, (id, lane), &record, report);
         let outcome = recovery::inspect(
             lane_files,

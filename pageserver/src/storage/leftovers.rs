@@ -8,7 +8,7 @@ use crate::storage::layer::format::{LAYERS_DIRECTORY, LayerId};
 use crate::storage::layer::writer::UNFINISHED_PREFIX;
 use crate::storage::log::files::Files;
 use crate::storage::log::names::{LANES_DIRECTORY, SPARE_PREFIX};
-use crate::storage::page::{LaneKind, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, TimelineId};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -31,17 +31,17 @@ pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
 }
 
 /// The lane files that still count, and those that are sealed.
-pub(super) fn split_sealed(files: Files, lanes: &[LaneRecord; 2]) -> (Files, Files) {
-    files.into_iter().partition(|(file, _)| file.sequence >= lanes[file.lane as usize].sequence)
+pub(super) fn split_sealed(files: Files, lanes: &PerLane<LaneRecord>) -> (Files, Files) {
+    files.into_iter().partition(|(file, _)| file.sequence >= lanes[file.lane].sequence)
 }
 
 /// The files of a timeline's layers.
 pub(super) fn layer_paths(
     timeline: TimelineId,
-    lanes: &[LaneRecord; 2],
+    lanes: &PerLane<LaneRecord>,
 ) -> impl Iterator<Item = String> {
     LaneKind::ALL.into_iter().flat_map(move |lane| {
-        lanes[lane as usize]
+        lanes[lane]
             .layers
             .iter()
             .map(move |layer| LayerId { timeline, lane, number: layer.number }.path())

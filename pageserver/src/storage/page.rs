@@ -1,6 +1,8 @@
 //! The plain types of the page store: what identifies a page, a history and a point in it.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::ops::{Index, IndexMut};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +45,68 @@ pub enum LaneKind {
 impl LaneKind {
     /// Both lanes, in the order in which their locks are taken.
     pub const ALL: [LaneKind; 2] = [LaneKind::Data, LaneKind::Wal];
+}
+
+/// One of each for the two lanes of a timeline. As JSON, a list of two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerLane<T> {
+    /// That of the data lane.
+    pub data: T,
+    /// That of the write-ahead lane.
+    pub wal: T,
+}
+
+impl<T> PerLane<T> {
+    /// What `make` gives for each lane, the data lane first.
+    pub fn from_fn(mut make: impl FnMut(LaneKind) -> T) -> Self {
+        Self { data: make(LaneKind::Data), wal: make(LaneKind::Wal) }
+    }
+
+    /// The same for both.
+    pub fn both(value: T) -> Self
+    where
+        T: Copy,
+    {
+        Self { data: value, wal: value }
+    }
+
+    /// Both, the data lane's first.
+    pub fn iter(&self) -> std::array::IntoIter<&T, 2> {
+        [&self.data, &self.wal].into_iter()
+    }
+}
+
+impl<T> Index<LaneKind> for PerLane<T> {
+    type Output = T;
+
+    fn index(&self, lane: LaneKind) -> &T {
+        match lane {
+            LaneKind::Data => &self.data,
+            LaneKind::Wal => &self.wal,
+        }
+    }
+}
+
+impl<T> IndexMut<LaneKind> for PerLane<T> {
+    fn index_mut(&mut self, lane: LaneKind) -> &mut T {
+        match lane {
+            LaneKind::Data => &mut self.data,
+            LaneKind::Wal => &mut self.wal,
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for PerLane<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        [&self.data, &self.wal].serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for PerLane<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let [data, wal] = Deserialize::deserialize(deserializer)?;
+        Ok(Self { data, wal })
+    }
 }
 
 /// Inode of a timeline's own directory.

@@ -2,7 +2,7 @@
 
 use crate::storage::catalog::{AncestorRecord, LaneRecord};
 use crate::storage::log::files::Files;
-use crate::storage::page::TimelineId;
+use crate::storage::page::{PerLane, TimelineId};
 use crate::storage::timeline::Timeline;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 pub(super) struct Slot {
     pub(super) ancestor: Option<AncestorRecord>,
     /// What of its lanes is sealed.
-    pub(super) lanes: [LaneRecord; 2],
+    pub(super) lanes: PerLane<LaneRecord>,
     pub(super) files: Files,
     pub(super) timeline: Option<Arc<Timeline>>,
     /// Before this time it is not looked at again whether marks are due.
@@ -25,7 +25,7 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn closed(
         ancestor: Option<AncestorRecord>,
-        lanes: [LaneRecord; 2],
+        lanes: PerLane<LaneRecord>,
         files: Files,
     ) -> Arc<Mutex<Self>> {
         let (timeline, not_before_ns, kept_for, reopened) = (None, 0, HashSet::new(), false);
@@ -42,7 +42,7 @@ impl Slot {
 
     /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it
     /// had.
-    pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) -> Option<AncestorRecord> {
+    pub(super) fn become_root(&mut self, lanes: PerLane<LaneRecord>) -> Option<AncestorRecord> {
         (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
         self.ancestor.take()
     }
@@ -53,12 +53,12 @@ impl Slot {
     }
 
     /// What both lanes show while it is closed and all of it is sealed.
-    pub(super) fn sealed_logical_bytes(&self) -> [u64; 2] {
-        let inherited = self.ancestor.as_ref().map_or([0; 2], |ancestor| ancestor.logical_bytes);
-        let of = |lane: usize| {
+    pub(super) fn sealed_logical_bytes(&self) -> PerLane<u64> {
+        let inherited =
+            self.ancestor.as_ref().map_or_else(PerLane::default, |ancestor| ancestor.logical_bytes);
+        PerLane::from_fn(|lane| {
             let record = &self.lanes[lane];
             if record.layers.is_empty() { inherited[lane] } else { record.logical_bytes }
-        };
-        [of(0), of(1)]
+        })
     }
 }

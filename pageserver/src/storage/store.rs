@@ -17,7 +17,7 @@ use crate::storage::leftovers::{
 };
 use crate::storage::log::files::LaneFiles;
 use crate::storage::log::names::LANES_DIRECTORY;
-use crate::storage::page::{LaneKind, Position, Positions, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, Position, Positions, TimelineId};
 use crate::storage::slot::Slot;
 use crate::storage::timeline::open::Opening;
 use crate::storage::timeline::syncer::Syncer;
@@ -54,7 +54,7 @@ pub struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
     /// Retained points, for the data lane and the write-ahead lane.
-    pub at: [Position; 2],
+    pub at: PerLane<Position>,
     /// What time it was, in nanoseconds since 1970.
     pub time_ns: i64,
 }
@@ -151,11 +151,11 @@ impl Store {
             (Some(timeline), Some(past)) => (past, timeline.fork_point_at(past.at)?),
             (Some(timeline), None) => {
                 let (position, time_ns, last) = timeline.fork_point()?;
-                (Past { at: [position; 2], time_ns }, last)
+                (Past { at: PerLane::both(position), time_ns }, last)
             }
             (None, None) => {
-                let at = [self.shared.positions.take(); 2];
-                (Past { at, time_ns: self.shared.clock.now_ns() }, [0, 0])
+                let at = PerLane::both(self.shared.positions.take());
+                (Past { at, time_ns: self.shared.clock.now_ns() }, PerLane::both(0))
             }
             (None, Some(_)) => {
                 let detail = format!("timeline {parent} was closed meanwhile; try again");
@@ -285,11 +285,11 @@ impl Store {
         let record = self.catalog.timeline(id).and_then(|record| record.ancestor);
         let ancestor =
             record.zip(ancestor).map(|(record, timeline)| Ancestor { timeline, at: record.at });
-        let (mut retained, mut required) = ([Retained::default(), Retained::default()], [0, 0]);
+        let (mut retained, mut required) = (PerLane::<Retained>::default(), PerLane::both(0));
         let children = self.catalog.children(id);
         slot.kept_for = children.iter().map(|(child, _)| *child).collect();
         for (_, fork) in children {
-            for lane in [0, 1] {
+            for lane in LaneKind::ALL {
                 retained[lane].add(fork.at[lane]);
                 required[lane] = fork.synced[lane].max(required[lane]);
             }

@@ -11,7 +11,7 @@ use crate::storage::log::files::LaneFiles;
 use crate::storage::log::format::FileKind;
 use crate::storage::log::record::LaneFileId;
 use crate::storage::log::{Start, recovery};
-use crate::storage::page::{LaneKind, PAGE_BYTES, ROOT_INODE, TimelineId};
+use crate::storage::page::{LaneKind, PAGE_BYTES, PerLane, ROOT_INODE, TimelineId};
 use crate::storage::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -404,7 +404,8 @@ impl World {
             }
             4 => drop(self.store.seal(id, LaneKind::Data, &mut |_| Ok(())).unwrap()),
             5 => {
-                let count = self.store.catalog().timeline(id).unwrap().lanes[0].layers.len() as u64;
+                let count =
+                    self.store.catalog().timeline(id).unwrap().lanes.data.layers.len() as u64;
                 if count >= 2 {
                     let start = self.random.below(count - 1);
                     let end = start + 2 + self.random.below(count - start - 1);

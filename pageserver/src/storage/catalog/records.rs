@@ -17,7 +17,7 @@
 
 use crate::error::{Error, Result};
 use crate::secret::Secret;
-use crate::storage::page::{LaneKind, Position, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,10 +34,10 @@ pub struct AncestorRecord {
     /// The timeline it was forked from.
     pub timeline: u64,
     /// What it sees of the ancestor's data lane and write-ahead lane.
-    pub at: [Position; 2],
+    pub at: PerLane<Position>,
     /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not
     /// open.
-    pub synced: [Position; 2],
+    pub synced: PerLane<Position>,
     /// The moment of the ancestor that it shows, in nanoseconds since 1970.
     #[serde(default)]
     pub time_ns: i64,
@@ -46,7 +46,7 @@ pub struct AncestorRecord {
     pub begins_ns: i64,
     /// Bytes of the files in both lanes as their user sees them there.
     #[serde(default)]
-    pub logical_bytes: [u64; 2],
+    pub logical_bytes: PerLane<u64>,
 }
 
 /// A timeline.
@@ -57,7 +57,7 @@ pub struct TimelineRecord {
     pub ancestor: Option<AncestorRecord>,
     /// What of its lanes is sealed, by [`LaneKind`].
     #[serde(default)]
-    pub lanes: [LaneRecord; 2],
+    pub lanes: PerLane<LaneRecord>,
 }
 
 /// The sealed part of a lane.
@@ -186,7 +186,7 @@ pub struct Update {
     /// What of a lane is sealed now; refused if the timeline is gone.
     pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
     /// Timelines that hold all they show from now on, in these lanes, and have no ancestor.
-    pub detach: Vec<(TimelineId, [LaneRecord; 2])>,
+    pub detach: Vec<(TimelineId, PerLane<LaneRecord>)>,
     /// Nameless timelines that were held for an import and are no longer.
     pub release: Vec<TimelineId>,
     /// What is put and removed of other kinds, in this order.

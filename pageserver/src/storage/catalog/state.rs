@@ -135,7 +135,7 @@ impl State {
         }
         for (id, lane, record) in &update.put_lanes {
             let mut timeline = self.timelines.get(&id.0).cloned().ok_or_else(|| gone(*id))?;
-            timeline.lanes[*lane as usize] = record.clone();
+            timeline.lanes[*lane] = record.clone();
             timelines.push((*id, timeline));
         }
         for (id, lanes) in &update.detach {

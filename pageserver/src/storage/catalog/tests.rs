@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
+use crate::storage::page::PerLane;
 
 fn branch(id: u64, timeline: TimelineId, parent: Option<u64>) -> BranchRecord {
     let (created_ns, forked_ns) = (1, 1);
@@ -20,11 +21,11 @@ fn fork_of(timeline: TimelineId) -> TimelineRecord {
     TimelineRecord {
         ancestor: Some(AncestorRecord {
             timeline: timeline.0,
-            at: [9, 9],
-            synced: [8, 8],
+            at: PerLane::both(9),
+            synced: PerLane::both(8),
             time_ns: 7,
             begins_ns: 8,
-            logical_bytes: [5, 6],
+            logical_bytes: PerLane { data: 5, wal: 6 },
         }),
         ..TimelineRecord::default()
     }

@@ -23,7 +23,7 @@ use crate::storage::clock::Clock;
 use crate::storage::layer::Layer;
 use crate::storage::log::files::LaneFiles;
 use crate::storage::log::record::LaneFileId;
-use crate::storage::page::{HEAD, LaneKind, Position, Positions, TimelineId};
+use crate::storage::page::{HEAD, LaneKind, PerLane, Position, Positions, TimelineId};
 use crate::storage::timeline::lane::{Lane, LaneState};
 use crate::storage::timeline::syncer::Syncer;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -49,7 +49,7 @@ pub struct Ancestor {
     /// The timeline it was forked from.
     pub timeline: Arc<Timeline>,
     /// What it sees of the ancestor's lanes, by [`LaneKind`].
-    pub at: [Position; 2],
+    pub at: PerLane<Position>,
 }
 
 /// One history. See the module.
@@ -57,7 +57,7 @@ pub struct Timeline {
     id: TimelineId,
     pub(in crate::storage) ancestor: Option<Ancestor>,
     shared: Shared,
-    lanes: [Lane; 2],
+    lanes: PerLane<Lane>,
     latch: OnceLock<Error>,
     /// Whether the data lane was synced since the newest mark that removals made.
     data_synced: AtomicBool,
@@ -68,7 +68,7 @@ pub struct Timeline {
     /// Whether others may have its files open too, so that they must not be recycled.
     pub(in crate::storage) reopened: bool,
     /// The sum of file sizes, and the newest positions at which it was made.
-    logical: Mutex<([Position; 2], [u64; 2])>,
+    logical: Mutex<(PerLane<Position>, PerLane<u64>)>,
 }
 
 impl Timeline {
@@ -113,12 +113,12 @@ impl Timeline {
     }
 
     /// Newest positions of both lanes.
-    pub fn last_positions(&self) -> [Position; 2] {
-        [0, 1].map(|lane: usize| self.lanes[lane].appended.load(Ordering::SeqCst))
+    pub fn last_positions(&self) -> PerLane<Position> {
+        PerLane::from_fn(|lane| self.lanes[lane].appended.load(Ordering::SeqCst))
     }
 
     pub(in crate::storage) fn lane(&self, kind: LaneKind) -> &Lane {
-        &self.lanes[kind as usize]
+        &self.lanes[kind]
     }
 
     /// The timelines that hold what an inode made at `created` shows, newest first, with what is
@@ -130,7 +130,7 @@ impl Timeline {
     ) -> impl Iterator<Item = (&Arc<Self>, Position)> {
         std::iter::successors(Some((self, HEAD)), move |(timeline, _)| {
             let ancestor = timeline.ancestor.as_ref()?;
-            let at = ancestor.at[lane as usize];
+            let at = ancestor.at[lane];
             (created <= at).then_some((&ancestor.timeline, at))
         })
     }
@@ -199,7 +199,7 @@ impl Timeline {
     /// Forgets what the operating system cached of its files, so that opening it anew reads what
     /// the disk has.
     pub fn drop_cache(&self) -> Result<()> {
-        for lane in &self.lanes {
+        for lane in self.lanes.iter() {
             for file in read(&lane.state).log.files.values() {
                 file.drop_cache().map_err(|e| Error::io("drop the cache of a lane file", &e))?;
             }

@@ -7,7 +7,7 @@ use crate::storage::index::Index;
 use crate::storage::index::versions::Retained;
 use crate::storage::log::record::LaneFileId;
 use crate::storage::log::{Log, Start, recovery};
-use crate::storage::page::{LaneKind, Position, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use crate::storage::timeline::lane::{Lane, open_layers};
 use crate::storage::timeline::{Ancestor, Shared, Timeline};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,11 +20,11 @@ pub struct Opening {
     /// Where it was forked from.
     pub ancestor: Option<Ancestor>,
     /// Fork positions of its children, by lane.
-    pub retained: [Retained; 2],
+    pub retained: PerLane<Retained>,
     /// Positions up to which its lanes are known to have been synced.
-    pub required: [Position; 2],
+    pub required: PerLane<Position>,
     /// What of its lanes is sealed.
-    pub lanes: [LaneRecord; 2],
+    pub lanes: PerLane<LaneRecord>,
     /// The files of its logs, in any order.
     pub files: Vec<LaneFileId>,
     /// Whether it was open before, in this run: a child may still read its files through what was
@@ -41,9 +41,9 @@ impl Opening {
         lane: LaneKind,
         retained: Retained,
     ) -> Result<(Lane, Position)> {
-        let base = self.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane as usize]);
+        let base = self.ancestor.as_ref().map_or(0, |ancestor| ancestor.at[lane]);
         let mut index = Index::new(base, retained);
-        let record = self.lanes[lane as usize].clone();
+        let record = self.lanes[lane].clone();
         let layers = open_layers(&shared.lane_files, (self.id, lane), &record)?;
         if let Some(newest) = layers.first() {
             let metadata = newest.metadata()?;
@@ -60,7 +60,7 @@ impl Opening {
             &shared.lane_files,
             (self.id, lane),
             &files,
-            (start, self.required[lane as usize]),
+            (start, self.required[lane]),
             &mut |found, _| {
                 let position = found.header.position;
                 let offset = usize::try_from(found.offset).unwrap_or(usize::MAX);
@@ -79,7 +79,7 @@ impl Opening {
 impl Timeline {
     /// Replays the timeline's lanes.
     pub fn open(shared: Shared, opening: Opening) -> Result<Arc<Self>> {
-        let [of_data, mut of_wal] = opening.retained.clone();
+        let PerLane { data: of_data, wal: mut of_wal } = opening.retained.clone();
         let (data, changed) = opening.lane(&shared, LaneKind::Data, of_data)?;
         // The data lane's marks keep the other lane readable too.
         let (marked, marks) = {
@@ -89,7 +89,7 @@ impl Timeline {
         };
         marks.into_iter().for_each(|mark| of_wal.add(mark));
         let (wal, wal_changed) = opening.lane(&shared, LaneKind::Wal, of_wal)?;
-        let lanes = [data, wal];
+        let lanes = PerLane { data, wal };
         let mut changed = changed.max(wal_changed);
         if !marked {
             // Whatever it shows was never marked.
@@ -107,17 +107,17 @@ impl Timeline {
             changed: AtomicU64::new(changed),
             in_use: AtomicBool::new(false),
             reopened,
-            logical: Mutex::new(([Position::MAX; 2], [0; 2])),
+            logical: Mutex::new((PerLane::both(Position::MAX), PerLane::both(0))),
         }))
     }
 
     /// What a reader at these positions of the lanes sees, for reading only. The caller keeps them
     /// readable.
-    pub fn view(self: &Arc<Self>, at: [Position; 2]) -> Arc<Self> {
+    pub fn view(self: &Arc<Self>, at: PerLane<Position>) -> Arc<Self> {
         let lane = |kind: LaneKind| {
             let start = Start { sealed: 0, sequence: 0 };
             let log = Log::new(Arc::clone(&self.shared.lane_files), self.id, kind, start);
-            let index = Index::new(at[kind as usize], Retained::default());
+            let index = Index::new(at[kind], Retained::default());
             Lane::new(log, index, Vec::new(), LaneRecord::default(), 0)
         };
         let error =
@@ -126,13 +126,13 @@ impl Timeline {
             id: self.id,
             ancestor: Some(Ancestor { timeline: Arc::clone(self), at }),
             shared: self.shared.clone(),
-            lanes: LaneKind::ALL.map(lane),
+            lanes: PerLane::from_fn(lane),
             latch: OnceLock::from(error),
             data_synced: AtomicBool::new(false),
             changed: AtomicU64::new(0),
             in_use: AtomicBool::new(false),
             reopened: false,
-            logical: Mutex::new(([Position::MAX; 2], [0; 2])),
+            logical: Mutex::new((PerLane::both(Position::MAX), PerLane::both(0))),
         })
     }
 }

@@ -59,21 +59,21 @@ impl Store {
             }
             let Ok(slot) = self.slot(id) else { continue };
             let slot = lock(&slot);
-            let record = &slot.lanes[lane as usize];
+            let record = &slot.lanes[lane];
             let marks = match &slot.timeline {
                 _ if record.layers.is_empty() => continue,
                 Some(timeline) => timeline.marks().first().map(|mark| mark.position),
-                None if slot.lanes[0].newest_mark_ns > 0 || slot.has_log() => continue,
+                None if slot.lanes.data.newest_mark_ns > 0 || slot.has_log() => continue,
                 None => None,
             };
-            let forks = self.catalog().forks(id).into_iter().map(|fork| fork.at[lane as usize]);
+            let forks = self.catalog().forks(id).into_iter().map(|fork| fork.at[lane]);
             let oldest_reader = forks.chain(marks).min().unwrap_or(HEAD);
             let layers = match &slot.timeline {
                 Some(timeline) => timeline.layers(lane),
                 // One that is damaged covers nothing.
                 None => open_layers(self.lane_files(), (id, lane), record).unwrap_or_default(),
             };
-            children.push(Child { id, at: ancestor.at[lane as usize], oldest_reader, layers });
+            children.push(Child { id, at: ancestor.at[lane], oldest_reader, layers });
         }
         Ok(children)
     }

@@ -13,7 +13,7 @@ use crate::storage::index::{Index, Target};
 use crate::storage::layer::format::{ENTRY_BYTES, Entry, LayerId, LayerPage};
 use crate::storage::layer::writer::LayerWriter;
 use crate::storage::log::format::{Attributes, Change};
-use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId, inode_created};
+use crate::storage::page::{LaneKind, PAGE_BYTES, PerLane, Position, TimelineId, inode_created};
 use crate::storage::slot::Slot;
 use crate::storage::store::Store;
 use crate::storage::timeline::read::{self, Source};
@@ -51,13 +51,13 @@ impl Store {
         let Some(ancestor) = &timeline.ancestor else { return Ok(false) };
         let before = (lock(&slot).lanes.clone(), timeline.last_positions());
         self.require_room(timeline.logical_bytes().iter().sum::<u64>() + timeline.own_bytes())?;
-        let mut lanes: [LaneRecord; 2] = Default::default();
+        let mut lanes: PerLane<LaneRecord> = Default::default();
         let mut written = Vec::new();
         for lane in LaneKind::ALL {
             match timeline.write_all(ancestor, lane, pace) {
                 Ok((layer, record)) => {
                     written.push(layer);
-                    lanes[lane as usize] = record;
+                    lanes[lane] = record;
                 }
                 Err(error) => {
                     written.iter().for_each(|layer| self.remove_layer(*layer));
@@ -96,8 +96,8 @@ impl Store {
         &self,
         slot: &Mutex<Slot>,
         timeline: Arc<Timeline>,
-        before: ([LaneRecord; 2], [Position; 2]),
-        lanes: [LaneRecord; 2],
+        before: (PerLane<LaneRecord>, PerLane<Position>),
+        lanes: PerLane<LaneRecord>,
     ) -> Result<bool> {
         let mut guard = lock(slot);
         // Its place and this function have it; nobody else gets it while the place is locked.
@@ -147,7 +147,7 @@ impl Timeline {
         lane: LaneKind,
         pace: &mut Pace<'_>,
     ) -> Result<(LayerId, LaneRecord)> {
-        let base = ancestor.at[lane as usize];
+        let base = ancestor.at[lane];
         let inherited = ancestor.timeline.view(ancestor.at);
         let record = locks::read(&self.lane(lane).state).record.clone();
         let lane_files = self.lane_files();

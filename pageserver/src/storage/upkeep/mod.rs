@@ -165,7 +165,7 @@ impl Maintenance {
         let last = timeline.last_positions();
         let rests = LaneKind::ALL
             .iter()
-            .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
+            .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane]));
         let Limits { quiet, max_history_bytes, .. } = self.due.limits;
         let wanted = (rests, quiet.max(SOON), max_history_bytes);
         let excess = || self.due.excess(store);

@@ -30,12 +30,12 @@ impl Store {
         let published = if !same || timeline.latched().is_some() {
             Ok(None)
         } else {
-            let record = record(&written, &slot.lanes[layer.lane as usize]);
+            let record = record(&written, &slot.lanes[layer.lane]);
             let put_lanes = vec![(timeline.id(), layer.lane, record.clone())];
             self.publish(Update { put_lanes, ..Update::default() }).map(|_| Some(record))
         };
         if let Ok(Some(record)) = published {
-            slot.lanes[layer.lane as usize] = record.clone();
+            slot.lanes[layer.lane] = record.clone();
             turn(written, record);
             return Ok(true);
         }

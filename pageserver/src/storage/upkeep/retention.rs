@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::storage::catalog::LaneRecord;
 use crate::storage::index::marks::Marks;
 use crate::storage::index::versions::Retained;
-use crate::storage::page::{LaneKind, Position, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
 use crate::storage::upkeep::pace::Pace;
@@ -51,7 +51,7 @@ impl Surveyed {
 }
 
 /// What a survey depends on: the newest layers and how many there are, and the number of forks.
-type Seen = ([Option<u64>; 2], [usize; 2], usize);
+type Seen = (PerLane<Option<u64>>, PerLane<usize>, usize);
 
 impl Retention {
     /// Bytes of a lane's layers that nobody needs, as far as is known.
@@ -91,9 +91,9 @@ impl Retention {
         }
         let forks = store.catalog().forks(id);
         let newest =
-            LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
+            PerLane::from_fn(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
         let seen: Seen =
-            (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
+            (newest, PerLane::from_fn(|lane| timeline.layers(lane).len()), forks.len());
         let enough = self.surveyed.get(&id).is_some_and(|before| before.is_enough(&seen, every));
         if enough || seen.1.iter().any(|layers| *layers > MAX_INPUTS) {
             return Ok(());
@@ -103,7 +103,7 @@ impl Retention {
         let mut all = Survey::default();
         for lane in LaneKind::ALL {
             let mut retained = Retained::default();
-            forks.iter().for_each(|fork| retained.add(fork.at[lane as usize]));
+            forks.iter().for_each(|fork| retained.add(fork.at[lane]));
             let found = timeline.survey(lane, &retained, &store.children(id, lane)?, pace)?;
             self.garbage.insert((id, lane), found.garbage);
             all.add(found);
@@ -131,7 +131,7 @@ impl Store {
         let mut opened = 0;
         for (id, slot) in self.slots() {
             let due = slot.try_lock().is_ok_and(|mut slot| {
-                let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes[0];
+                let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes.data;
                 let marks = marks > 1 && Marks::due_at_rest_ns(newest_mark_ns, window_ns) <= now_ns;
                 let due = slot.timeline.is_none()
                     && now_ns >= slot.not_before_ns
