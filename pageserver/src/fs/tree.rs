@@ -18,7 +18,7 @@ use crate::storage::log::format::{
 };
 use crate::storage::page::{LaneKind, PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS, lane_of};
 use crate::storage::timeline::Timeline;
-use crate::storage::timeline::commit::Commit;
+use crate::storage::timeline::append::RecordBuilder;
 use crate::storage::timeline::syncer::Done;
 use nix::errno::Errno;
 use std::borrow::Cow;
@@ -172,8 +172,8 @@ impl Tree {
     /// Makes the root directory of a new timeline.
     pub fn make_root(&self, owner: (u32, u32), now_ns: i64) -> Result<()> {
         let new = NewInode { kind: FileKind::Directory, mode: 0o700, owner, target: &[] };
-        self.timeline.commit(LaneKind::Data, |commit| {
-            commit
+        self.timeline.append(LaneKind::Data, |record| {
+            record
                 .push(Change::Attributes { inode: ROOT_INODE, attributes: new.attributes(now_ns) });
             Ok(())
         })
@@ -234,17 +234,17 @@ impl Tree {
             FileKind::File => self.scratch.make(directory, name),
             _ => None,
         };
-        let inode = self.timeline.commit(lane, |commit| -> Result<u64> {
-            let inode = commit.position() | class;
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
+        let inode = self.timeline.append(lane, |record| -> Result<u64> {
+            let inode = record.position() | class;
+            record.push(Change::Attributes { inode, attributes: attributes.clone() });
             if lane == lane_of(directory) {
-                put_name(commit, directory, name, Target { inode, kind }, now_ns);
+                put_name(record, directory, name, Target { inode, kind }, now_ns);
             }
             Ok(inode)
         })?;
         if lane != lane_of(directory) {
-            self.timeline.commit(lane_of(directory), |commit| -> Result<()> {
-                put_name(commit, directory, name, Target { inode, kind }, now_ns);
+            self.timeline.append(lane_of(directory), |record| -> Result<()> {
+                put_name(record, directory, name, Target { inode, kind }, now_ns);
                 Ok(())
             })?;
         }
@@ -272,13 +272,13 @@ impl Tree {
         if lane_of(inode) != lane_of(directory) || !self.scratch.lets_move(inode, directory, name) {
             return Err(Errno::EXDEV.into());
         }
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+        self.timeline.append(lane_of(inode), |record| {
+            let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
             attributes.links += 1;
             attributes.changed_ns = now_ns;
             let target = Target { inode, kind: attributes.kind };
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
-            put_name(commit, directory, name, target, now_ns);
+            record.push(Change::Attributes { inode, attributes: attributes.clone() });
+            put_name(record, directory, name, target, now_ns);
             Ok(attributes)
         })
     }
@@ -301,15 +301,15 @@ impl Tree {
         if lane_of(inode) == LaneKind::Wal {
             self.timeline.mark_before_removal()?;
         }
-        self.timeline.commit(lane_of(directory), |commit| -> Result<()> {
-            take_name(commit, directory, name, now_ns);
+        self.timeline.append(lane_of(directory), |record| -> Result<()> {
+            take_name(record, directory, name, now_ns);
             if lane_of(inode) == lane_of(directory) {
-                unlink(commit, inode, now_ns)?;
+                unlink(record, inode, now_ns)?;
             }
             Ok(())
         })?;
         if lane_of(inode) != lane_of(directory) {
-            self.timeline.commit(lane_of(inode), |commit| unlink(commit, inode, now_ns))?;
+            self.timeline.append(lane_of(inode), |record| unlink(record, inode, now_ns))?;
         }
         Ok(())
     }
@@ -352,11 +352,11 @@ impl Tree {
         let lane = lane_of(directory);
         let (here, elsewhere): (Vec<u64>, Vec<u64>) =
             replaced.iter().map(|(other, _)| *other).partition(|other| lane_of(*other) == lane);
-        self.timeline.commit(lane, |commit| -> Result<()> {
-            take_name(commit, directory, name, now_ns);
-            here.iter().try_for_each(|other| unlink(commit, *other, now_ns))?;
+        self.timeline.append(lane, |record| -> Result<()> {
+            take_name(record, directory, name, now_ns);
+            here.iter().try_for_each(|other| unlink(record, *other, now_ns))?;
             put_name(
-                commit,
+                record,
                 new_directory,
                 new_name,
                 Target { inode, kind: attributes.kind },
@@ -365,7 +365,7 @@ impl Tree {
             Ok(())
         })?;
         elsewhere.iter().try_for_each(|other| {
-            self.timeline.commit(lane_of(*other), |commit| unlink(commit, *other, now_ns))
+            self.timeline.append(lane_of(*other), |record| unlink(record, *other, now_ns))
         })
     }
 
@@ -385,18 +385,18 @@ impl Tree {
             contents.set_length(size).map_err(temporary("cut"))?;
         }
         let times = lock(&self.times).remove(&inode);
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+        self.timeline.append(lane_of(inode), |record| {
+            let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
             if let Some(times) = times {
                 (attributes.modified_ns, attributes.changed_ns) = times;
             }
             if let Some(size) =
                 wanted.size.filter(|size| *size < attributes.size && contents.is_none())
             {
-                shorten(commit, inode, size)?;
+                shorten(record, inode, size)?;
             }
             wanted.apply(&mut attributes);
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
+            record.push(Change::Attributes { inode, attributes: attributes.clone() });
             Ok(attributes)
         })
     }
@@ -446,29 +446,29 @@ impl Tree {
         }
         // Checksums are computed before the lane's lock is taken.
         let pieces = pieces(offset, data)?;
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+        self.timeline.append(lane_of(inode), |record| {
+            let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
             for piece in pieces {
                 match piece {
                     Piece::Part { block, start, bytes } => {
-                        write_part(commit, inode, block, start, bytes)?
+                        write_part(record, inode, block, start, bytes)?
                     }
                     Piece::Zeros { block, count } => {
                         // Beyond the end everything reads as zeros already.
                         let end = block_number(attributes.size.div_ceil(PAGE))?;
                         let count = count.min(end.saturating_sub(block));
                         if count > 0 {
-                            commit.push(Change::Zeros { inode, block, count });
+                            record.push(Change::Zeros { inode, block, count });
                         }
                     }
                     Piece::Pages { block, crcs, bytes } => {
-                        commit.push_pages(inode, block, crcs, Cow::Borrowed(bytes));
+                        record.push_pages(inode, block, crcs, Cow::Borrowed(bytes));
                     }
                 }
             }
             if end > attributes.size {
                 attributes.size = end;
-                commit.push_size(inode, attributes);
+                record.push_size(inode, attributes);
             }
             Ok(())
         })
@@ -479,9 +479,9 @@ impl Tree {
         if self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size >= end {
             return Ok(());
         }
-        self.timeline.commit(lane_of(inode), |commit| {
-            let attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
-            commit.push_size(inode, Attributes { size: end.max(attributes.size), ..attributes });
+        self.timeline.append(lane_of(inode), |record| {
+            let attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
+            record.push_size(inode, Attributes { size: end.max(attributes.size), ..attributes });
             Ok(())
         })
     }
@@ -511,8 +511,8 @@ impl Tree {
             let whole = (end - at) / PAGE;
             if at.is_multiple_of(PAGE) && whole > 0 {
                 let (block, count) = (block_number(at / PAGE)?, block_number(whole)?);
-                self.timeline.commit(lane_of(inode), |commit| -> Result<()> {
-                    commit.push(Change::Zeros { inode, block, count });
+                self.timeline.append(lane_of(inode), |record| -> Result<()> {
+                    record.push(Change::Zeros { inode, block, count });
                     Ok(())
                 })?;
                 at += whole * PAGE;
@@ -546,11 +546,11 @@ impl Tree {
         inode: u64,
         (modified_ns, changed_ns): (i64, i64),
     ) -> crate::error::Result<()> {
-        self.timeline.commit(lane_of(inode), |commit| {
+        self.timeline.append(lane_of(inode), |record| {
             // A removed file has no times to keep.
-            if let Some(attributes) = commit.attributes(inode) {
+            if let Some(attributes) = record.attributes(inode) {
                 let attributes = Attributes { modified_ns, changed_ns, ..attributes };
-                commit.push(Change::Attributes { inode, attributes });
+                record.push(Change::Attributes { inode, attributes });
             }
             Ok(())
         })
@@ -566,9 +566,9 @@ impl Tree {
     pub fn reap(&self, inode: u64) -> Result<()> {
         lock(&self.times).remove(&inode);
         self.scratch.forget(inode);
-        self.timeline.commit(lane_of(inode), |commit| {
-            if commit.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
-                commit.push(Change::Gone { inode });
+        self.timeline.append(lane_of(inode), |record| {
+            if record.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
+                record.push(Change::Gone { inode });
             }
             Ok(())
         })
@@ -596,31 +596,37 @@ fn temporary(doing: &'static str) -> impl Fn(io::Error) -> TreeError {
     move |error| Error::io(format!("{doing} a temporary file"), &error).into()
 }
 
-fn put_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], target: Target, now_ns: i64) {
+fn put_name(
+    record: &mut RecordBuilder<'_, '_>,
+    directory: u64,
+    name: &[u8],
+    target: Target,
+    now_ns: i64,
+) {
     let Target { inode, kind } = target;
-    commit.push(Change::Name { directory, name: name.to_vec(), inode, kind });
-    touch(commit, directory, now_ns);
+    record.push(Change::Name { directory, name: name.to_vec(), inode, kind });
+    touch(record, directory, now_ns);
 }
 
-fn take_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], now_ns: i64) {
-    commit.push(Change::NoName { directory, name: name.to_vec() });
-    touch(commit, directory, now_ns);
+fn take_name(record: &mut RecordBuilder<'_, '_>, directory: u64, name: &[u8], now_ns: i64) {
+    record.push(Change::NoName { directory, name: name.to_vec() });
+    touch(record, directory, now_ns);
 }
 
-fn touch(commit: &mut Commit<'_, '_>, directory: u64, now_ns: i64) {
-    if let Some(attributes) = commit.attributes(directory) {
-        commit.push_size(
+fn touch(record: &mut RecordBuilder<'_, '_>, directory: u64, now_ns: i64) {
+    if let Some(attributes) = record.attributes(directory) {
+        record.push_size(
             directory,
             Attributes { modified_ns: now_ns, changed_ns: now_ns, ..attributes },
         );
     }
 }
 
-fn unlink(commit: &mut Commit<'_, '_>, inode: u64, now_ns: i64) -> Result<()> {
-    let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+fn unlink(record: &mut RecordBuilder<'_, '_>, inode: u64, now_ns: i64) -> Result<()> {
+    let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
     assert!(attributes.links > 0, "inode {inode:#x} lost a name it did not have");
     attributes.links -= 1;
     attributes.changed_ns = now_ns;
-    commit.push(Change::Attributes { inode, attributes });
+    record.push(Change::Attributes { inode, attributes });
     Ok(())
 }

@@ -103,7 +103,7 @@ impl Deref for Page {
 
 /// A record.
 #[derive(Clone, Copy, Debug)]
-struct Record {
+struct WalRecord {
     start: u64,
     end: u64,
     /// When it committed a transaction, if it did.
@@ -112,7 +112,7 @@ struct Record {
 
 /// What is at a place where a record may begin.
 enum Next {
-    Record(Record),
+    WalRecord(WalRecord),
     /// One that was given up; the log goes on there.
     Overwritten(u64),
     /// One whose end was not written yet.
@@ -363,7 +363,7 @@ impl<'t> Wal<'t> {
         let commits = manager == TRANSACTION && COMMITS.contains(&(info & 0x70));
         let committed =
             if commits { main_data(&head).and_then(|data| number::<8>(data, 0)) } else { None };
-        Ok(Next::Record(Record { start, end, committed: committed.map(u64::cast_signed) }))
+        Ok(Next::WalRecord(WalRecord { start, end, committed: committed.map(u64::cast_signed) }))
     }
 
     /// Follows the records from `from` on to the first that `stop` leaves out. Returns where it
@@ -372,7 +372,7 @@ impl<'t> Wal<'t> {
         let (mut at, mut previous) = (from.0, None);
         let unfinished = loop {
             match self.next(at, previous)? {
-                Next::Record(record) => {
+                Next::WalRecord(record) => {
                     let out = match stop {
                         Stop::Time(time) => {
                             record.committed.is_some_and(|committed| committed > time)

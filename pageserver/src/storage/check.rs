@@ -6,14 +6,14 @@ use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::{Catalog, LaneRecord};
 use crate::storage::disk::Disk;
 use crate::storage::disk::overlay::Overlay;
-use crate::storage::layer::format::Entry;
+use crate::storage::layer::format::LayerEntry;
 use crate::storage::layer::{Access, Layer};
 use crate::storage::leftovers::require_catalog;
 use crate::storage::log::Start;
 use crate::storage::log::files::LaneFiles;
 use crate::storage::log::format::Change;
 use crate::storage::log::record::LaneFileId;
-use crate::storage::log::recovery::{self, Found};
+use crate::storage::log::recovery::{self, FoundRecord};
 use crate::storage::page::{LaneKind, PAGE_BYTES, TimelineId};
 use crate::storage::timeline::lane::open_layers;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ fn check_layers(
 }
 
 fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
-    let mut entries = layer.scan().collect::<Result<Vec<Entry>>>()?;
+    let mut entries = layer.scan().collect::<Result<Vec<LayerEntry>>>()?;
     // Groups in the order of the file; each is read once.
     entries.retain(|entry| entry.page.is_some());
     entries.sort_unstable_by_key(|entry| entry.page.map(|page| page.group));
@@ -143,7 +143,7 @@ fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn pages(found: &Found) -> impl Iterator<Item = (u64, u32, u32)> {
+fn pages(found: &FoundRecord) -> impl Iterator<Item = (u64, u32, u32)> {
     found.changes.iter().flat_map(|change| {
         let (inode, first, crcs): (u64, u32, &[u32]) = match change {
             Change::Pages { inode, block, crcs } => (*inode, *block, crcs),

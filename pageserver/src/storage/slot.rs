@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 /// A timeline's place: its files while it is closed, itself while it is open.
-pub(super) struct Slot {
+pub(super) struct TimelineSlot {
     pub(super) ancestor: Option<AncestorRecord>,
     /// What of its lanes is sealed.
     pub(super) lanes: PerLane<LaneRecord>,
@@ -22,7 +22,7 @@ pub(super) struct Slot {
     pub(super) reopened: bool,
 }
 
-impl Slot {
+impl TimelineSlot {
     pub(super) fn closed(
         ancestor: Option<AncestorRecord>,
         lanes: PerLane<LaneRecord>,

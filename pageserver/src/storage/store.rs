@@ -18,7 +18,7 @@ use crate::storage::leftovers::{
 use crate::storage::log::files::LaneFiles;
 use crate::storage::log::names::LANES_DIRECTORY;
 use crate::storage::page::{LaneKind, PerLane, Position, Positions, TimelineId};
-use crate::storage::slot::Slot;
+use crate::storage::slot::TimelineSlot;
 use crate::storage::timeline::open::Opening;
 use crate::storage::timeline::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Shared, Timeline};
@@ -70,7 +70,7 @@ pub struct Store {
     pub(super) disk: Arc<dyn Disk>,
     catalog: Catalog,
     shared: Shared,
-    slots: Mutex<HashMap<TimelineId, Arc<Mutex<Slot>>>>,
+    slots: Mutex<HashMap<TimelineId, Arc<Mutex<TimelineSlot>>>>,
     history_from_ns: AtomicI64,
 }
 
@@ -104,7 +104,7 @@ impl Store {
             let (files, sealed) = split_sealed(found.remove(&id).unwrap_or_default(), &lanes);
             found.entry(id).or_default().extend(sealed);
             layers.extend(layer_paths(id, &lanes));
-            slots.insert(id, Slot::closed(ancestor, lanes, files));
+            slots.insert(id, TimelineSlot::closed(ancestor, lanes, files));
         }
         for (id, length) in found.into_values().flatten() {
             shared.lane_files.retire(id, length)?;
@@ -199,7 +199,8 @@ impl Store {
     }
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
-        lock(&self.slots).insert(id, Slot::closed(ancestor, Default::default(), Vec::new()));
+        lock(&self.slots)
+            .insert(id, TimelineSlot::closed(ancestor, Default::default(), Vec::new()));
     }
 
     fn keep_slot_if_ok<T>(&self, id: TimelineId, published: Result<T>) -> Result<T> {
@@ -249,7 +250,7 @@ impl Store {
         }
     }
 
-    pub(super) fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<Slot>>> {
+    pub(super) fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<TimelineSlot>>> {
         let missing = || {
             Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"))
         };
@@ -362,7 +363,7 @@ impl Store {
     }
 
     /// All timelines' places.
-    pub(super) fn slots(&self) -> Vec<(TimelineId, Arc<Mutex<Slot>>)> {
+    pub(super) fn slots(&self) -> Vec<(TimelineId, Arc<Mutex<TimelineSlot>>)> {
         lock(&self.slots).iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect()
     }
 

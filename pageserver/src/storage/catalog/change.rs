@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// What one transaction says.
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::storage) struct Change {
+pub(in crate::storage) struct CatalogChange {
     /// In the order in which they take effect.
     pub(in crate::storage) rows: Vec<Row>,
     /// The next free numbers.
@@ -35,7 +35,7 @@ struct WrittenBefore {
     next: BTreeMap<String, u64>,
 }
 
-impl Change {
+impl CatalogChange {
     /// What `update` comes to, with the `timelines` as they are then and those that are `freed`.
     pub(in crate::storage) fn new(
         update: Update,
@@ -76,7 +76,7 @@ impl Change {
     }
 }
 
-impl From<WrittenBefore> for Change {
+impl From<WrittenBefore> for CatalogChange {
     fn from(before: WrittenBefore) -> Self {
         let put = |(id, record)| Row::put(&Row::timeline_key(TimelineId(id)), record);
         let free = |id| Row::remove::<TimelineRecord>(&Row::timeline_key(TimelineId(id)));

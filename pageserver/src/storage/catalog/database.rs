@@ -11,12 +11,12 @@
 //! checks everything ([`CatalogFile`] sees to it).
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::change::Change;
+use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::file::{Backend, CatalogFile};
 use crate::storage::catalog::journal::{self, JOURNAL_FILE, Journal};
 use crate::storage::catalog::migrate::{OLDEST, migrate};
 use crate::storage::catalog::records::{FORMAT, Row, TABLES, encode};
-use crate::storage::catalog::state::State;
+use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::{CATALOG_FILE, NUMBERS, failed, table};
 use crate::storage::disk::{Disk, DiskFile};
 use redb::{Database, ReadableDatabase, ReadableTable, Table, WriteTransaction};
@@ -41,7 +41,7 @@ pub(super) struct Opened {
     /// Whether it was said that there is none.
     warned: bool,
     /// What is in the journal and not in the database.
-    pending: Vec<Change>,
+    pending: Vec<CatalogChange>,
     /// How often the catalog was changed.
     pub(super) changes: u64,
 }
@@ -95,7 +95,7 @@ impl Opened {
                      the store from a backup"
                 )));
             }
-            self.pending.push(Change::decode(found.format, found.number, &found.payload)?);
+            self.pending.push(CatalogChange::decode(found.format, found.number, &found.payload)?);
             self.changes = found.number;
         }
         Ok(())
@@ -128,7 +128,7 @@ impl Opened {
     }
 
     /// Makes `change` durable, or fails and leaves it open whether it happened.
-    pub(super) fn commit(&mut self, store: u64, change: Change) -> Result<()> {
+    pub(super) fn commit(&mut self, store: u64, change: CatalogChange) -> Result<()> {
         let bytes = change.encode();
         if let Some(journal) = self.journal.as_mut().filter(|journal| journal.takes(bytes.len())) {
             let appended = journal.append(store, self.changes + 1, &bytes);
@@ -228,9 +228,9 @@ impl Opened {
     }
 
     /// All that it says.
-    pub(super) fn load(&self) -> Result<State> {
+    pub(super) fn load(&self) -> Result<CatalogState> {
         let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
-        let mut state = State::default();
+        let mut state = CatalogState::default();
         let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
         for (key, next) in &mut state.next {
             let value = numbers.get(*key).map_err(|e| failed("read", e))?;
@@ -252,7 +252,7 @@ impl Opened {
 fn put(
     transaction: &WriteTransaction,
     numbers: &mut Table<'_, &'static str, u64>,
-    changes: &[Change],
+    changes: &[CatalogChange],
 ) -> Result<()> {
     let next = changes.iter().flat_map(|change| &change.next);
     for (key, value) in next {

@@ -41,7 +41,7 @@ pub(super) struct Journal {
 
 /// A change as it was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundChange {
     pub(in crate::storage) store: u64,
     pub(super) number: u64,
     /// Version of the journal that it is from.
@@ -50,7 +50,7 @@ pub(super) struct Found {
 }
 
 /// A record that checks.
-struct Record {
+struct JournalRecord {
     format: u32,
     store: u64,
     number: u64,
@@ -75,7 +75,7 @@ fn encode(store: u64, number: u64, after: u32, payload: &[u8]) -> (Vec<u8>, u32)
     (bytes, crc)
 }
 
-impl Record {
+impl JournalRecord {
     /// The one at `offset`, if it checks.
     fn at(bytes: &[u8], offset: usize) -> Option<Self> {
         let header = bytes.get(offset..)?.first_chunk::<HEADER_BYTES>()?;
@@ -120,27 +120,33 @@ fn version(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The changes behind the `known` first ones that a journal of these bytes holds, oldest first.
-pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
+pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<FoundChange>> {
     if let Some(format) = version(bytes).filter(|format| !(OLDEST..=FORMAT).contains(format)) {
         return Err(Error::corrupt(format!(
             "the file {JOURNAL_FILE} is damaged or has format version {format}, and this build \
              reads {OLDEST} to {FORMAT}: use the build that wrote it, or newer"
         )));
     }
-    let (mut newest, mut offset): (Option<Record>, usize) = (None, 0);
+    let (mut newest, mut offset): (Option<JournalRecord>, usize) = (None, 0);
     let mut found = Vec::new();
     while let Some(record) =
-        Record::at(bytes, offset).filter(|record| record.follows(newest.as_ref()))
+        JournalRecord::at(bytes, offset).filter(|record| record.follows(newest.as_ref()))
     {
         if record.number > known {
-            let Record { format, store, number, ref payload, .. } = record;
-            found.push(Found { store, number, format, payload: bytes[payload.clone()].to_vec() });
+            let JournalRecord { format, store, number, ref payload, .. } = record;
+            found.push(FoundChange {
+                store,
+                number,
+                format,
+                payload: bytes[payload.clone()].to_vec(),
+            });
         }
         offset = record.end();
         newest = Some(record);
     }
     let complete = newest.map_or(0, |record| record.number).max(known);
-    let left = (offset..bytes.len()).step_by(BLOCK_BYTES).filter_map(|at| Record::at(bytes, at));
+    let left =
+        (offset..bytes.len()).step_by(BLOCK_BYTES).filter_map(|at| JournalRecord::at(bytes, at));
     if let Some(newest) = left.map(|record| record.number).max().filter(|number| *number > complete)
     {
         return Err(Error::corrupt(format!(
@@ -161,7 +167,7 @@ pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
 }
 
 /// The changes behind the `known` first ones of the store on `disk`.
-pub(super) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<Found>> {
+pub(super) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<FoundChange>> {
     let failed = |error: io::Error| Error::io(format!("read the file {JOURNAL_FILE}"), &error);
     let file = match disk.open(JOURNAL_FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -243,8 +249,8 @@ mod tests {
         vec![number.to_le_bytes()[0]; if number.is_multiple_of(4) { 5000 } else { 100 }]
     }
 
-    fn found(number: u64) -> Found {
-        Found { store: STORE, number, format: FORMAT, payload: payload(number) }
+    fn found(number: u64) -> FoundChange {
+        FoundChange { store: STORE, number, format: FORMAT, payload: payload(number) }
     }
 
     /// Lets the disk's journal begin anew with these changes.

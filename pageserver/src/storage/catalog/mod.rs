@@ -19,13 +19,13 @@ mod witness;
 
 use crate::error::{Error, Kind, Result};
 use crate::locks::{lock, read, write};
-use crate::storage::catalog::change::Change;
+use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::database::Opened;
 pub use crate::storage::catalog::records::{
     AncestorRecord, BranchRecord, DEFAULT_BRANCH, LaneRecord, LayerRecord, Record, TimelineRecord,
     Update,
 };
-use crate::storage::catalog::state::State;
+use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::witness::Witness;
 use crate::storage::disk::{Disk, DiskFile};
@@ -40,7 +40,7 @@ pub struct Catalog {
     file: Arc<dyn DiskFile>,
     /// Held while something is published. None after a failure that a new opening could not settle.
     database: Mutex<Option<Opened>>,
-    state: RwLock<State>,
+    state: RwLock<CatalogState>,
     witness: Witness,
     store: u64,
     run: u64,
@@ -178,7 +178,7 @@ impl Catalog {
         let (freed, change) = {
             let state = read(&self.state);
             let (freed, timelines) = (state.freed_by(&update), state.timelines_after(&update)?);
-            let change = Change::new(update, timelines, &freed, &state.next);
+            let change = CatalogChange::new(update, timelines, &freed, &state.next);
             (freed, change)
         };
         let mut opened = match slot.take() {
@@ -248,7 +248,7 @@ impl Catalog {
         Ok(())
     }
 
-    fn open_anew(&self) -> Result<(Opened, State)> {
+    fn open_anew(&self) -> Result<(Opened, CatalogState)> {
         // After a failed sync the cache may hold what never reached the disk.
         self.file.drop_cache().map_err(|e| Error::io("reopen the catalog", &e))?;
         let mut opened = Opened::open(&self.disk, &self.file)?;

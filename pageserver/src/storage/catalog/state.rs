@@ -1,7 +1,7 @@
 //! What the catalog says, in memory: its records, and who needs whom.
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::change::Change;
+use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::records::{
     BranchRecord, DEFAULT_BRANCH, Record, Row, Stored, TimelineRecord, Update,
 };
@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// All that the catalog says.
 ///
-/// Invariants, held by [`State::set`]: `children` has an entry for each timeline with an ancestor;
-/// `names` counts the branches that point at each timeline.
+/// Invariants, held by [`CatalogState::set`]: `children` has an entry for each timeline with an
+/// ancestor; `names` counts the branches that point at each timeline.
 #[derive(Clone)]
-pub(in crate::storage) struct State {
+pub(in crate::storage) struct CatalogState {
     pub(in crate::storage) branches: BTreeMap<String, BranchRecord>,
     pub(in crate::storage) timelines: HashMap<u64, TimelineRecord>,
     /// Records of all other kinds, by table and key.
@@ -24,7 +24,7 @@ pub(in crate::storage) struct State {
     pub(in crate::storage) next: BTreeMap<&'static str, u64>,
 }
 
-impl Default for State {
+impl Default for CatalogState {
     fn default() -> Self {
         Self {
             branches: BTreeMap::new(),
@@ -41,9 +41,9 @@ fn gone(id: TimelineId) -> Error {
     Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"))
 }
 
-impl State {
+impl CatalogState {
     /// Whether both have the same records.
-    pub(super) fn says_the_same(&self, other: &State) -> bool {
+    pub(super) fn says_the_same(&self, other: &CatalogState) -> bool {
         self.branches == other.branches
             && self.timelines == other.timelines
             && self.others == other.others
@@ -61,7 +61,7 @@ impl State {
     }
 
     /// Takes in a change.
-    pub(in crate::storage) fn apply(&mut self, change: Change) {
+    pub(in crate::storage) fn apply(&mut self, change: CatalogChange) {
         change.rows.into_iter().for_each(|row| self.set(row));
     }
 

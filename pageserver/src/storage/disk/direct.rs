@@ -75,10 +75,10 @@ impl Writers {
 }
 
 /// What became of the first write or sync that failed.
-struct Failure(io::ErrorKind, String);
+struct FirstFailure(io::ErrorKind, String);
 
 #[derive(Default)]
-struct State {
+struct AppendState {
     /// Takes what is written; `None` once all is on the disk and nothing more comes.
     filling: Option<Buffer>,
     /// Whether `filling` has bytes that were never on their way to the disk.
@@ -91,21 +91,21 @@ struct State {
     finished: bool,
     /// Why something was lost that was to be written, so that nobody may be told that it is on the
     /// disk.
-    failed: Option<Failure>,
+    failed: Option<FirstFailure>,
 }
 
-impl State {
+impl AppendState {
     fn refuse_if_failed(&self) -> io::Result<()> {
         match &self.failed {
             None => Ok(()),
-            Some(Failure(kind, why)) => {
+            Some(FirstFailure(kind, why)) => {
                 Err(io::Error::new(*kind, format!("{why} (an earlier write to the file)")))
             }
         }
     }
 
     fn fail(&mut self, error: &io::Error) {
-        self.failed.get_or_insert_with(|| Failure(error.kind(), error.to_string()));
+        self.failed.get_or_insert_with(|| FirstFailure(error.kind(), error.to_string()));
     }
 
     /// Lets `filling` leave.
@@ -130,7 +130,7 @@ struct Appended {
     direct: File,
     /// Whether a write is durable only after a sync, because it may have made the file grow.
     grows: bool,
-    state: Mutex<State>,
+    state: Mutex<AppendState>,
     /// Held while writing; taken before `state`.
     writing: Mutex<()>,
 }
@@ -138,7 +138,7 @@ struct Appended {
 impl Appended {
     /// Writes as many of the buffers that are leaving, oldest first, as `count` says once it is
     /// this one's turn.
-    fn write_out(&self, count: impl FnOnce(&mut State) -> usize) -> io::Result<()> {
+    fn write_out(&self, count: impl FnOnce(&mut AppendState) -> usize) -> io::Result<()> {
         let _turn = lock(&self.writing);
         let count = {
             let mut state = lock(&self.state);
@@ -223,7 +223,8 @@ impl DirectFile {
     fn open_with(path: &Path, flags: i32, writers: &Writers) -> io::Result<Option<Self>> {
         let cached = LocalFile(OpenOptions::new().read(true).write(true).open(path)?);
         let Some(direct) = open(path, flags)? else { return Ok(None) };
-        let state = Mutex::new(State { filling: Some(Buffer::new()), ..State::default() });
+        let state =
+            Mutex::new(AppendState { filling: Some(Buffer::new()), ..AppendState::default() });
         let appended = Appended { direct, grows: flags == 0, state, writing: Mutex::default() };
         Ok(Some(Self { cached, appended: Arc::new(appended), writers: writers.clone() }))
     }
@@ -318,9 +319,11 @@ impl DiskFile for DirectFile {
         let _nobody_writes = lock(&self.appended.writing);
         let mut state = lock(&self.appended.state);
         let given_up =
-            Failure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
-        let before =
-            std::mem::replace(&mut *state, State { failed: Some(given_up), ..State::default() });
+            FirstFailure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
+        let before = std::mem::replace(
+            &mut *state,
+            AppendState { failed: Some(given_up), ..AppendState::default() },
+        );
         before.failed.is_none()
     }
 

@@ -45,7 +45,8 @@ impl Lab {
     fn open_refusing(&self) -> DirectFile {
         let path = self.directory.join("file");
         let cached = LocalFile(OpenOptions::new().read(true).write(true).open(&path).unwrap());
-        let state = Mutex::new(State { filling: Some(Buffer::new()), ..State::default() });
+        let state =
+            Mutex::new(AppendState { filling: Some(Buffer::new()), ..AppendState::default() });
         let direct = File::open(path).unwrap();
         let appended =
             Arc::new(Appended { direct, grows: false, state, writing: Mutex::default() });

@@ -23,10 +23,10 @@ pub struct Overlay {
 struct OverlayFile {
     /// None if the file was made here.
     base: Option<Arc<dyn DiskFile>>,
-    contents: Mutex<Contents>,
+    contents: Mutex<OverlayContents>,
 }
 
-struct Contents {
+struct OverlayContents {
     length: u64,
     /// Bytes of the base that still show: a file that is cut shows zeros when it grows again.
     shown: u64,
@@ -48,7 +48,7 @@ impl Overlay {
         }
         let base = self.base.open(name)?;
         let length = base.len_bytes()?;
-        let contents = Contents { length, shown: length, blocks: BTreeMap::new() };
+        let contents = OverlayContents { length, shown: length, blocks: BTreeMap::new() };
         let file = Arc::new(OverlayFile { base: Some(base), contents: Mutex::new(contents) });
         names.insert(name.to_owned(), Some(Arc::clone(&file)));
         Ok(file)
@@ -66,7 +66,7 @@ impl Disk for Overlay {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let contents = Contents { length: 0, shown: 0, blocks: BTreeMap::new() };
+        let contents = OverlayContents { length: 0, shown: 0, blocks: BTreeMap::new() };
         let file = Arc::new(OverlayFile { base: None, contents: Mutex::new(contents) });
         lock(&self.names).insert(name.to_owned(), Some(Arc::clone(&file)));
         Ok(file)

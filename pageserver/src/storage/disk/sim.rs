@@ -10,8 +10,8 @@
 //! dropped.
 
 use crate::storage::disk::random::Random;
-use crate::storage::disk::sim_contents::{Contents, Image};
-use crate::storage::disk::sim_state::{Failure, SimState, Stall, mix_names};
+use crate::storage::disk::sim_contents::{SectorImage, SimContents};
+use crate::storage::disk::sim_state::{SimFailure, SimState, Stall, mix_names};
 use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, Mapping, ZEROS};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -32,10 +32,10 @@ pub enum Unsynced {
 
 /// The simulated disk; clones share it.
 #[derive(Clone, Default)]
-pub struct SimDisk(Arc<Shared>);
+pub struct SimDisk(Arc<SimShared>);
 
 #[derive(Default)]
-struct Shared {
+struct SimShared {
     state: Mutex<SimState>,
     /// Told when a sync that takes its time may end.
     ended: Condvar,
@@ -69,11 +69,11 @@ impl SimDisk {
                 Unsynced::Lost => contents.synced.clone(),
                 Unsynced::Mixed(_) => contents.mix(&mut random),
             };
-            survivor.contents.insert(*number, Contents::synced(image));
+            survivor.contents.insert(*number, SimContents::synced(image));
             survivor.names.insert(name.clone(), *number);
         }
         survivor.synced_names = survivor.names.clone();
-        SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
+        SimDisk(Arc::new(SimShared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
     /// The disk as a process finds it that starts after another was killed: as that wrote it, and
@@ -91,28 +91,28 @@ impl SimDisk {
             next_file: state.next_file,
             ..SimState::default()
         };
-        SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
+        SimDisk(Arc::new(SimShared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
     /// Lets `count` more writes and syncs succeed, then fails all; `None` for no more failures.
     pub fn fail_after(&self, count: Option<u64>) {
-        self.state().failure = count.map(|count| (Failure::All, count));
+        self.state().failure = count.map(|count| (SimFailure::All, count));
     }
 
     /// Lets `count` more writes and syncs be done, and the process that asks for more be stopped in
     /// the midst of the next.
     pub fn stop_after(&self, count: u64) {
-        self.state().failure = Some((Failure::Stop, count));
+        self.state().failure = Some((SimFailure::Stop, count));
     }
 
     /// Lets `count` more writes and syncs succeed, fails one, and lets all others succeed.
     pub fn fail_once_after(&self, count: u64) {
-        self.state().failure = Some((Failure::One, count));
+        self.state().failure = Some((SimFailure::One, count));
     }
 
     /// The same, counting only what is done to one file.
     pub fn fail_once_in(&self, name: &'static str, count: u64) {
-        self.state().failure = Some((Failure::OneOf(name), count));
+        self.state().failure = Some((SimFailure::OneOf(name), count));
     }
 
     /// Lets `count` more syncs be done, and one only say so. The next one of the same file or
@@ -190,7 +190,7 @@ impl SimDisk {
         let contents = state.contents.entry(number).or_default();
         let mut bytes = contents.written.to_vec();
         change(&mut bytes);
-        *contents = Contents::synced(Image::from(bytes.as_slice()));
+        *contents = SimContents::synced(SectorImage::from(bytes.as_slice()));
     }
 
     /// The operations since the last call, one line each.
@@ -265,7 +265,7 @@ impl DiskFile for SimFile {
             && !lies
             && state.stall == Stall::Next
             && self.name.starts_with("lanes/");
-        let stops = matches!(state.failure, Some((Failure::Stop, _)));
+        let stops = matches!(state.failure, Some((SimFailure::Stop, _)));
         let contents = state.contents.entry(self.number).or_default();
         match &outcome {
             Err(_) if stops => {}
@@ -367,7 +367,7 @@ impl Disk for SimDisk {
         state.step("create", name, "")?;
         let number = state.next_file;
         state.next_file += 1;
-        state.contents.insert(number, Contents::default());
+        state.contents.insert(number, SimContents::default());
         state.names.insert(name.to_owned(), number);
         Ok(Arc::new(SimFile { disk: self.clone(), number, name: name.to_owned() }))
     }

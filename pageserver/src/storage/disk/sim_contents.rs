@@ -15,12 +15,12 @@ static ZEROS: LazyLock<Arc<[u8; CHUNK_BYTES]>> = LazyLock::new(|| Arc::new([0; C
 
 /// The bytes of a file. Copies are cheap: they share what none of them has changed.
 #[derive(Clone, Default)]
-pub(super) struct Image {
+pub(super) struct SectorImage {
     chunks: Vec<Arc<[u8; CHUNK_BYTES]>>,
     length: usize,
 }
 
-impl Image {
+impl SectorImage {
     pub(super) fn len(&self) -> usize {
         self.length
     }
@@ -114,7 +114,7 @@ impl Image {
     }
 }
 
-impl From<&[u8]> for Image {
+impl From<&[u8]> for SectorImage {
     fn from(bytes: &[u8]) -> Self {
         let mut image = Self::default();
         image.resize(bytes.len());
@@ -125,9 +125,9 @@ impl From<&[u8]> for Image {
 
 /// A file as it was written and as it was synced.
 #[derive(Clone, Default)]
-pub(super) struct Contents {
-    pub(super) written: Image,
-    pub(super) synced: Image,
+pub(super) struct SimContents {
+    pub(super) written: SectorImage,
+    pub(super) synced: SectorImage,
     /// Sectors written since the last sync.
     dirty: BTreeSet<usize>,
     /// Whether a sync failed, so that what was not synced will never be.
@@ -136,9 +136,9 @@ pub(super) struct Contents {
     appended: bool,
 }
 
-impl Contents {
+impl SimContents {
     /// What is on the medium.
-    pub(super) fn synced(image: Image) -> Self {
+    pub(super) fn synced(image: SectorImage) -> Self {
         Self { written: image.clone(), synced: image, ..Self::default() }
     }
 
@@ -176,7 +176,7 @@ impl Contents {
     }
 
     /// What is found after a power loss that keeps some of what was not synced.
-    pub(super) fn mix(&self, random: &mut Random) -> Image {
+    pub(super) fn mix(&self, random: &mut Random) -> SectorImage {
         let grown = self.written.len().saturating_sub(self.synced.len()) as u64;
         let length = self.synced.len() + usize::try_from(random.below(grown + 1)).unwrap_or(0);
         let mut image = self.synced.clone();

@@ -1,19 +1,19 @@
 //! What a simulated disk knows, and which of its operations fail.
 
 use crate::storage::disk::random::Random;
-use crate::storage::disk::sim_contents::Contents;
+use crate::storage::disk::sim_contents::SimContents;
 use std::collections::BTreeMap;
 use std::io;
 
 /// All that a simulated disk knows.
 #[derive(Default)]
 pub(super) struct SimState {
-    pub(super) contents: BTreeMap<u64, Contents>,
+    pub(super) contents: BTreeMap<u64, SimContents>,
     pub(super) names: BTreeMap<String, u64>,
     pub(super) synced_names: BTreeMap<String, u64>,
     pub(super) next_file: u64,
     /// Which writes and syncs fail, after so many more that do not.
-    pub(super) failure: Option<(Failure, u64)>,
+    pub(super) failure: Option<(SimFailure, u64)>,
     pub(super) struck: bool,
     /// Reads left before one fails.
     pub(super) read_failure_after: Option<u64>,
@@ -29,7 +29,7 @@ pub(super) struct SimState {
 
 /// Writes and syncs that fail.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum SimFailure {
     All,
     One,
     /// One of this file.
@@ -68,13 +68,13 @@ impl SimState {
         self.trace.push(format!("{verb} {name}{}{how}", if how.is_empty() { "" } else { " " }));
         let Some((failure, left)) = &mut self.failure else { return Ok(()) };
         match failure {
-            Failure::OneOf(only) if *only != name => return Ok(()),
+            SimFailure::OneOf(only) if *only != name => return Ok(()),
             _ if *left > 0 => {
                 *left -= 1;
                 return Ok(());
             }
-            Failure::One | Failure::OneOf(_) => self.failure = None,
-            Failure::All | Failure::Stop => {}
+            SimFailure::One | SimFailure::OneOf(_) => self.failure = None,
+            SimFailure::All | SimFailure::Stop => {}
         }
         self.struck = true;
         Err(io::Error::other("simulated I/O failure"))

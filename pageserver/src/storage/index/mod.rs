@@ -81,7 +81,7 @@ struct Inode {
     cuts: Vec<(Position, u32)>,
 }
 
-type Names = BTreeMap<Vec<u8>, Versions<Option<Target>>>;
+type DirectoryNames = BTreeMap<Vec<u8>, Versions<Option<Target>>>;
 
 /// Versions of blocks by inode and block.
 pub(in crate::storage) type Blocks = HashMap<u64, BTreeMap<u32, Versions<Block>>>;
@@ -90,7 +90,7 @@ pub(in crate::storage) type Blocks = HashMap<u64, BTreeMap<u32, Versions<Block>>
 #[derive(Default)]
 pub struct Index {
     inodes: HashMap<u64, Inode>,
-    directories: HashMap<u64, Names>,
+    directories: HashMap<u64, DirectoryNames>,
     blocks: Blocks,
     /// Blocks of the part of the log that is being sealed: nothing is added here.
     frozen: Arc<Blocks>,

@@ -63,7 +63,7 @@ impl LayerId {
 
 /// One version of a block in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LayerEntry {
     /// File.
     pub inode: u64,
     /// Block of it.
@@ -223,7 +223,7 @@ pub(super) fn open_block(bytes: &[u8]) -> Option<(usize, &[u8])> {
     (crc32fast::hash(&bytes[4..]) == crc).then(|| (count, &bytes[BLOCK_HEAD_BYTES..]))
 }
 
-pub(super) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
+pub(super) fn encode_entry(entry: &LayerEntry) -> [u8; ENTRY_BYTES] {
     let page = entry.page.unwrap_or(LayerPage { group: 0, slot: ZEROS_SLOT, crc: 0 });
     let mut bytes = [0; ENTRY_BYTES];
     bytes[0..8].copy_from_slice(&entry.inode.to_le_bytes());
@@ -235,12 +235,12 @@ pub(super) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
     bytes
 }
 
-pub(super) fn decode_entry(bytes: &[u8]) -> Option<Entry> {
+pub(super) fn decode_entry(bytes: &[u8]) -> Option<LayerEntry> {
     let mut reader = Reader(bytes);
     let (inode, block, slot) = (reader.u64()?, reader.u32()?, reader.u32()?);
     let (position, group, crc) = (reader.u64()?, reader.u32()?, reader.u32()?);
     let page = (slot != ZEROS_SLOT).then_some(LayerPage { group, slot, crc });
-    Some(Entry { inode, block, position, page })
+    Some(LayerEntry { inode, block, position, page })
 }
 
 const _: () = assert!(BLOCK_HEAD_BYTES + BLOCK_ENTRIES * ENTRY_BYTES == BLOCK_BYTES);

@@ -14,8 +14,8 @@ pub(in crate::storage) mod writer;
 use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile, Mapping};
 use crate::storage::layer::format::{
-    BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, ENTRY_BYTES, Entry, FOOTER_BYTES, Footer,
-    GROUP_ENTRY_BYTES, GROUP_PAGES, HEADER_BYTES, LayerId, LayerPage, decode_entry, open_block,
+    BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, ENTRY_BYTES, FOOTER_BYTES, Footer, GROUP_ENTRY_BYTES,
+    GROUP_PAGES, HEADER_BYTES, LayerEntry, LayerId, LayerPage, decode_entry, open_block,
 };
 use crate::storage::log::format::{Change, Reader, decode_history};
 use crate::storage::page::{PAGE_BYTES, Position};
@@ -133,10 +133,11 @@ impl Layer {
         Ok(block)
     }
 
-    fn entries_of(&self, nth: usize) -> Result<impl Iterator<Item = Entry>> {
+    fn entries_of(&self, nth: usize) -> Result<impl Iterator<Item = LayerEntry>> {
         let (count, entries) = self.block(nth)?;
         let entries = entries.chunks_exact(ENTRY_BYTES).take(count).filter_map(decode_entry);
-        let lost = |entry: Entry| entry.page.is_some_and(|page| page.group >= self.footer.groups);
+        let lost =
+            |entry: LayerEntry| entry.page.is_some_and(|page| page.group >= self.footer.groups);
         if entries.clone().any(lost) {
             let offset = self.footer.index_offset + (nth * BLOCK_BYTES) as u64;
             return Err(self.damaged(offset, "the index names a group that is not there"));
@@ -145,7 +146,7 @@ impl Layer {
     }
 
     /// The nth of all entries; `None` if there are fewer.
-    pub fn entry(&self, nth: u64) -> Result<Option<Entry>> {
+    pub fn entry(&self, nth: u64) -> Result<Option<LayerEntry>> {
         let nth = usize::try_from(nth).unwrap_or(usize::MAX);
         if nth / BLOCK_ENTRIES >= self.firsts.len() {
             return Ok(None);
@@ -154,7 +155,7 @@ impl Layer {
     }
 
     /// All entries, by inode, block and position.
-    pub fn scan(&self) -> impl Iterator<Item = Result<Entry>> {
+    pub fn scan(&self) -> impl Iterator<Item = Result<LayerEntry>> {
         (0..self.firsts.len()).flat_map(|nth| {
             let (entries, failed) = match self.entries_of(nth) {
                 Ok(entries) => (Some(entries), None),
@@ -171,13 +172,13 @@ impl Layer {
         inode: u64,
         blocks: Range<u32>,
         at: Position,
-        mut found: impl FnMut(Entry),
+        mut found: impl FnMut(LayerEntry),
     ) -> Result<()> {
         let start = self
             .firsts
             .partition_point(|first| *first < (inode, blocks.start, 0))
             .saturating_sub(1);
-        let mut seen: Option<Entry> = None;
+        let mut seen: Option<LayerEntry> = None;
         for nth in start..self.firsts.len() {
             if self.firsts[nth] >= (inode, blocks.end, 0) {
                 break;
@@ -302,7 +303,12 @@ impl Layer {
     }
 
     /// Copies a page out of its group, if it is what was written of `inode` and `block`.
-    pub fn take_page(&self, group: &Result<&[u8]>, entry: &Entry, page: &mut [u8]) -> Result<()> {
+    pub fn take_page(
+        &self,
+        group: &Result<&[u8]>,
+        entry: &LayerEntry,
+        page: &mut [u8],
+    ) -> Result<()> {
         let Some(LayerPage { group: number, slot, crc }) = entry.page else {
             page.fill(0);
             return Ok(());
@@ -322,7 +328,7 @@ impl Layer {
             .places(number..number.saturating_add(1))?
             .first()
             .map_or(0, |(offset, ..)| *offset);
-        let Entry { inode, block, .. } = entry;
+        let LayerEntry { inode, block, .. } = entry;
         Err(self
             .damaged(offset, &format!("block {block} of inode {inode:#x} is not what was written")))
     }

@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::layer::dictionary::{LEVEL, PAGES_TOGETHER, Packing};
 use crate::storage::layer::format::{
-    BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, BLOCK_HEAD_BYTES, ENTRY_BYTES, Entry, Footer,
-    GROUP_ENTRY_BYTES, GROUP_PAGES, HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerId,
-    LayerPage, MAX_META_BYTES, encode_entry, seal_block,
+    BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, BLOCK_HEAD_BYTES, ENTRY_BYTES, Footer,
+    GROUP_ENTRY_BYTES, GROUP_PAGES, HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerEntry,
+    LayerId, LayerPage, MAX_META_BYTES, encode_entry, seal_block,
 };
 use crate::storage::log::format::{self, Change};
 use crate::storage::page::{LaneKind, PAGE_BYTES, Position};
@@ -117,7 +117,7 @@ impl<'d> LayerWriter<'d> {
                 Some(LayerPage { group: self.group_count, slot, crc: crc32fast::hash(bytes) })
             }
         };
-        put(&mut self.index, &encode_entry(&Entry { inode, block, position, page }));
+        put(&mut self.index, &encode_entry(&LayerEntry { inode, block, position, page }));
         self.entries += 1;
         if self.group.len() == self.packing.together * PAGE_BYTES {
             self.end_group()

@@ -32,7 +32,7 @@ pub struct Start {
 }
 
 /// Where the next record goes.
-struct Tail {
+struct LogTail {
     sequence: u32,
     file: Arc<dyn DiskFile>,
     salt: u32,
@@ -73,7 +73,7 @@ pub struct Log {
     timeline: TimelineId,
     pub(in crate::storage) lane: LaneKind,
     pub(in crate::storage) files: BTreeMap<u32, Arc<dyn DiskFile>>,
-    tail: Option<Tail>,
+    tail: Option<LogTail>,
     last: Position,
     /// First file that counts; those before are sealed and gone.
     first: u32,
@@ -252,7 +252,7 @@ impl Log {
         };
         // A write-ahead lane gets away from a file that grows, where each sync is dear, as soon as
         // it can.
-        let stay = |tail: &Tail| {
+        let stay = |tail: &LogTail| {
             self.lane == LaneKind::Data || tail.written_out || !self.lane_files.has_spare()
         };
         self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit && stay(tail))
@@ -284,7 +284,7 @@ impl Log {
         self.files.insert(sequence, Arc::clone(&file));
         let salt = record::salt(store, id);
         self.tail =
-            Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
+            Some(LogTail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::storage::log::files::LaneFiles;
 use crate::storage::log::format::{Change, MAX_CHANGES_BYTES};
 use crate::storage::log::names::WAL_FILE_BYTES;
 use crate::storage::log::record::{self, FILE_HEADER_BYTES, HeaderFault, LaneFileId, RecordHeader};
-use crate::storage::log::{Log, Start, Tail};
+use crate::storage::log::{Log, LogTail, Start};
 use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ const WINDOW_BYTES: usize = 256 << 10;
 const MAX_HEAD_BYTES: usize = record::RECORD_HEADER_BYTES + MAX_CHANGES_BYTES;
 
 /// A record as found on disk.
-pub struct Found {
+pub struct FoundRecord {
     /// The fixed part.
     pub header: RecordHeader,
     /// What it changes.
@@ -35,7 +35,7 @@ pub struct Found {
     pub offset: u64,
 }
 
-impl Found {
+impl FoundRecord {
     /// Where its first page is in the file.
     pub fn pages_offset(&self) -> usize {
         usize::try_from(self.offset).unwrap_or(usize::MAX) + self.header.pages_offset()
@@ -152,23 +152,23 @@ impl Scanner {
 
 /// Where the readable part of a lane ends.
 #[derive(Clone, Copy)]
-struct End {
+struct LogEnd {
     sequence: u32,
     offset: u64,
     last: Position,
 }
 
 /// What receives the records that count, in order, with the file they are in.
-pub type Visit<'a> = dyn FnMut(&Found, &Arc<dyn DiskFile>) -> Result<()> + 'a;
+pub type Visitor<'a> = dyn FnMut(&FoundRecord, &Arc<dyn DiskFile>) -> Result<()> + 'a;
 
 /// A pass over the files of a lane. Records wait in `pending` until a later one, or the caller,
 /// proves them synced.
 struct Replay<'a, 'v> {
     lane_files: &'a LaneFiles,
-    visit: &'a mut Visit<'v>,
+    visit: &'a mut Visitor<'v>,
     durable: Position,
-    pending: VecDeque<(Found, Arc<dyn DiskFile>)>,
-    end: End,
+    pending: VecDeque<(FoundRecord, Arc<dyn DiskFile>)>,
+    end: LogEnd,
 }
 
 impl Replay<'_, '_> {
@@ -187,11 +187,12 @@ impl Replay<'_, '_> {
                 Error::corrupt(format!("{} at {offset}: {reason}", LaneFiles::describe(id)))
             })?;
             self.durable = self.durable.max(header.durable);
-            let found = Found { header, changes, sequence: id.sequence, offset };
+            let found = FoundRecord { header, changes, sequence: id.sequence, offset };
             self.pending.push_back((found, Arc::clone(&scanner.file)));
             self.release()?;
             scanner.offset += header.total_bytes() as u64;
-            self.end = End { sequence: id.sequence, offset: scanner.offset, last: header.position };
+            self.end =
+                LogEnd { sequence: id.sequence, offset: scanner.offset, last: header.position };
         }
         Ok(self.end.last != before)
     }
@@ -211,7 +212,7 @@ impl Replay<'_, '_> {
     fn finish(&mut self) -> Result<()> {
         while let Some((found, file)) = self.pending.pop_front() {
             if first_bad_page(&found, &*file)?.is_some() {
-                self.end = End {
+                self.end = LogEnd {
                     sequence: found.sequence,
                     offset: found.offset,
                     last: found.header.previous,
@@ -255,7 +256,7 @@ impl Replay<'_, '_> {
 }
 
 /// Block index within the record of its first page that is not what was written, if any.
-pub fn first_bad_page(found: &Found, file: &dyn DiskFile) -> Result<Option<usize>> {
+pub fn first_bad_page(found: &FoundRecord, file: &dyn DiskFile) -> Result<Option<usize>> {
     let crcs = found.changes.iter().filter_map(|change| match change {
         Change::Pages { crcs, .. } => Some(crcs),
         _ => None,
@@ -276,10 +277,10 @@ fn replay(
     lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
     (start, required): (Start, Position),
-    visit: &mut Visit<'_>,
-) -> Result<End> {
+    visit: &mut Visitor<'_>,
+) -> Result<LogEnd> {
     let first = start.sequence;
-    let end = End { sequence: first, offset: FILE_HEADER_BYTES as u64, last: start.sealed };
+    let end = LogEnd { sequence: first, offset: FILE_HEADER_BYTES as u64, last: start.sealed };
     let mut replay = Replay { lane_files, visit, durable: required, pending: VecDeque::new(), end };
     for (id, expected) in ids.iter().zip(first..) {
         if id.sequence != expected || !replay.file(*id)? {
@@ -297,7 +298,7 @@ pub fn inspect(
     lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
     from: (Start, Position),
-    visit: &mut Visit<'_>,
+    visit: &mut Visitor<'_>,
 ) -> Result<()> {
     replay(lane_files, lane, ids, from, visit).map(|_| ())
 }
@@ -325,7 +326,7 @@ pub fn recover(
     (timeline, lane): (TimelineId, LaneKind),
     ids: &[LaneFileId],
     (start, required): (Start, Position),
-    visit: &mut Visit<'_>,
+    visit: &mut Visitor<'_>,
 ) -> Result<Log> {
     assert!(
         ids.is_sorted() && ids.iter().all(|id| (id.timeline, id.lane) == (timeline, lane)),
@@ -357,7 +358,7 @@ pub fn recover(
     if let Some(file) = log.files.get(&end.sequence) {
         let salt = record::salt(lane_files.store(), log.id(end.sequence));
         let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
-        log.tail = Some(Tail {
+        log.tail = Some(LogTail {
             sequence: end.sequence,
             file: Arc::clone(file),
             salt,

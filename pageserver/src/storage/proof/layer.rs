@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::SimDisk;
 use crate::storage::layer::format::{
-    BLOCK_BYTES, ENTRY_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, LayerId,
+    BLOCK_BYTES, ENTRY_BYTES, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, LayerEntry, LayerId,
     seal_block,
 };
 use crate::storage::layer::{Access, Layer};
@@ -21,8 +21,8 @@ const PAGES_MAX: usize = 16;
 const ID: LayerId = LayerId { timeline: TimelineId(3), lane: LaneKind::Data, number: 5 };
 
 /// What a layer says, each part as far as it can be read.
-struct Contents {
-    entries: Vec<Result<Entry>>,
+struct LayerContents {
+    entries: Vec<Result<LayerEntry>>,
     /// Of entries all over the layer.
     pages: Vec<Option<Vec<u8>>>,
     metadata: Option<Vec<(Position, Change)>>,
@@ -62,14 +62,14 @@ pub fn layer(bytes: &[u8]) {
 }
 
 /// Reads all that a layer of these bytes has; none if it does not open.
-fn look(bytes: &[u8]) -> Option<Contents> {
+fn look(bytes: &[u8]) -> Option<LayerContents> {
     let disk = SimDisk::default();
     drop(disk.create(&ID.path()).expect("the disk is empty"));
     disk.alter(&ID.path(), |file| *file = bytes.to_vec());
     let layer = Layer::open(&disk, STORE, ID).ok()?;
     assert_eq!((layer.id(), layer.bytes()), (ID, bytes.len() as u64));
     assert!(layer.from() <= layer.to(), "{} to {}", layer.from(), layer.to());
-    let entries: Vec<Result<Entry>> = layer.scan().collect();
+    let entries: Vec<Result<LayerEntry>> = layer.scan().collect();
     assert!(entries.len() <= bytes.len() / ENTRY_BYTES, "{} entries", entries.len());
     let step = entries.len().div_ceil(PAGES_MAX).max(1);
     let pages =
@@ -80,11 +80,11 @@ fn look(bytes: &[u8]) -> Option<Contents> {
         let again = format::decode_history(&format::encode_history(changes));
         assert_eq!(again.as_ref(), Some(changes));
     }
-    Some(Contents { entries, pages, metadata })
+    Some(LayerContents { entries, pages, metadata })
 }
 
 /// The page of an entry as it is read on the way to Postgres.
-fn page(layer: &Layer, entry: &Entry) -> Option<Vec<u8>> {
+fn page(layer: &Layer, entry: &LayerEntry) -> Option<Vec<u8>> {
     let mut page = vec![0xee; PAGE_BYTES];
     let Some(at) = entry.page else {
         layer.take_page(&Ok(&[]), entry, &mut page).expect("zeros need no group");
@@ -107,7 +107,7 @@ fn page(layer: &Layer, entry: &Entry) -> Option<Vec<u8>> {
 }
 
 /// What is found is among what is there, at or before the position asked for.
-fn find(layer: &Layer, entries: &[Result<Entry>]) {
+fn find(layer: &Layer, entries: &[Result<LayerEntry>]) {
     let Some(Ok(middle)) = entries.get(entries.len() / 2) else { return };
     let blocks = middle.block.saturating_sub(2)..middle.block.saturating_add(2);
     let mut found = Vec::new();

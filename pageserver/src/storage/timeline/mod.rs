@@ -7,7 +7,7 @@
 //! latched: it refuses changes and syncs until it is opened anew, because nobody can know what
 //! reached the disk.
 
-pub mod commit;
+pub mod append;
 mod files;
 pub mod history;
 pub(in crate::storage) mod lane;

@@ -10,13 +10,13 @@ use crate::error::Result;
 use crate::locks::{self, lock};
 use crate::storage::catalog::{LaneRecord, LayerRecord, Update};
 use crate::storage::index::{Index, Target};
-use crate::storage::layer::format::{ENTRY_BYTES, Entry, LayerId, LayerPage};
+use crate::storage::layer::format::{ENTRY_BYTES, LayerEntry, LayerId, LayerPage};
 use crate::storage::layer::writer::LayerWriter;
 use crate::storage::log::format::{Attributes, Change};
 use crate::storage::page::{LaneKind, PAGE_BYTES, PerLane, Position, TimelineId, inode_created};
-use crate::storage::slot::Slot;
+use crate::storage::slot::TimelineSlot;
 use crate::storage::store::Store;
-use crate::storage::timeline::read::{self, Source};
+use crate::storage::timeline::read::{self, BlockSource};
 use crate::storage::timeline::{Ancestor, Timeline};
 use crate::storage::upkeep::merge::{Input, next_block};
 use crate::storage::upkeep::pace::Pace;
@@ -35,7 +35,7 @@ const CHUNK: u32 = 64;
 const INHERITED: usize = usize::MAX;
 
 /// Versions of a block, oldest first, each with the number of its input.
-type Versions = Vec<(Entry, usize)>;
+type BlockVersions = Vec<(LayerEntry, usize)>;
 
 impl Store {
     /// Lets the oldest timeline that is too deep stand on its own; true if there was one. `pace` is
@@ -73,7 +73,7 @@ impl Store {
     }
 
     /// Whether a timeline that nobody uses reads through too many others.
-    fn is_too_deep(&self, id: TimelineId, slot: &Mutex<Slot>) -> bool {
+    fn is_too_deep(&self, id: TimelineId, slot: &Mutex<TimelineSlot>) -> bool {
         let rests = slot.try_lock().is_ok_and(|slot| {
             let written = slot.lanes.iter().any(|lane| !lane.layers.is_empty());
             slot.timeline.is_none() && !slot.has_log() && written
@@ -94,7 +94,7 @@ impl Store {
 
     fn publish_detached(
         &self,
-        slot: &Mutex<Slot>,
+        slot: &Mutex<TimelineSlot>,
         timeline: Arc<Timeline>,
         before: (PerLane<LaneRecord>, PerLane<Position>),
         lanes: PerLane<LaneRecord>,
@@ -179,7 +179,7 @@ impl Timeline {
         let layers = self.layers(lane);
         let mut inputs: Vec<_> =
             layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
-        let mut own: BTreeMap<u64, BTreeMap<u32, Versions>> = BTreeMap::new();
+        let mut own: BTreeMap<u64, BTreeMap<u32, BlockVersions>> = BTreeMap::new();
         while let Some(versions) = next_block(&mut inputs)? {
             pace((versions.len() * ENTRY_BYTES) as u64)?;
             let (inode, block) = (versions[0].0.inode, versions[0].0.block);
@@ -195,7 +195,7 @@ impl Timeline {
             let sources = inherited.sources(lane, inode, size)?;
             for block in sources.keys() {
                 let page = Some(LayerPage { group: 0, slot: 0, crc: 0 });
-                let entry = Entry { inode, block: *block, position: base, page };
+                let entry = LayerEntry { inode, block: *block, position: base, page };
                 blocks.entry(*block).or_default().insert(0, (entry, INHERITED));
             }
             for (block, versions) in blocks {
@@ -225,14 +225,14 @@ impl Timeline {
         lane: LaneKind,
         inode: u64,
         size: u64,
-    ) -> Result<BTreeMap<u32, Option<Source>>> {
+    ) -> Result<BTreeMap<u32, Option<BlockSource>>> {
         let end = u32::try_from(size.div_ceil(PAGE_BYTES as u64)).unwrap_or(u32::MAX);
         let mut sources = BTreeMap::new();
         for first in (0..end).step_by(CHUNK as usize) {
             let state = locks::read(&self.lane(lane).state);
             let found = self.resolve(&state, inode, first, CHUNK.min(end - first) as usize)?;
-            let there = |source: &Option<Source>| {
-                source.as_ref().is_some_and(|it| !matches!(it, Source::Zeros))
+            let there = |source: &Option<BlockSource>| {
+                source.as_ref().is_some_and(|it| !matches!(it, BlockSource::Zeros))
             };
             sources.extend((first..).zip(found).filter(|(_, source)| there(source)));
         }

@@ -8,7 +8,7 @@ use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::index::versions::Retained;
 use crate::storage::layer::dictionary;
-use crate::storage::layer::format::{ENTRY_BYTES, Entry, GROUP_PAGES, LayerId};
+use crate::storage::layer::format::{ENTRY_BYTES, GROUP_PAGES, LayerEntry, LayerId};
 use crate::storage::layer::writer::LayerWriter;
 use crate::storage::layer::{Access, Layer};
 use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
@@ -82,10 +82,10 @@ impl Fate {
     /// the newest; those who were forked where it is `covered` do not look here.
     pub(super) fn kept(
         &self,
-        versions: &[(Entry, usize)],
+        versions: &[(LayerEntry, usize)],
         covered: &[Position],
-    ) -> Vec<(Entry, usize)> {
-        let mut kept: Vec<(Entry, usize)> = Vec::new();
+    ) -> Vec<(LayerEntry, usize)> {
+        let mut kept: Vec<(LayerEntry, usize)> = Vec::new();
         if self.forgotten {
             return kept;
         }
@@ -101,12 +101,12 @@ impl Fate {
     }
 
     /// Whether any of the versions may be older than what the head sees.
-    pub(super) fn are_old(&self, versions: &[(Entry, usize)]) -> bool {
+    pub(super) fn are_old(&self, versions: &[(LayerEntry, usize)]) -> bool {
         versions.len() > 1 || !self.cuts.is_empty()
     }
 
     /// From where on a version of a block counts no more.
-    pub(super) fn end(&self, versions: &[(Entry, usize)], nth: usize) -> Option<Position> {
+    pub(super) fn end(&self, versions: &[(LayerEntry, usize)], nth: usize) -> Option<Position> {
         let entry = &versions[nth].0;
         let cuts_it = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
         let cut = self.cuts.iter().find(cuts_it).map(|(at, _)| *at);
@@ -227,8 +227,8 @@ fn sample(layers: &[Arc<Layer>]) -> Vec<u8> {
     })
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Input<I> {
-    pub(super) fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
+impl<I: Iterator<Item = Result<LayerEntry>>> Input<I> {
+    pub(super) fn read(&mut self, entry: &LayerEntry, page: &mut [u8]) -> Result<()> {
         let group = entry.page.map_or(0, |page| page.group);
         if self.group.as_ref().is_none_or(|(known, _)| *known != group) {
             let mut pages = Vec::with_capacity(GROUP_PAGES * PAGE_BYTES);
@@ -247,9 +247,9 @@ impl<I: Iterator<Item = Result<Entry>>> Input<I> {
 
 /// All versions of the next block in the order of keys, oldest first, each with the number of its
 /// input.
-pub(super) fn next_block<I: Iterator<Item = Result<Entry>>>(
+pub(super) fn next_block<I: Iterator<Item = Result<LayerEntry>>>(
     inputs: &mut [Input<I>],
-) -> Result<Option<Vec<(Entry, usize)>>> {
+) -> Result<Option<Vec<(LayerEntry, usize)>>> {
     let mut next: Option<(u64, u32)> = None;
     for input in &mut *inputs {
         if let Some(entry) = input.entries.next_if(Result::is_err) {
@@ -263,7 +263,7 @@ pub(super) fn next_block<I: Iterator<Item = Result<Entry>>>(
     let Some(next) = next else { return Ok(None) };
     let mut versions = Vec::new();
     for (nth, input) in inputs.iter_mut().enumerate() {
-        let same = |entry: &Result<Entry>| {
+        let same = |entry: &Result<LayerEntry>| {
             entry.as_ref().is_ok_and(|entry| (entry.inode, entry.block) == next)
         };
         while let Some(Ok(entry)) = input.entries.next_if(same) {

@@ -52,14 +52,14 @@ pub enum Duty {
 }
 
 /// What a pass goes by.
-struct Due {
+struct PassRules {
     limits: Limits,
     duty: Duty,
     /// Lanes whose sealing or merging failed, and when.
     failed: HashMap<(TimelineId, LaneKind), Instant>,
 }
 
-impl Due {
+impl PassRules {
     /// How many times over its limit that lane is that is furthest behind. One that cannot be
     /// worked on is not looked at.
     fn excess(&self, store: &Store) -> u64 {
@@ -83,7 +83,7 @@ impl Due {
 
 /// What was seen of the lanes, from one pass to the next.
 pub struct Maintenance {
-    due: Due,
+    due: PassRules,
     /// The newest record of each lane, and when it was first seen to be that.
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
     retention: Retention,
@@ -95,7 +95,7 @@ impl Maintenance {
     /// Does its `duty` within `limits`.
     pub fn new(limits: Limits, duty: Duty) -> Self {
         Self {
-            due: Due { limits, duty, failed: HashMap::new() },
+            due: PassRules { limits, duty, failed: HashMap::new() },
             seen: HashMap::new(),
             retention: Retention::default(),
             looked: Instant::now(),
@@ -254,7 +254,7 @@ mod tests {
         let (store, id) = new_store(&SimDisk::default());
         let (other, _) = store.fork(id, |t| named("other", t)).unwrap();
         let (limits, failed) = (Limits { max_log_bytes: 1 << 16, ..LIMITS }, HashMap::new());
-        let mut due = Due { limits, duty: Duty::Seal, failed };
+        let mut due = PassRules { limits, duty: Duty::Seal, failed };
         assert_eq!(due.excess(&store), 0);
         let child = tree(&store, other);
         let inode = make(&child, b"f");

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::locks::lock;
 use crate::storage::catalog::{LaneRecord, Update};
 use crate::storage::layer::format::LayerId;
-use crate::storage::slot::Slot;
+use crate::storage::slot::TimelineSlot;
 use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ impl Store {
     /// to it.
     pub(super) fn publish_lane<W>(
         &self,
-        slot: &Mutex<Slot>,
+        slot: &Mutex<TimelineSlot>,
         timeline: &Arc<Timeline>,
         layer: LayerId,
         written: W,
@@ -55,6 +55,6 @@ impl Store {
 }
 
 /// The timeline of a place, if it is open and takes changes.
-pub(super) fn healthy(slot: &Mutex<Slot>) -> Option<Arc<Timeline>> {
+pub(super) fn healthy(slot: &Mutex<TimelineSlot>) -> Option<Arc<Timeline>> {
     lock(slot).timeline.clone().filter(|timeline| timeline.latched().is_none())
 }

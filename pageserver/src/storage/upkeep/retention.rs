@@ -40,18 +40,18 @@ pub(super) struct Retention {
 struct Surveyed {
     at: Instant,
     took: Duration,
-    seen: Seen,
+    seen: SurveyBasis,
 }
 
 impl Surveyed {
-    fn is_enough(&self, seen: &Seen, every: Duration) -> bool {
+    fn is_enough(&self, seen: &SurveyBasis, every: Duration) -> bool {
         let since = self.at.elapsed();
         since < self.took * SURVEY_SHARE || (self.seen == *seen && since < SURVEY_AGAIN.max(every))
     }
 }
 
 /// What a survey depends on: the newest layers and how many there are, and the number of forks.
-type Seen = (PerLane<Option<u64>>, PerLane<usize>, usize);
+type SurveyBasis = (PerLane<Option<u64>>, PerLane<usize>, usize);
 
 impl Retention {
     /// Bytes of a lane's layers that nobody needs, as far as is known.
@@ -92,7 +92,7 @@ impl Retention {
         let forks = store.catalog().forks(id);
         let newest =
             PerLane::from_fn(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
-        let seen: Seen =
+        let seen: SurveyBasis =
             (newest, PerLane::from_fn(|lane| timeline.layers(lane).len()), forks.len());
         let enough = self.surveyed.get(&id).is_some_and(|before| before.is_enough(&seen, every));
         if enough || seen.1.iter().any(|layers| *layers > MAX_INPUTS) {

@@ -22,7 +22,7 @@ const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
 const WAIT_UNSYNCED_BYTES: u64 = 4 * MAX_UNSYNCED_BYTES;
 
 /// A record in the making, under its lane's lock.
-pub struct Commit<'s, 'p> {
+pub struct RecordBuilder<'s, 'p> {
     timeline: &'s Arc<Timeline>,
     state: &'s LaneState,
     kind: LaneKind,
@@ -40,7 +40,7 @@ pub(super) struct Gathered<'p> {
     pub(in crate::storage) hot: Option<HotPage>,
 }
 
-impl<'s, 'p> Commit<'s, 'p> {
+impl<'s, 'p> RecordBuilder<'s, 'p> {
     pub(super) fn new(
         timeline: &'s Arc<Timeline>,
         state: &'s LaneState,
@@ -151,19 +151,19 @@ impl<'s, 'p> Commit<'s, 'p> {
 impl Timeline {
     /// Makes the changes that `build` puts together from what it reads, as one record of the lane.
     /// An error of `build` leaves everything as it was; an error of the disk latches the timeline.
-    pub fn commit<'p, T, E: From<Error>>(
+    pub fn append<'p, T, E: From<Error>>(
         self: &Arc<Self>,
         kind: LaneKind,
-        build: impl FnOnce(&mut Commit<'_, 'p>) -> std::result::Result<T, E>,
+        build: impl FnOnce(&mut RecordBuilder<'_, 'p>) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
         let lane = self.lane(kind);
         let mut state = write(&lane.state);
         // Under the lock, so that nothing is appended once `retire` has gone through.
         self.refuse_if_latched()?;
         let position = self.shared.positions.take();
-        let mut commit = Commit::new(self, &state, kind, position);
-        let value = build(&mut commit)?;
-        let Gathered { changes, pages, hot } = commit.into_gathered();
+        let mut record = RecordBuilder::new(self, &state, kind, position);
+        let value = build(&mut record)?;
+        let Gathered { changes, pages, hot } = record.into_gathered();
         if changes.is_empty() {
             return Ok(value);
         }
