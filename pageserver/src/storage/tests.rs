@@ -19,6 +19,7 @@ use std::sync::mpsc::sync_channel;
 
 mod catalog;
 mod failures;
+mod forged;
 mod history;
 mod layers;
 

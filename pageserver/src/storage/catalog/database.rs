@@ -16,7 +16,7 @@ use crate::storage::catalog::file::{Backend, CatalogFile};
 use crate::storage::catalog::journal::{self, JOURNAL_FILE, Journal};
 use crate::storage::catalog::migrate::{OLDEST, migrate};
 use crate::storage::catalog::records::{FORMAT, Row, TABLES, encode};
-use crate::storage::catalog::state::CatalogState;
+use crate::storage::catalog::state::{CatalogState, MAX_NUMBER};
 use crate::storage::catalog::tables::{CATALOG_FILE, NUMBERS, failed, table};
 use crate::storage::disk::{Disk, DiskFile};
 use redb::{Database, ReadableDatabase, ReadableTable, Table, WriteTransaction};
@@ -29,6 +29,8 @@ const CACHE_BYTES: usize = 64 << 20;
 /// Keys of numbers: of changes so far, and of the catalog's format.
 const CHANGES: &str = "changes";
 const FORMAT_KEY: &str = "format";
+/// Key of the number of runs of the server.
+const RUN: &str = "run";
 
 /// The database with the files below and beside it.
 pub(super) struct Opened {
@@ -68,6 +70,14 @@ impl Opened {
         opened.check_format()?;
         opened.changes = opened.number(CHANGES)?.unwrap_or(0);
         opened.read_journal()?;
+        let runs = opened.number(RUN)?.unwrap_or(0);
+        if opened.changes.max(runs) > MAX_NUMBER {
+            return Err(Error::corrupt(format!(
+                "the file {CATALOG_FILE} is damaged: it counts {} changes and {runs} runs; restore \
+                 the store from a backup",
+                opened.changes
+            )));
+        }
         Ok(opened)
     }
 
@@ -151,7 +161,7 @@ impl Opened {
         let is_new = self.store()?.is_none();
         self.write("open", |numbers| {
             if is_new {
-                for (key, value) in [("store", new_store), ("run", 0)] {
+                for (key, value) in [("store", new_store), (RUN, 0)] {
                     numbers.insert(key, value).map_err(|e| failed("change", e))?;
                 }
             }
@@ -164,8 +174,8 @@ impl Opened {
                 };
                 Ok(found.ok_or_else(missing)?.value())
             };
-            let (store, run) = (number("store")?, number("run")? + 1);
-            numbers.insert("run", run).map_err(|e| failed("change", e))?;
+            let (store, run) = (number("store")?, number(RUN)? + 1);
+            numbers.insert(RUN, run).map_err(|e| failed("change", e))?;
             Ok((store, run))
         })
     }
@@ -276,6 +286,23 @@ fn put(
 mod tests {
     use super::*;
     use crate::storage::disk::sim::SimDisk;
+
+    #[test]
+    fn counters_that_are_used_up_are_refused() {
+        for (key, value) in [(RUN, u64::MAX), (CHANGES, u64::MAX)] {
+            let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
+            let file = disk.create(CATALOG_FILE).unwrap();
+            let mut opened = Opened::open(&disk, &file).unwrap();
+            opened.begin_run(7).unwrap();
+            let set = opened.write("test", |numbers| {
+                numbers.insert(key, value).unwrap();
+                Ok(())
+            });
+            set.unwrap();
+            let error = Opened::open(&disk, &file).err().unwrap();
+            assert_eq!(error.code, "corrupt", "{error}");
+        }
+    }
 
     #[test]
     fn a_catalog_of_a_later_format_is_refused_by_name() {

@@ -20,6 +20,7 @@ use crate::secret::Secret;
 use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Version of the catalog that this build writes.
 pub(super) const FORMAT: u64 = 3;
@@ -80,6 +81,20 @@ pub struct LaneRecord {
     /// How many marks there are among it.
     #[serde(default)]
     pub marks: u64,
+}
+
+impl LaneRecord {
+    /// Whether a lane can be like this: its layers are different ones of bearable length, and its
+    /// log can go on.
+    pub(super) fn is_sound(&self) -> bool {
+        const MAX_BYTES: u64 = 1 << 60;
+        let bytes = self.layers.iter().try_fold(0_u64, |sum, layer| sum.checked_add(layer.bytes));
+        let numbers: BTreeSet<u64> = self.layers.iter().map(|layer| layer.number).collect();
+        bytes.is_some_and(|bytes| bytes <= MAX_BYTES)
+            && self.logical_bytes <= MAX_BYTES
+            && numbers.len() == self.layers.len()
+            && self.sequence <= u32::MAX >> 1
+    }
 }
 
 /// A sealed layer.

@@ -3,10 +3,13 @@
 use crate::error::{Error, Result};
 use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::records::{
-    BranchRecord, DEFAULT_BRANCH, Record, Row, Stored, TimelineRecord, Update,
+    BranchRecord, DEFAULT_BRANCH, LaneRecord, Record, Row, Stored, TimelineRecord, Update,
 };
 use crate::storage::page::TimelineId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Most that a counter may say, so that counting on does not overflow.
+pub(super) const MAX_NUMBER: u64 = u64::MAX >> 1;
 
 /// All that the catalog says.
 ///
@@ -201,17 +204,26 @@ impl CatalogState {
             }
         }
         for (id, record) in &self.timelines {
+            let bad = |what: &str| {
+                Err(Error::corrupt(format!("timeline {} has {what}", TimelineId(*id))))
+            };
             // An ancestor is always older, so a chain ends.
             if record
                 .ancestor
                 .as_ref()
                 .is_some_and(|a| a.timeline >= *id || !self.timelines.contains_key(&a.timeline))
             {
-                return Err(Error::corrupt(format!(
-                    "timeline {} has no sound ancestor",
-                    TimelineId(*id)
-                )));
+                return bad("no sound ancestor");
             }
+            if *id >= self.next["timeline"] {
+                return bad("a number that was not given out yet");
+            }
+            if !record.lanes.iter().all(LaneRecord::is_sound) {
+                return bad("layers or files that cannot be");
+            }
+        }
+        if self.next.values().any(|next| *next > MAX_NUMBER) {
+            return Err(Error::corrupt(format!("numbers are used up: {:?}", self.next)));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Tests of the catalog, on the simulated disk.
 
 use super::*;
+use crate::storage::catalog::records::Row;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
 use crate::storage::page::PerLane;
 
@@ -228,4 +229,41 @@ fn the_file_does_not_grow_with_openings_and_few_changes() {
         lengths.push(bytes(&disk));
     }
     assert_eq!(lengths[3..].iter().min(), lengths[3..].iter().max(), "{lengths:?}");
+}
+
+#[test]
+fn a_catalog_that_cannot_be_is_refused() {
+    let layer = |number, bytes| LayerRecord { number, bytes };
+    let lane = |record: LaneRecord| {
+        let lanes = PerLane { data: record, wal: LaneRecord::default() };
+        CatalogState::with(1, TimelineRecord { ancestor: None, lanes }).check()
+    };
+    assert!(
+        lane(LaneRecord { layers: vec![layer(1, 5), layer(2, 5)], ..LaneRecord::default() })
+            .is_ok()
+    );
+    for wrong in [
+        LaneRecord { layers: vec![layer(1, 5), layer(1, 5)], ..LaneRecord::default() },
+        LaneRecord { layers: vec![layer(1, u64::MAX), layer(2, 5)], ..LaneRecord::default() },
+        LaneRecord { logical_bytes: u64::MAX, ..LaneRecord::default() },
+        LaneRecord { sequence: u32::MAX, ..LaneRecord::default() },
+    ] {
+        assert_eq!(lane(wrong.clone()).unwrap_err().code, "corrupt", "{wrong:?}");
+    }
+    let mut state = CatalogState::with(7, TimelineRecord::default());
+    assert!(state.check().is_ok());
+    for next in [1, 7, u64::MAX] {
+        state.next.insert("timeline", next);
+        assert_eq!(state.check().unwrap_err().code, "corrupt", "{next}");
+    }
+}
+
+impl CatalogState {
+    /// One timeline.
+    fn with(id: u64, record: TimelineRecord) -> Self {
+        let mut state = Self::default();
+        state.next.insert("timeline", id + 1);
+        state.set(Row::put(&Row::timeline_key(TimelineId(id)), record));
+        state
+    }
 }

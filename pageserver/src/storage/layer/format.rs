@@ -149,7 +149,10 @@ impl Footer {
         }
         if !(PLAIN_VERSION..=LAYER_VERSION).contains(&version) {
             let known = format!("{PLAIN_VERSION} and {LAYER_VERSION}");
-            return Err(format!("the format version is {version}, this build reads {known}"));
+            return Err(format!(
+                "the format version is {version}, this build reads {known}: use the build that \
+                 wrote it, or newer"
+            ));
         }
         if footer.store != store || footer.encode() != *bytes {
             return Err("it is another layer's file".to_owned());

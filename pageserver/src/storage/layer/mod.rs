@@ -86,6 +86,9 @@ impl Layer {
                 Ok((first.inode, first.block, first.position))
             })
             .collect::<Result<_>>()?;
+        if !layer.firsts.is_sorted_by(|a, b| a < b) {
+            return Err(bad("the blocks of its index do not ascend"));
+        }
         Ok(layer)
     }
 
@@ -154,14 +157,23 @@ impl Layer {
         Ok(self.entries_of(nth / BLOCK_ENTRIES)?.nth(nth % BLOCK_ENTRIES))
     }
 
-    /// All entries, by inode, block and position.
+    /// All entries, by inode, block and position; an error where they do not ascend.
     pub fn scan(&self) -> impl Iterator<Item = Result<LayerEntry>> {
-        (0..self.firsts.len()).flat_map(|nth| {
+        let entries = (0..self.firsts.len()).flat_map(|nth| {
             let (entries, failed) = match self.entries_of(nth) {
                 Ok(entries) => (Some(entries), None),
                 Err(error) => (None, Some(Err(error))),
             };
             entries.into_iter().flatten().map(Ok).chain(failed)
+        });
+        let mut last = None;
+        entries.map(move |entry| {
+            let entry: LayerEntry = entry?;
+            let key = (entry.inode, entry.block, entry.position);
+            if last.replace(key).is_some_and(|last| last >= key) {
+                return Err(self.damaged(self.footer.index_offset, "its index does not ascend"));
+            }
+            Ok(entry)
         })
     }
 
@@ -335,8 +347,8 @@ impl Layer {
 
     /// All that the lane knew of files and names when the layer was made, as changes in order.
     pub fn metadata(&self) -> Result<Vec<(Position, Change)>> {
-        let damaged =
-            || self.damaged(self.footer.meta_offset, "the metadata is not what was written");
+        let bad = |what: &str| self.damaged(self.footer.meta_offset, what);
+        let damaged = || bad("the metadata is not what was written");
         let mut stored = vec![0; self.footer.meta_bytes as usize];
         let failed = |e| {
             Error::io(format!("read {} at {}", self.footer.id.path(), self.footer.meta_offset), &e)
@@ -353,6 +365,13 @@ impl Layer {
         if unpacked.is_err() || raw.len() as u64 != length {
             return Err(damaged());
         }
-        decode_history(&raw).ok_or_else(damaged)
+        let changes =
+            decode_history(&raw).map_err(|what| bad(&format!("the metadata is wrong: {what}")))?;
+        match changes.last() {
+            Some((newest, _)) if *newest > self.footer.to => {
+                Err(bad("the metadata is newer than the layer"))
+            }
+            _ => Ok(changes),
+        }
     }
 }

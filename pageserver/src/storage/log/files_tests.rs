@@ -125,3 +125,11 @@ fn a_spare_file_that_cannot_be_cleared_is_removed() {
     LaneFiles::open(Arc::new(disk.clone()), 1).unwrap();
     assert_eq!(disk.files().len(), SPARES - 1);
 }
+
+#[test]
+fn a_spare_file_of_the_last_number_is_no_trouble() {
+    let disk = SimDisk::default();
+    disk.create(&format!("lanes/spare.{}", u64::MAX)).unwrap();
+    let (files, _) = LaneFiles::open(Arc::new(disk), 1).unwrap();
+    assert!(!files.has_spare(), "it is too short");
+}

@@ -304,15 +304,35 @@ pub fn encode_history(changes: &[(Position, Change)]) -> Vec<u8> {
     bytes
 }
 
-/// Reads what [`encode_history`] wrote; `None` if it did not.
-pub fn decode_history(bytes: &[u8]) -> Option<Vec<(Position, Change)>> {
+/// Reads what [`encode_history`] wrote, or says what is wrong with it. An index can take in what
+/// comes out: positions ascend, no two marks share one, and no change refers to bytes of a log.
+pub fn decode_history(bytes: &[u8]) -> Result<Vec<(Position, Change)>, &'static str> {
     let mut reader = Reader(bytes);
+    let (mut newest, mut newest_mark) = (0, 0);
     let mut changes = Vec::new();
     while !reader.0.is_empty() {
-        let (position, tag) = (reader.u64()?, reader.u8()?);
-        changes.push((position, decode_change(tag, &mut reader)?));
+        let next = |reader: &mut Reader<'_>| {
+            let (position, tag) = (reader.u64()?, reader.u8()?);
+            Some((position, decode_change(tag, reader)?))
+        };
+        let (position, change) = next(&mut reader).ok_or("a change of it cannot be read")?;
+        if position < newest {
+            return Err("its positions do not ascend");
+        }
+        match change {
+            Change::Pages { .. } | Change::Part { .. } => {
+                return Err("it refers to pages of a log");
+            }
+            Change::Mark { .. } if position <= newest_mark => {
+                return Err("its marks do not ascend");
+            }
+            Change::Mark { .. } => newest_mark = position,
+            _ => {}
+        }
+        newest = position;
+        changes.push((position, change));
     }
-    Some(changes)
+    Ok(changes)
 }
 
 /// Takes values off the front of a slice; `None` when it is too short.
@@ -350,3 +370,7 @@ impl<'a> Reader<'a> {
 const _: () = assert!(
     17 + 4 * MAX_PAGES + MAX_TARGET_BYTES + PART_HEAD_BYTES + MAX_PART_BYTES < MAX_CHANGES_BYTES
 );
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -182,7 +182,7 @@ fn record_crc(salt: u32, header_and_changes: &[u8]) -> u32 {
 pub fn decode_changes(header: &RecordHeader, bytes: &[u8]) -> Result<Vec<Change>, String> {
     let mut reader = Reader(bytes);
     let mut changes = Vec::new();
-    let mut pages = 0;
+    let (mut pages, mut marks) = (0, 0);
     while let Some(tag) = reader.u8() {
         // The padding behind the last change.
         if tag == 0 {
@@ -190,10 +190,15 @@ pub fn decode_changes(header: &RecordHeader, bytes: &[u8]) -> Result<Vec<Change>
         }
         let change =
             decode_change(tag, &mut reader).ok_or_else(|| format!("bad change of kind {tag}"))?;
-        if let Change::Pages { crcs, .. } = &change {
-            pages += crcs.len();
+        match &change {
+            Change::Pages { crcs, .. } => pages += crcs.len(),
+            Change::Mark { .. } => marks += 1,
+            _ => {}
         }
         changes.push(change);
+    }
+    if marks > 1 {
+        return Err(format!("changes make {marks} marks of one position"));
     }
     if pages != header.pages {
         return Err(format!("changes name {pages} pages, the record holds {}", header.pages));

@@ -83,3 +83,12 @@ fn a_file_header_belongs_to_one_file() {
     newer[8] = 2;
     assert_eq!(check_file_header(&newer, 99, file), Err(HeaderFault::Version(2)));
 }
+
+#[test]
+fn a_record_makes_one_mark_at_most() {
+    let mark = || Change::Mark { time_ns: 1, kept: false };
+    let bytes = encode_record(SALT, 30, 20, 10, &[mark(), mark()], 0);
+    let header = decode_header(&bytes).unwrap();
+    let error = decode_changes(&header, &bytes[RECORD_HEADER_BYTES..]).unwrap_err();
+    assert!(error.contains("2 marks"), "{error}");
+}

@@ -60,7 +60,7 @@ impl Scanner {
             (scanner, Ok(())) => Ok(Some(scanner)),
             (_, Err(HeaderFault::Version(version))) => Err(Error::corrupt(format!(
                 "{} has format version {version}, this build reads {}: use the build that wrote \
-                 the store",
+                 it, or newer",
                 LaneFiles::describe(id),
                 record::FORMAT_VERSION
             ))),
@@ -74,6 +74,10 @@ impl Scanner {
     ) -> Result<(Self, std::result::Result<(), HeaderFault>)> {
         let file = lane_files.open_file(id)?;
         let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
+        if length > u64::from(u32::MAX) {
+            let name = LaneFiles::describe(id);
+            return Err(Error::corrupt(format!("{name} is longer than any lane file: {length}")));
+        }
         let mut scanner = Scanner {
             file,
             salt: record::salt(lane_files.store(), id),

@@ -21,6 +21,7 @@ const VALUES_MAX: usize = 64;
 /// If something does not hold.
 pub fn catalog(bytes: &[u8]) {
     let mut state = CatalogState::default();
+    state.next.insert("timeline", VALUES_MAX as u64 + 1);
     for (nth, line) in (1..).zip(bytes.split(|byte| *byte == b'\n').take(VALUES_MAX)) {
         for table in TABLES {
             let timeline = *table == TimelineRecord::TABLE;

@@ -1,13 +1,15 @@
 //! What must hold for any bytes of a sealed layer's file.
 //!
 //! Invariants checked: nothing panics; entries, groups and pages are bounded by the file; a page
-//! that is given out has the checksum of its entry; metadata that decodes encodes to the same;
-//! after one flipped bit each part is what it was or an error.
+//! that is given out has the checksum of its entry; metadata that decodes encodes to the same, and
+//! an index takes it in; after one flipped bit each part is what it was or an error.
 
 use super::bits::{STORE, flip_a_bit};
 use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::SimDisk;
+use crate::storage::index::Index;
+use crate::storage::index::versions::Retained;
 use crate::storage::layer::format::{
     BLOCK_BYTES, ENTRY_BYTES, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, LayerEntry, LayerId,
     seal_block,
@@ -78,9 +80,20 @@ fn look(bytes: &[u8]) -> Option<LayerContents> {
     let metadata = layer.metadata().ok();
     if let Some(changes) = &metadata {
         let again = format::decode_history(&format::encode_history(changes));
-        assert_eq!(again.as_ref(), Some(changes));
+        assert_eq!(again.as_ref(), Ok(changes));
+        apply(changes);
     }
     Some(LayerContents { entries, pages, metadata })
+}
+
+/// Takes the metadata in, as an opening of the timeline does, and lets go of what it can.
+fn apply(changes: &[(Position, Change)]) {
+    let mut index = Index::new(0, Retained::default());
+    for (position, change) in changes {
+        index.apply(*position, std::slice::from_ref(change), 0, 0);
+    }
+    index.sweep();
+    assert!(index.metadata().is_sorted_by_key(|(position, _)| *position));
 }
 
 /// The page of an entry as it is read on the way to Postgres.
@@ -118,10 +131,9 @@ fn find(layer: &Layer, entries: &[Result<LayerEntry>]) {
     for entry in found {
         assert!(entry.inode == middle.inode && blocks.contains(&entry.block), "{entry:?}");
         assert!(entry.position <= middle.position, "{entry:?} is later than {}", middle.position);
-        assert!(
-            entries.iter().flatten().any(|known| *known == entry),
-            "{entry:?} is not in the layer"
-        );
+        let known = entries.iter().flatten().any(|known| *known == entry);
+        // A scan keeps back what is out of order.
+        assert!(known || entries.iter().any(Result::is_err), "{entry:?} is not in the layer");
     }
 }
 
@@ -315,6 +327,52 @@ mod tests {
             seal(&mut bytes).unwrap();
             assert!(look(&bytes).is_none(), "the index names group {group}");
         }
+    }
+
+    fn opened(bytes: &[u8]) -> Result<Layer> {
+        let disk = SimDisk::default();
+        drop(disk.create(&ID.path()).unwrap());
+        disk.alter(&ID.path(), |file| *file = bytes.to_vec());
+        Layer::open(&disk, STORE, ID)
+    }
+
+    #[test]
+    fn an_index_that_does_not_ascend_is_refused() {
+        let whole = made(300, 1);
+        let footer = whole.len() - 2 * FOOTER_BYTES;
+        let index =
+            usize::try_from(Footer::of(&whole[footer..][..FOOTER_BYTES], ID).unwrap().index_offset)
+                .unwrap();
+        // Two entries of a block, then two blocks.
+        let mut bytes = whole.clone();
+        bytes[index + 32 + ENTRY_BYTES..][..2 * ENTRY_BYTES].rotate_left(ENTRY_BYTES);
+        seal(&mut bytes).unwrap();
+        let error = opened(&bytes).unwrap().scan().find_map(Result::err).unwrap();
+        assert!(error.detail.contains("does not ascend"), "{error}");
+        let mut bytes = whole;
+        bytes[index..][..2 * BLOCK_BYTES].rotate_left(BLOCK_BYTES);
+        seal(&mut bytes).unwrap();
+        let error = opened(&bytes).err().unwrap();
+        assert!(error.detail.contains("do not ascend"), "{error}");
+    }
+
+    #[test]
+    fn metadata_that_is_newer_than_its_layer_is_refused() {
+        let mut bytes = made(1, 1);
+        let footer = bytes.len() - 2 * FOOTER_BYTES;
+        bytes[footer + 56..][..8].copy_from_slice(&11_u64.to_le_bytes());
+        seal(&mut bytes).unwrap();
+        let error = opened(&bytes).unwrap().metadata().unwrap_err();
+        assert!(error.detail.contains("newer than the layer"), "{error}");
+    }
+
+    #[test]
+    fn a_layer_of_a_later_version_is_refused_by_name() {
+        let mut bytes = made(1, 1);
+        let footers = bytes.len() - 2 * FOOTER_BYTES;
+        (bytes[footers + 8], bytes[footers + FOOTER_BYTES + 8]) = (3, 3);
+        let error = opened(&bytes).err().unwrap();
+        assert!(error.detail.contains("use the build that wrote it, or newer"), "{error}");
     }
 
     /// Writes the kept corpus of the fuzz target `layer` to the directory `COPPICE_CORPUS`.

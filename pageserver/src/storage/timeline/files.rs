@@ -101,6 +101,6 @@ impl Timeline {
                 }
             }
         }
-        sizes.values().sum()
+        sizes.values().fold(0, |sum, size| sum.saturating_add(*size))
     }
 }

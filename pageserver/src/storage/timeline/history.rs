@@ -83,7 +83,9 @@ impl Timeline {
         let newest = read(&self.lanes.data.state).index.marks().newest();
         let now_ns = self.shared.clock.now_ns();
         // A clock that was set back would take long to get beyond the newest.
-        let due = |newest: Mark| newest.time_ns > now_ns || now_ns - newest.time_ns >= age_ns;
+        let due = |newest: Mark| {
+            newest.time_ns > now_ns || now_ns.saturating_sub(newest.time_ns) >= age_ns
+        };
         if newest.is_none_or(due) {
             self.mark(false)?;
         }

@@ -72,6 +72,14 @@ impl Opening {
                 Ok(())
             },
         )?;
+        if log.last() >= shared.positions.next() {
+            return Err(Error::corrupt(format!(
+                "timeline {} has a record of position {}, which no run has reached: restore the \
+                 store from a backup",
+                self.id,
+                log.last()
+            )));
+        }
         Ok((Lane::new(log, index, layers, record, closed_at), changed))
     }
 }

@@ -19,7 +19,7 @@ pub const MAX_INLINE: usize = 2;
 pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Serves the requests of a lane that wait now; whether that were all.
-type Job = Arc<dyn Fn() -> bool + Send + Sync>;
+type SyncJob = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Sync requests of one lane.
 #[derive(Default)]
@@ -60,7 +60,7 @@ impl SyncQueue {
 /// The threads; they end when the last clone of the syncer is dropped.
 #[derive(Clone)]
 pub struct Syncer {
-    sender: Arc<mpsc::Sender<Job>>,
+    sender: Arc<mpsc::Sender<SyncJob>>,
     /// Threads of callers that sync themselves at the moment.
     inline: Arc<AtomicUsize>,
 }
@@ -68,7 +68,7 @@ pub struct Syncer {
 impl Syncer {
     /// Starts the threads.
     pub fn start() -> std::io::Result<Self> {
-        let (sender, receiver) = mpsc::channel::<Job>();
+        let (sender, receiver) = mpsc::channel::<SyncJob>();
         let (sender, receiver) = (Arc::new(sender), Arc::new(Mutex::new(receiver)));
         for nth in 0..THREADS {
             let (receiver, again) = (Arc::clone(&receiver), Arc::downgrade(&sender));

@@ -50,7 +50,10 @@ impl Store {
         let timeline = self.timeline(id)?;
         let Some(ancestor) = &timeline.ancestor else { return Ok(false) };
         let before = (lock(&slot).lanes.clone(), timeline.last_positions());
-        self.require_room(timeline.logical_bytes().iter().sum::<u64>() + timeline.own_bytes())?;
+        let shown = timeline.logical_bytes();
+        self.require_room(
+            shown.data.saturating_add(shown.wal).saturating_add(timeline.own_bytes()),
+        )?;
         let mut lanes: PerLane<LaneRecord> = Default::default();
         let mut written = Vec::new();
         for lane in LaneKind::ALL {
@@ -161,7 +164,7 @@ impl Timeline {
             writer.abandon();
             return Err(error);
         }
-        let bytes = writer.finish(&self.all_metadata(&inherited, &files, lane))?;
+        let bytes = writer.finish(&self.all_metadata(&inherited, &files, (lane, base)))?;
         let layers = vec![LayerRecord { number, bytes }];
         let logical_bytes = self.sum_sizes(lane);
         Ok((id, LaneRecord { sealed, layers, logical_bytes, ..record }))
@@ -244,12 +247,13 @@ impl Timeline {
         &self,
         inherited: &Arc<Timeline>,
         files: &BTreeMap<u64, Attributes>,
-        lane: LaneKind,
+        (lane, base): (LaneKind, Position),
     ) -> Vec<(Position, Change)> {
         let mut changes = Vec::new();
         for (inode, attributes) in files {
             let attributes = attributes.clone();
-            changes.push((inode_created(*inode), Change::Attributes { inode: *inode, attributes }));
+            let created = inode_created(*inode).min(base);
+            changes.push((created, Change::Attributes { inode: *inode, attributes }));
             for (position, name, Target { inode: to, kind }) in inherited.list(*inode) {
                 changes.push((position, Change::Name { directory: *inode, name, inode: to, kind }));
             }

@@ -3,7 +3,7 @@
 //! A merge drops the versions that no retained point sees any more, those cut off by a truncation,
 //! and the pages of files that are gone.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::locks::{read, write};
 use crate::storage::catalog::{LaneRecord, LayerRecord};
 use crate::storage::index::versions::Retained;
@@ -270,6 +270,12 @@ pub(super) fn next_block<I: Iterator<Item = Result<LayerEntry>>>(
             versions.push((entry, nth));
         }
     }
+    if !versions.is_sorted_by(|(a, _), (b, _)| a.position < b.position) {
+        let (inode, block) = next;
+        return Err(Error::corrupt(format!(
+            "versions of block {block} of inode {inode:#x} do not ascend from layer to layer"
+        )));
+    }
     Ok(Some(versions))
 }
 
@@ -300,5 +306,29 @@ impl Store {
         let done = self.publish_lane(&slot, &timeline, layer, merged, Merged::record, turn)?;
         replaced.iter().for_each(|layer| self.remove_layer(layer.id()));
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::sim::SimDisk;
+
+    #[test]
+    fn versions_that_do_not_ascend_from_layer_to_layer_are_refused() {
+        let disk = SimDisk::default();
+        let layers: Vec<Arc<Layer>> = (1..=2)
+            .map(|number| {
+                let id = LayerId { timeline: TimelineId(1), lane: LaneKind::Data, number };
+                let mut writer = LayerWriter::begin(&disk, 5, id, (0, 10), &[]).unwrap();
+                writer.add((9, 0, 5), None).unwrap();
+                writer.finish(&[]).unwrap();
+                Arc::new(Layer::open(&disk, 5, id).unwrap())
+            })
+            .collect();
+        let mut inputs: Vec<_> =
+            layers.iter().map(|layer| Input::of(layer, layer.scan())).collect();
+        let error = next_block(&mut inputs).unwrap_err();
+        assert!(error.detail.contains("do not ascend"), "{error}");
     }
 }
