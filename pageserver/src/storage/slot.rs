@@ -43,6 +43,7 @@ impl TimelineSlot {
     /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it
     /// had.
     pub(super) fn become_root(&mut self, lanes: PerLane<LaneRecord>) -> Option<AncestorRecord> {
+        assert!(self.ancestor.is_some(), "it is a root already, with {} files", self.files.len());
         (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
         self.ancestor.take()
     }

@@ -199,8 +199,9 @@ impl Store {
     }
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
-        lock(&self.slots)
-            .insert(id, TimelineSlot::closed(ancestor, Default::default(), Vec::new()));
+        let slot = TimelineSlot::closed(ancestor, Default::default(), Vec::new());
+        let before = lock(&self.slots).insert(id, slot);
+        assert!(before.is_none(), "timeline {id} has a place already");
     }
 
     fn keep_slot_if_ok<T>(&self, id: TimelineId, published: Result<T>) -> Result<T> {
@@ -294,6 +295,10 @@ impl Store {
                 retained[lane].add(fork.at[lane]);
                 required[lane] = fork.synced[lane].max(required[lane]);
             }
+        }
+        if let Some(Ancestor { timeline, .. }) = &ancestor {
+            let parent = timeline.id();
+            assert!(parent < id, "timeline {id} comes from {parent}, which is younger");
         }
         let began = std::time::Instant::now();
         let files = slot.files.iter().map(|(file, _)| *file).collect();

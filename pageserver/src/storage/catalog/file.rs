@@ -90,6 +90,7 @@ impl CatalogFile {
 
     /// Lengthens the file to `length`, with blocks that the disk has really given.
     fn write_out(&self, lengths: &mut Lengths, length: u64) -> io::Result<()> {
+        assert!(length > lengths.written, "{length} bytes after {}", lengths.written);
         let grown = self.file.set_len(length).and_then(|()| {
             let zeros = vec![0; ZEROS_BYTES];
             let mut offset = lengths.written;
@@ -144,6 +145,7 @@ impl redb::StorageBackend for Backend {
             self.0.write_out(&mut lengths, length)?;
         }
         lengths.believed = length;
+        assert!(length <= lengths.written, "{length} bytes, {} written", lengths.written);
         Ok(())
     }
 

@@ -207,6 +207,8 @@ impl Journal {
     /// Makes the change durable. After an error nobody knows whether it is, and the journal takes
     /// no more.
     pub(super) fn append(&mut self, store: u64, number: u64, payload: &[u8]) -> io::Result<()> {
+        assert!(self.takes(payload.len()), "{} bytes behind {}", payload.len(), self.end);
+        assert!(self.end.is_multiple_of(BLOCK_BYTES), "a record at {}", self.end);
         let (record, crc) = encode(store, number, self.newest, payload);
         let rest = record.len().next_multiple_of(BLOCK_BYTES) - record.len();
         self.file.write_all_at(&[&record, &ZEROS[..rest]], self.end as u64)?;

@@ -66,6 +66,10 @@ impl CatalogState {
     /// Takes in a change.
     pub(in crate::storage) fn apply(&mut self, change: CatalogChange) {
         change.rows.into_iter().for_each(|row| self.set(row));
+        let (timelines, names) = (self.timelines.len(), self.names.len());
+        assert!(names <= timelines, "branches lead to {names} of {timelines} timelines");
+        let parents = self.children.len();
+        assert!(parents <= timelines, "{parents} of {timelines} timelines have children");
     }
 
     /// Takes in a row of a table: the only place where records change.

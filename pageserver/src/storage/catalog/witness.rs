@@ -148,7 +148,10 @@ impl Witness {
 
     fn next_place(&self) -> u64 {
         let turn = self.turn.load(Ordering::SeqCst) % (PLACES - 1);
-        (self.kept.load(Ordering::SeqCst) + 1 + turn) % PLACES
+        let kept = self.kept.load(Ordering::SeqCst);
+        let place = (kept + 1 + turn) % PLACES;
+        assert_ne!(place, kept, "the note that is kept would be written over");
+        place
     }
 
     /// Makes the first note after an opening, and keeps it.

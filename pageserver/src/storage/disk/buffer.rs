@@ -28,6 +28,7 @@ impl Buffer {
         let used = lock(&POOL).pop();
         let memory = used.unwrap_or_else(|| vec![0; BUFFER_BYTES + BLOCK_BYTES]);
         let shift = memory.as_ptr().align_offset(BLOCK_BYTES);
+        assert!(shift < BLOCK_BYTES, "memory that begins {shift} bytes before a block");
         Self { memory, shift, start: 0, length: 0 }
     }
 
@@ -38,6 +39,7 @@ impl Buffer {
         let mut next = Self::new();
         next.start = other.start + whole as u64;
         next.push(&other.bytes()[whole..]);
+        assert_eq!(next.end(), other.end(), "goes on where the other ends");
         next
     }
 

@@ -111,6 +111,8 @@ impl AppendState {
     /// Lets `filling` leave.
     fn turn_over(&mut self) {
         let Some(mut full) = self.filling.take() else { return };
+        let end = self.leaving.back().map_or(full.start(), |last| last.end());
+        assert!(full.start() <= end, "nothing from {end} to {} is in memory", full.start());
         self.filling = Some(Buffer::following(&full));
         self.unwritten = false;
         full.fill_last_block();

@@ -194,6 +194,7 @@ impl DiskFile for OverlayFile {
             }
         }
         contents.length = length;
+        assert!(contents.shown <= length, "shows {} of {length} bytes", contents.shown);
         Ok(())
     }
 

@@ -251,6 +251,8 @@ impl Index {
 
     fn cut(&mut self, position: Position, number: u64, from: u32) {
         let inode = self.inodes.entry(number).or_default();
+        let newest = inode.cuts.last().map_or(0, |(at, _)| *at);
+        assert!(newest <= position, "a cut at {position} after {newest}");
         let retained = &self.retained;
         let unseen = |at: Position| !retained.sees(at, position);
         if let Some(blocks) = self.blocks.get_mut(&number) {

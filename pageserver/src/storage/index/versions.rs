@@ -94,6 +94,7 @@ impl<T> Versions<T> {
             let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();
             let mut ends = ends.into_iter();
             list.retain(|(at, _)| ends.next().is_none_or(|end| retained.sees(*at, end)));
+            assert!(!list.is_empty(), "the newest version went too");
             if list.len() == 1
                 && let Some((at, value)) = list.pop()
             {

@@ -227,6 +227,7 @@ pub(super) fn open_block(bytes: &[u8]) -> Option<(usize, &[u8])> {
 }
 
 pub(super) fn encode_entry(entry: &LayerEntry) -> [u8; ENTRY_BYTES] {
+    assert!(entry.page.is_none_or(|page| page.slot != ZEROS_SLOT), "{entry:?} would be zeros");
     let page = entry.page.unwrap_or(LayerPage { group: 0, slot: ZEROS_SLOT, crc: 0 });
     let mut bytes = [0; ENTRY_BYTES];
     bytes[0..8].copy_from_slice(&entry.inode.to_le_bytes());

@@ -58,6 +58,7 @@ impl<'d> LayerWriter<'d> {
         range: (Position, Position),
         samples: &[u8],
     ) -> Result<Self> {
+        assert!(range.0 <= range.1, "{} from {} to {}", id.path(), range.0, range.1);
         let unfinished = format!("{LAYERS_DIRECTORY}/{UNFINISHED_PREFIX}{:016x}", id.number);
         let failed = |e| Error::io(format!("create {unfinished}"), &e);
         let packing =
@@ -130,6 +131,8 @@ impl<'d> LayerWriter<'d> {
         if self.group.is_empty() {
             return Ok(());
         }
+        let pages = self.group.len() / PAGE_BYTES;
+        assert!(pages <= GROUP_PAGES, "{pages} pages in a group");
         let failed = |e| Error::io("compress a group of pages", &e);
         let compressed =
             sys::when_idle(|| self.packing.compressor.compress(&self.group)).map_err(failed)?;
@@ -183,6 +186,9 @@ impl<'d> LayerWriter<'d> {
 
     fn finish_file(&mut self, metadata: &[(Position, Change)]) -> Result<u64> {
         self.end_group()?;
+        assert!(metadata.is_sorted_by_key(|(at, _)| *at), "metadata of {}", self.id.path());
+        let (newest, to) = (metadata.last().map_or(0, |(at, _)| *at), self.range.1);
+        assert!(newest <= to, "metadata of {newest} in {}, which ends at {to}", self.id.path());
         let raw = format::encode_history(metadata);
         if raw.len() > MAX_META_BYTES {
             return Err(Error::unavailable(
@@ -199,6 +205,8 @@ impl<'d> LayerWriter<'d> {
         let padding = (self.offset + self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES as u64)
             - (self.offset + self.buffer.len() as u64);
         self.buffer.resize(self.buffer.len() + usize::try_from(padding).unwrap_or(0), 0);
+        let index_offset = self.offset + self.buffer.len() as u64;
+        assert!(index_offset.is_multiple_of(BLOCK_BYTES as u64), "an index at {index_offset}");
         let footer = Footer {
             store: self.store,
             id: self.id,
@@ -211,7 +219,7 @@ impl<'d> LayerWriter<'d> {
             dictionary_bytes: format::u32_of(dictionary.len()),
             dictionary_crc: if dictionary.is_empty() { 0 } else { crc32fast::hash(&dictionary) },
             groups: self.group_count,
-            index_offset: self.offset + self.buffer.len() as u64,
+            index_offset,
             entries: self.entries,
         };
         let index = std::mem::take(&mut self.index);
@@ -251,6 +259,7 @@ fn put(blocks: &mut Vec<u8>, entry: &[u8]) {
 /// Fills up the last block and seals all.
 fn sealed(mut blocks: Vec<u8>, entry_bytes: usize, most: usize) -> Vec<u8> {
     let last = (blocks.len() % BLOCK_BYTES).saturating_sub(BLOCK_HEAD_BYTES) / entry_bytes;
+    assert!(last <= most, "{last} entries in a block of {most}");
     let whole = blocks.len() / BLOCK_BYTES;
     blocks.resize(blocks.len().next_multiple_of(BLOCK_BYTES), 0);
     for (nth, block) in blocks.chunks_exact_mut(BLOCK_BYTES).enumerate() {

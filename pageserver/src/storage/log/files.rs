@@ -155,7 +155,12 @@ impl LaneFiles {
                 tracing::error!(%error, "sealed lane files stay until the next start");
             });
         }
-        lock(&self.leaving).extend(files);
+        {
+            let mut leaving = lock(&self.leaving);
+            let again = leaving.iter().find(|(left, ..)| files.iter().any(|(id, ..)| id == left));
+            assert!(again.is_none(), "{:?} leaves its lane twice", again.map(|(id, ..)| id));
+            leaving.extend(files);
+        }
         self.retire_unread();
     }
 

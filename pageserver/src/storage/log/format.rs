@@ -92,6 +92,20 @@ impl Change {
         matches!(self, Change::Mark { .. } | Change::NoMark { .. })
     }
 
+    /// The file or directory that it is of; none of a mark.
+    pub fn inode(&self) -> Option<u64> {
+        match self {
+            Change::Pages { inode, .. }
+            | Change::Part { inode, .. }
+            | Change::Zeros { inode, .. }
+            | Change::Attributes { inode, .. }
+            | Change::Size { inode, .. }
+            | Change::Gone { inode } => Some(*inode),
+            Change::Name { directory, .. } | Change::NoName { directory, .. } => Some(*directory),
+            Change::Mark { .. } | Change::NoMark { .. } => None,
+        }
+    }
+
     /// Whether it changes the contents of a file.
     pub fn is_of_blocks(&self) -> bool {
         matches!(

@@ -16,7 +16,7 @@ use crate::storage::disk::DiskFile;
 use crate::storage::log::files::{LaneFiles, Leaving};
 use crate::storage::log::format::Change;
 use crate::storage::log::names::{DATA_FILE_BYTES, WAL_FILE_BYTES};
-use crate::storage::log::record::{FILE_HEADER_BYTES, LaneFileId};
+use crate::storage::log::record::{FILE_HEADER_BYTES, LaneFileId, RECORD_ALIGNMENT};
 use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::collections::BTreeMap;
@@ -200,6 +200,7 @@ impl Log {
         }
         let Some(tail) = &mut self.tail else { unreachable!("a file was begun above") };
         let (sequence, offset) = (tail.sequence, tail.offset);
+        assert!(offset.is_multiple_of(RECORD_ALIGNMENT as u64), "a record at {offset}");
         let mut parts = Vec::with_capacity(1 + pages.len());
         parts.push(head.as_slice());
         parts.extend_from_slice(pages);
@@ -229,6 +230,9 @@ impl Log {
 
     /// Lets go of the files before `start`, which are sealed; returns them with their lengths.
     pub fn forget_before(&mut self, start: Start) -> Vec<Leaving> {
+        let (first, last) = (self.first, self.last);
+        assert!(start.sequence >= first, "forgets before {start:?}, begins at file {first}");
+        assert!(start.sealed <= last, "forgets before {start:?}, ends at {last}");
         let kept = self.files.split_off(&start.sequence);
         let gone = std::mem::replace(&mut self.files, kept);
         self.first = start.sequence;
@@ -278,6 +282,8 @@ impl Log {
             let _ = self.lane_files.remove(id);
             return Err(Error::io(format!("begin {}", LaneFiles::describe(id)), &error));
         }
+        let newest = self.files.keys().next_back();
+        assert!(newest.is_none_or(|newest| *newest < sequence), "file {sequence} after {newest:?}");
         self.leave_tail();
         self.directory_unsynced = true;
         self.tail_unsynced = true;
@@ -291,6 +297,7 @@ impl Log {
     /// What a sync of everything appended so far has to reach; counts as begun. If it fails the
     /// caller must stop using the log: what did not become durable is not remembered here.
     pub fn begin_sync(&mut self) -> SyncWork {
+        assert!(!self.tail_unsynced || self.tail.is_some(), "bytes of no file are to be synced");
         let mut files = std::mem::take(&mut self.unsynced);
         if let Some(tail) = &self.tail
             && self.tail_unsynced

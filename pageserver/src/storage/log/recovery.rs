@@ -342,6 +342,8 @@ pub fn recover(
         return Ok(log);
     }
     let end = replay(lane_files, (timeline, lane), ids, (start, required), visit)?;
+    assert!(end.last >= start.sealed, "ends at {}, begins at {start:?}", end.last);
+    assert!(end.sequence >= start.sequence, "ends in {}, begins at {start:?}", end.sequence);
     for id in ids {
         if id.sequence <= end.sequence && end.last > start.sealed {
             log.files.insert(id.sequence, lane_files.open_file(*id)?);

@@ -110,6 +110,7 @@ impl SparePool {
         let spare = self.new_name();
         self.disk.rename(from, &path(&spare))?;
         ready.push(spare);
+        assert!(ready.len() <= MAX_SPARES, "{} spare files", ready.len());
         Ok(())
     }
 
@@ -151,6 +152,7 @@ impl SparePool {
     fn decide_to_fill(&self) -> bool {
         let ready = lock(&self.ready).len();
         let wanted = self.wanted.load(Ordering::Relaxed);
+        assert!((SPARES..=MAX_SPARES).contains(&wanted), "{wanted} spare files are wanted");
         let waits = wanted == SPARES && !self.filling.load(Ordering::Relaxed);
         let filling = ready < wanted - usize::from(waits);
         self.filling.store(filling, Ordering::Relaxed);

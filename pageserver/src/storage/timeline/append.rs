@@ -89,12 +89,17 @@ impl<'s, 'p> RecordBuilder<'s, 'p> {
 
     /// Adds a change other than pages.
     pub fn push(&mut self, change: Change) {
+        if let Some(inode) = change.inode() {
+            assert_eq!(lane_of(inode), self.kind, "{inode:#x} is of the other lane: {change:?}");
+        }
         self.gathered.changes.push(change);
     }
 
     /// Adds a run of whole pages with their checksums.
     pub fn push_pages(&mut self, inode: u64, block: u32, crcs: Vec<u32>, bytes: Cow<'p, [u8]>) {
         assert_eq!(bytes.len(), crcs.len() * PAGE_BYTES, "one checksum for each page");
+        let count = format::u32_of(crcs.len());
+        assert!(block.checked_add(count).is_some(), "{count} blocks from {block} on");
         if self.kind == LaneKind::Data || bytes.is_empty() {
             return self.push_whole(inode, block, crcs, bytes);
         }
@@ -171,6 +176,8 @@ impl Timeline {
         let durable = lane.durable.load(Ordering::SeqCst);
         let appended = state.log.append(position, durable, &changes, &slices);
         let (sequence, offset) = appended.map_err(|error| self.latch(error))?;
+        let last = lane.appended.load(Ordering::SeqCst);
+        assert!(last < position, "position {position} was appended after {last}");
         state.index.apply(position, &changes, sequence, offset);
         if hot.is_some() || changes.iter().any(Change::is_of_blocks) {
             state.hot = hot;

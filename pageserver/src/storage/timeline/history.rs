@@ -30,11 +30,10 @@ impl Timeline {
             data.index.retain(position);
             wal.index.retain(position);
             let newest_ns = data.index.marks().newest().map_or(i64::MIN, |newest| newest.time_ns);
-            (
-                position,
-                self.shared.clock.now_ns().max(newest_ns),
-                PerLane { data: data.log.last(), wal: wal.log.last() },
-            )
+            let last = PerLane { data: data.log.last(), wal: wal.log.last() };
+            let newest = last.data.max(last.wal);
+            assert!(newest < position, "a fork at {position} does not see {newest}");
+            (position, self.shared.clock.now_ns().max(newest_ns), last)
         };
         if !sabotage::active(Defect::ForkSync) {
             self.sync_and_wait().inspect_err(|_| self.release(PerLane::both(position)))?;
@@ -118,7 +117,9 @@ impl Timeline {
         self.append_marks(&mut data, position, &changes)?;
         due.iter().for_each(|mark| wal.index.release(*mark));
         wal.index.retain(position);
-        Ok(data.index.marks().newest())
+        let newest = data.index.marks().newest();
+        assert_eq!(newest.map(|mark| mark.position), Some(position), "the newest mark");
+        Ok(newest)
     }
 
     /// Marks the beginning of a past, before anything else is marked.
@@ -167,6 +168,7 @@ impl Timeline {
         position: Position,
         changes: &[Change],
     ) -> Result<()> {
+        assert!(changes.len() <= MAX_LET_GO + 1, "{} changes of marks", changes.len());
         let lane = &self.lanes.data;
         let durable = lane.durable.load(Ordering::SeqCst);
         let (sequence, offset) =

@@ -17,6 +17,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
+/// What a lane holds.
+///
+/// Invariants: the layers are those of `record`, newest first, and each begins where the next one
+/// ends; the newest ends at `record.sealed`, where the log begins.
 pub(in crate::storage) struct LaneState {
     pub(in crate::storage) log: Log,
     pub(in crate::storage) index: Index,
@@ -40,6 +44,24 @@ pub(in crate::storage) struct Lane {
     pub(super) closed_at: Position,
 }
 
+impl LaneState {
+    /// To be called when what is sealed has changed.
+    pub(in crate::storage) fn assert_sound(&self) {
+        let sealed = self.record.sealed;
+        let known: Vec<u64> = self.record.layers.iter().map(|layer| layer.number).collect();
+        let numbers: Vec<u64> = self.layers.iter().map(|layer| layer.id().number).collect();
+        assert_eq!(numbers, known, "layers that are open and layers of the record");
+        if let Some(newest) = self.layers.first() {
+            assert_eq!(newest.to(), sealed, "{} and what is sealed", newest.id().path());
+        }
+        for pair in self.layers.windows(2) {
+            let name = pair[1].id().path();
+            assert_eq!(pair[0].from(), pair[1].to(), "a gap behind {name}");
+        }
+        assert!(self.log.last() >= sealed, "{} is older than {sealed}", self.log.last());
+    }
+}
+
 impl Lane {
     /// A lane of which nothing is being sealed. All of the log is durable.
     pub(super) fn new(
@@ -50,8 +72,11 @@ impl Lane {
         closed_at: Position,
     ) -> Self {
         let last = log.last();
+        assert!(closed_at == 0 || closed_at == last, "closed at {closed_at}, ends at {last}");
+        let state = LaneState { log, index, hot: None, layers, record, frozen: None };
+        state.assert_sound();
         Self {
-            state: RwLock::new(LaneState { log, index, hot: None, layers, record, frozen: None }),
+            state: RwLock::new(state),
             appended: AtomicU64::new(last),
             durable: AtomicU64::new(last),
             queue: SyncQueue::default(),

@@ -173,6 +173,8 @@ impl Timeline {
             }
             let position = self.shared.positions.take();
             let durable = lane.durable.load(Ordering::SeqCst);
+            let last = state.log.last();
+            assert!(durable <= last, "durable to {durable}, appended to {last}");
             state.log.append(position, durable, &[], &[]).map_err(|error| self.latch(error))?;
             lane.appended.store(position, Ordering::SeqCst);
         }

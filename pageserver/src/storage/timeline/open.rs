@@ -87,6 +87,13 @@ impl Opening {
 impl Timeline {
     /// Replays the timeline's lanes.
     pub fn open(shared: Shared, opening: Opening) -> Result<Arc<Self>> {
+        let id = opening.id;
+        if let Some(ancestor) = &opening.ancestor {
+            let older = ancestor.timeline.id();
+            assert!(older < id, "timeline {id} comes from {older}, which is younger");
+        }
+        let strange = opening.files.iter().find(|file| file.timeline != id);
+        assert!(strange.is_none(), "timeline {id} is opened with {strange:?}");
         let PerLane { data: of_data, wal: mut of_wal } = opening.retained.clone();
         let (data, changed) = opening.lane(&shared, LaneKind::Data, of_data)?;
         // The data lane's marks keep the other lane readable too.

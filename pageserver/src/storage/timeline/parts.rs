@@ -33,6 +33,7 @@ pub(super) fn changed(
     page: &[u8],
 ) -> Option<Range<usize>> {
     const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+    assert_eq!(page.len(), PAGE_BYTES, "block {block} of inode {inode:#x}");
     // Recovery replays what is being sealed along with the log, so a part over nothing must have
     // nothing there either.
     if index.is_frozen(inode, block) {
@@ -74,6 +75,7 @@ pub(in crate::storage) fn read(
     (inode, block): (u64, u32),
     page: &mut [u8],
 ) -> Result<()> {
+    assert_eq!(files.len(), self::files(parts).count(), "a file for each part");
     let name = || LaneFiles::describe(last);
     let failed = |e| {
         Error::io(

@@ -35,6 +35,7 @@ pub(in crate::storage) enum BlockSource {
 impl Timeline {
     /// Fills `buffer`, whole pages, with the blocks of `inode` from `first` on.
     pub fn read_blocks(self: &Arc<Self>, inode: u64, first: u32, buffer: &mut [u8]) -> Result<()> {
+        assert!(buffer.len().is_multiple_of(PAGE_BYTES), "a part of a page: {}", buffer.len());
         let sources = {
             let state = read(&self.lane(lane_of(inode)).state);
             self.resolve(&state, inode, first, buffer.len() / PAGE_BYTES)?
@@ -173,6 +174,7 @@ pub(in crate::storage) fn fetch(
     sources: &[Option<BlockSource>],
     buffer: &mut [u8],
 ) -> Result<()> {
+    assert_eq!(buffer.len(), sources.len() * PAGE_BYTES, "a page for each block");
     let mut at = 0;
     while at < sources.len() {
         let rest = &sources[at..];
@@ -188,6 +190,7 @@ pub(in crate::storage) fn fetch(
             Some(BlockSource::Layer(layer, _, page)) => groups_in_a_row(layer, page, rest),
             _ => 1,
         };
+        assert!(count > 0, "block {block} of inode {inode:#x} leads nowhere");
         let bytes = &mut buffer[at * PAGE_BYTES..(at + count) * PAGE_BYTES];
         match &rest[0] {
             Some(BlockSource::Page(file, id, page)) => {
@@ -250,6 +253,7 @@ fn fetch_from_layer(
         })
         .collect();
     let (first, last) = (wanted[0].1.group, wanted[wanted.len() - 1].1.group);
+    assert!(first <= last, "groups {first} to {last} of {}", layer.id().path());
     let (mut nth, mut outcome) = (0, Ok(()));
     let access = if sources.len() > FEW_BLOCKS { Access::InOrder } else { Access::Scattered };
     layer.read_groups(first..last + 1, access, |group, pages| {

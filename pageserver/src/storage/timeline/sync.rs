@@ -100,6 +100,8 @@ impl Timeline {
             self.refuse_if_latched()?;
             let late = sabotage::active(Defect::SyncTarget);
             let reached = if late { lane.appended.load(Ordering::SeqCst) } else { work.target };
+            let appended = lane.appended.load(Ordering::SeqCst);
+            assert!(reached <= appended, "synced to {reached}, appended to {appended}");
             lane.durable.fetch_max(reached, Ordering::SeqCst);
             Ok(())
         });

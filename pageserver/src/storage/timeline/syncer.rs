@@ -47,6 +47,7 @@ impl SyncQueue {
     /// Ends the turn of the thread, unless requests wait; whether it did.
     pub(super) fn end_turn(&self) -> bool {
         let mut queue = lock(&self.0);
+        assert!(queue.running, "{} wait, and it was nobody's turn", queue.waiting.len());
         queue.running = !queue.waiting.is_empty();
         !queue.running
     }
@@ -95,7 +96,8 @@ impl Syncer {
     pub(super) fn serve(&self, job: impl Fn() -> bool + Send + Sync + 'static) {
         let inline = self.inline.fetch_add(1, Ordering::SeqCst) < MAX_INLINE;
         let served = inline && job();
-        self.inline.fetch_sub(1, Ordering::SeqCst);
+        let callers = self.inline.fetch_sub(1, Ordering::SeqCst);
+        assert!(callers > 0, "more callers left than came");
         if !served {
             self.serve_later(job);
         }

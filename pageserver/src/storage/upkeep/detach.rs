@@ -164,7 +164,7 @@ impl Timeline {
             writer.abandon();
             return Err(error);
         }
-        let bytes = writer.finish(&self.all_metadata(&inherited, &files, (lane, base)))?;
+        let bytes = writer.finish(&self.all_metadata(&inherited, &files, (lane, base, sealed)))?;
         let layers = vec![LayerRecord { number, bytes }];
         let logical_bytes = self.sum_sizes(lane);
         Ok((id, LaneRecord { sealed, layers, logical_bytes, ..record }))
@@ -247,7 +247,7 @@ impl Timeline {
         &self,
         inherited: &Arc<Timeline>,
         files: &BTreeMap<u64, Attributes>,
-        (lane, base): (LaneKind, Position),
+        (lane, base, sealed): (LaneKind, Position, Position),
     ) -> Vec<(Position, Change)> {
         let mut changes = Vec::new();
         for (inode, attributes) in files {
@@ -260,6 +260,8 @@ impl Timeline {
         }
         let state = locks::read(&self.lane(lane).state);
         changes.extend(state.index.metadata());
+        // What was appended meanwhile is not in the layer, which nobody will publish then.
+        changes.retain(|(position, _)| *position <= sealed);
         changes.sort_by_key(|(position, _)| *position);
         let mut index = Index::new(0, state.index.retained().clone());
         changes.into_iter().for_each(|(position, change)| index.apply(position, &[change], 0, 0));

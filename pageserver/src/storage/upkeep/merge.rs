@@ -46,7 +46,11 @@ impl Merged {
         let first = first.unwrap_or_else(|| {
             panic!("layer {:x} was replaced by another merge", self.replaces[0])
         });
-        first..first + self.replaces.len()
+        let range = first..first + self.replaces.len();
+        for (replaced, number) in self.replaces.iter().skip(1).zip(numbers) {
+            assert_eq!(*replaced, number, "the layers to be replaced do not lie together");
+        }
+        range
     }
 }
 
@@ -207,7 +211,13 @@ impl Timeline {
         let mut state = write(&self.lane(merged.layer.id().lane).state);
         state.record = record;
         let range = merged.range(state.layers.iter().map(|layer| layer.id().number));
-        state.layers.splice(range, [merged.layer]).collect()
+        let (newest, oldest) = (&state.layers[range.start], &state.layers[range.end - 1]);
+        let name = merged.layer.id().path();
+        assert_eq!(merged.layer.to(), newest.to(), "{name} ends elsewhere");
+        assert_eq!(merged.layer.from(), oldest.from(), "{name} begins elsewhere");
+        let replaced = state.layers.splice(range, [merged.layer]).collect();
+        state.assert_sound();
+        replaced
     }
 }
 

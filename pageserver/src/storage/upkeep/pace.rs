@@ -88,6 +88,7 @@ impl<'a> Slices<'a> {
     /// Looks whether there is a hurry, which it otherwise does after the first slice.
     pub(super) fn look(&mut self) {
         self.rest = REST >> (self.excess)().min(u64::from(REST));
+        assert!(self.rest <= REST, "rests {} times as long as it works", self.rest);
         self.looked = Some(Instant::now());
         sys::be_patient(self.rest == REST && self.since.elapsed() <= PATIENCE);
     }

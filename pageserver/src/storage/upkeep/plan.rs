@@ -83,6 +83,7 @@ pub(super) fn excess(layers: &[u64]) -> u64 {
 /// Merges all of these, or, of too many, those that are smallest together: so each page is
 /// rewritten a few times only.
 fn merge(layers: &[u64]) -> Plan {
+    assert!(!layers.is_empty(), "no layer is merged");
     let count = layers.len().min(MAX_INPUTS);
     let sum = |from: &usize| layers[*from..from + count].iter().sum::<u64>();
     // Of equal ones the oldest.

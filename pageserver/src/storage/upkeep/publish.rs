@@ -34,6 +34,7 @@ impl Store {
             let put_lanes = vec![(timeline.id(), layer.lane, record.clone())];
             self.publish(Update { put_lanes, ..Update::default() }).map(|_| Some(record))
         };
+        assert_eq!(timeline.id(), layer.timeline, "{} is another's", layer.path());
         if let Ok(Some(record)) = published {
             slot.lanes[layer.lane] = record.clone();
             turn(written, record);

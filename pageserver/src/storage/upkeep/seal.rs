@@ -41,10 +41,14 @@ pub(super) struct Sealed {
 impl Sealed {
     /// What the catalog is to say of a lane of which it says `now`.
     pub(in crate::storage) fn record(&self, now: &LaneRecord) -> LaneRecord {
+        let (sealed, sequence) = (self.start.sealed, self.start.sequence);
+        assert_eq!(self.layer.from(), now.sealed, "{} begins elsewhere", self.layer.id().path());
+        assert_eq!(self.layer.to(), sealed, "{} ends elsewhere", self.layer.id().path());
+        assert!(sequence >= now.sequence, "file {sequence} after {}", now.sequence);
         let newest = LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() };
         LaneRecord {
-            sealed: self.start.sealed,
-            sequence: self.start.sequence,
+            sealed,
+            sequence,
             layers: std::iter::once(newest).chain(now.layers.iter().cloned()).collect(),
             logical_bytes: self.logical_bytes,
             newest_mark_ns: self.marks.last().copied().unwrap_or(0),
@@ -64,6 +68,8 @@ impl Timeline {
             return None;
         }
         let (files, start) = state.log.freeze();
+        let from = state.record.sealed;
+        assert!(start.sealed > from, "seals from {from} to {}", start.sealed);
         // A part of a page is laid over what the same log holds.
         state.hot = None;
         state.index.sweep();
@@ -143,6 +149,7 @@ impl Timeline {
             state.record = record;
             state.frozen = None;
             state.index.thaw();
+            state.assert_sound();
             state.log.forget_before(start)
         };
         self.lane_files().retire_later(gone, !self.reopened);
