@@ -174,7 +174,7 @@ impl Run<'_> {
             LetGo { branch, mark } => {
                 let branch = world.index(branch);
                 if let Some(position) = self.moment(branch, mark)? {
-                    self.let_go(branch, position)?;
+                    self.forget_marks(branch, position)?;
                 }
             }
             _ => return Ok(false),
@@ -329,11 +329,11 @@ impl Run<'_> {
         outcome.map(drop).or_else(|error| self.world.failed(Some(branch), "mark", &error))
     }
 
-    fn let_go(&mut self, branch: usize, position: Position) -> Outcome {
+    fn forget_marks(&mut self, branch: usize, position: Position) -> Outcome {
         let Ok(tree) = self.world.tree(branch) else { return Ok(()) };
         let key = (tree.timeline().id(), position);
         self.world.moments.entry(key).and_modify(|moment| moment.kept = false);
-        match tree.timeline().let_go(&[position]) {
+        match tree.timeline().forget_marks(&[position]) {
             Ok(()) => Ok(()),
             Err(error) => self.world.failed(Some(branch), "let go of a moment", &error),
         }

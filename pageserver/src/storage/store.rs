@@ -1,8 +1,8 @@
 //! The store: one directory with the catalog and the lane files. The facade of the page store.
 //!
-//! Timelines open when first needed, with their ancestors, and close when nothing uses them and all
-//! of them is sealed: then they are their entry in the catalog and their layers. Forking takes a
-//! position, syncs the parent up to it if it is open, and publishes one record: nothing is read and
+//! A timeline opens when it is first needed, with its ancestors. It closes when nothing uses it and
+//! all of it is sealed: then it is an entry of the catalog and its layers. A fork takes a position,
+//! syncs the parent up to it if the parent is open, and publishes one record: nothing is read and
 //! no file is made.
 
 use crate::error::{Error, Result};
@@ -387,7 +387,7 @@ impl Store {
         &self.shared.clock
     }
 
-    /// Lets moments be gone back to for so long. What a shorter window has let go of does not come
+    /// Lets moments be gone back to for so long. What a shorter window has forgotten does not come
     /// back with a longer one.
     pub fn keep_history(&self, window: Duration) -> Result<()> {
         let window_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX);

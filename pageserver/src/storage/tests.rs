@@ -37,7 +37,7 @@ pub(super) fn named(name: &str, timeline: TimelineId) -> Update {
         protected: false,
         password: None,
     };
-    Update::default().put(&name, record)
+    Update::default().put(name, record)
 }
 
 /// A store with one named root timeline that has its root directory.

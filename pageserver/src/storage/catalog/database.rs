@@ -1,14 +1,13 @@
 //! The database below the catalog: how it is opened, changed and read.
 //!
-//! A change goes to the [`journal`], and along with others to the
-//! database once that is full, so the database knows less than is durable while it is open. An
-//! opening folds in what the journal has.
+//! A change goes to the [`journal`]. When the journal is full, its changes go to the database in
+//! one transaction. So an open database knows less than is durable, and an opening folds in what
+//! the journal has.
 //!
-//! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a
-//! crash left. After a stop in order, or a crash right after it recovered, it would trust what it
-//! finds; damage would then be shown, or end the server in the middle of `redb`. So a file is never
-//! closed in order: what `redb` wants to write as it is closed is kept from it, and each opening
-//! checks everything ([`CatalogFile`] sees to it).
+//! `redb` keeps a checksum of each page. It looks at all of them only when it opens a file that a
+//! crash left; after an orderly stop it trusts the file, and would show damage or panic on it. So a
+//! file is never closed in order: [`CatalogFile`] refuses the last writes of `redb`, and each
+//! opening checks everything.
 
 use crate::error::{Error, Result};
 use crate::storage::catalog::change::CatalogChange;

@@ -1,15 +1,17 @@
 //! The catalog's file, as `redb` wants it, with room written out ahead.
 //!
 //! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and
-//! refuses everything after one failed write. On a full disk even a deletion would then fail,
-//! though it is what frees space, and so would the next opening, which takes in what the journal
-//! has. So there are always as many free pages as it takes to write all others once more, and what
-//! the journal may hold; or else as much as `redb` knows of is written out behind that, and changes
-//! that need space are refused while there is no room for it. The file on disk never shrinks. An
-//! opening hands all that is written out to `redb`.
+//! refuses everything after one failed write. On a full disk a deletion would fail, though it is
+//! what frees space. So would the next opening, which folds in the journal. Two rules prevent that:
 //!
-//! And `redb` never hears from its header that its newest change is to be trusted: so it looks at
-//! every checksum before it believes a page.
+//! - Either the file has as many free pages as it takes to write all others once more and fold the
+//!   journal, or a reserve as long as the file is written out behind it.
+//! - A change that adds something is refused while there is no room for the reserve.
+//!
+//! The file on disk never shrinks. An opening hands all that is written out to `redb`.
+//!
+//! `redb` never reads from its header that its newest change is to be trusted, so it checks every
+//! checksum before it believes a page.
 
 use crate::locks::lock;
 use crate::storage::catalog::journal::JOURNAL_BYTES;

@@ -1,16 +1,16 @@
 //! Changes of the catalog that are durable and not yet in its database.
 //!
 //! A transaction of `redb` writes some ten pages at scattered places, and syncs them. A record here
-//! is one write, mostly of one block, behind the one before. When no more fit, all of them become
-//! one transaction, and the journal begins anew. At an opening its records say what the database
-//! does not know yet.
+//! is one write, mostly of one block, behind the record before it. When no more fit, all of them
+//! become one transaction, and the journal begins anew. An opening reads from the records what the
+//! database does not know yet.
 //!
-//! Records begin with a block of their own: a torn write never touches the one before. A record
-//! bears the number of its change and the checksum of the one before it, so that what is left of
-//! the journal's earlier lives continues nothing.
+//! Each record begins with a block of its own, so a torn write never touches the record before. It
+//! bears the number of its change and the checksum of the record before it, so records that are
+//! left from an earlier use of the file continue nothing.
 
 use crate::error::{Error, Result};
-use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, ZEROS};
+use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, ZEROS, settle};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
 use std::ops::Range;
@@ -173,8 +173,7 @@ pub(super) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<FoundChange>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         opened => opened.map_err(failed)?,
     };
-    // What is found may so far be only in the cache, or there only, if a sync failed.
-    file.sync().and_then(|()| file.drop_cache()).map_err(failed)?;
+    settle(&*file).map_err(failed)?;
     let length = usize::try_from(file.len_bytes().map_err(failed)?).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length.min(JOURNAL_BYTES)];
     file.read_exact_at(&mut bytes, 0).map_err(failed)?;

@@ -1,10 +1,10 @@
-//! The catalog: which branches and timelines exist. Every branch operation is published by one
+//! The catalog: which branches and timelines exist. Every operation on branches is published by one
 //! transaction here.
 //!
-//! It is a `redb` database in the store's file `catalog`, with a journal of its newest changes
-//! beside it; the values are JSON objects, described in `docs/format.md`. All of it is also held in
-//! memory, one small record for each branch and timeline, and memory changes only after the
-//! transaction is durable. After a transaction that failed nobody knows whether it happened, so the
+//! The catalog is a `redb` database in the store's file `catalog`, with a journal of its newest
+//! changes beside it. Its values are JSON objects, which `docs/format.md` describes. All of it is
+//! also in memory, one small record for each branch and timeline. Memory changes only after a
+//! transaction is durable. After a transaction that failed nobody knows whether it happened: the
 //! database and the journal are opened anew at once, and memory follows what they say.
 
 pub(in crate::storage) mod change;
@@ -28,7 +28,7 @@ pub use crate::storage::catalog::records::{
 use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::witness::Witness;
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, settle};
 use crate::storage::page::TimelineId;
 use std::collections::BTreeMap;
 use std::io;
@@ -60,10 +60,7 @@ impl Catalog {
             opened => opened.map_err(|e| Error::io("open the catalog", &e))?,
         };
         let witness = Witness::open(disk)?;
-        // What is found may so far be only in the cache, or there only, if a sync failed.
-        file.sync()
-            .and_then(|()| file.drop_cache())
-            .map_err(|e| Error::io("open the catalog", &e))?;
+        settle(&*file).map_err(|e| Error::io("open the catalog", &e))?;
         let mut opened = Opened::open(disk, &file)?;
         witness.check(opened.store()?, opened.changes)?;
         let (store, run) = opened.begin_run(new_store)?;

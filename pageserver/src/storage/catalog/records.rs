@@ -12,8 +12,8 @@
 //!    rows of these tables. A field that a build does not know is an error.
 //!
 //! To add a field, give it `#[serde(default)]`. To add a kind, write its struct and a line in
-//! [`kinds!`]. Either one raises [`FORMAT`], with a step in [`crate::storage::catalog::migrate`]
-//! if there is something to rewrite: an older build then refuses the store and drops nothing.
+//! `kinds!`. Either one raises `FORMAT`, with a step in `migrate.rs` if there is something to
+//! rewrite: an older build then refuses the store and drops nothing.
 
 use crate::error::{Error, Result};
 use crate::secret::Secret;

@@ -49,7 +49,7 @@ fn family(disk: &SimDisk) -> (Catalog, [TimelineId; 3]) {
 }
 
 fn remove(name: &str) -> Update {
-    Update::default().remove::<BranchRecord>(&name.to_owned())
+    Update::default().remove::<BranchRecord>(name)
 }
 
 #[test]

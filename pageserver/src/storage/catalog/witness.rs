@@ -1,16 +1,16 @@
-//! The number of the catalog's newest change, kept in a file beside it: the catalog cannot go back
+//! The number of the catalog's newest change, in a file beside it: the catalog cannot go back
 //! unnoticed.
 //!
 //! `redb` and the journal make a change durable with one sync. If the newest change does not check
-//! after a crash, it is taken for one that the crash cut off, and what was before it is shown. That
-//! is right, unless it was durable and something damaged it since. So the number of each change
-//! that is durable is noted here, and an opening refuses a catalog that has fewer.
+//! after a crash, they take it for one that the crash cut off, and show what was before. That is
+//! right, unless the change was durable and something damaged it since. So the number of each
+//! durable change is noted here, and an opening refuses a catalog that has fewer changes.
 //!
-//! A note costs a write and no sync, which follows within a second. A power loss in between can
+//! A note costs a write and no sync. The sync follows within a second. A power loss in between can
 //! lose notes: they say what there was at least.
 
 use crate::error::{Error, Result};
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, settle};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
 use std::sync::Arc;
@@ -91,8 +91,7 @@ impl Witness {
             }
             opened => opened.map_err(failed)?,
         };
-        // What is found may so far be only in the cache, or there only, if a sync failed.
-        file.sync().and_then(|()| file.drop_cache()).map_err(failed)?;
+        settle(&*file).map_err(failed)?;
         // The room is taken now, so that a full disk takes notes.
         let length = file.len_bytes().map_err(failed)?;
         let missing = usize::try_from((PLACES * PLACE_BYTES).saturating_sub(length)).unwrap_or(0);

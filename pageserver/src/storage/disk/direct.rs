@@ -1,16 +1,16 @@
 //! Files of a local disk that are written past the operating system's page cache: those that are
 //! appended to, and those that are filled with zeros beforehand.
 //!
-//! What is written is copied into a buffer. A full one is written by a thread behind everybody's
-//! back, so that appending waits for the disk only when it outruns it; the rest stays in memory
-//! until the next sync, which for a file whose blocks were written before is one system call.
-//! Through the page cache each page costs memory that is fresh, is kept twice, since the mount
-//! above keeps what was written as well, and is looked for once more when it is written back.
+//! Bytes are copied into a buffer. A thread in the background writes full buffers, so appending
+//! waits for the disk only when it outruns the thread. The rest stays in memory until the next
+//! sync. For a file whose blocks were written before, a sync is one system call. The page cache
+//! would cost fresh memory for each page, keep a second copy of what the mount above caches as
+//! well, and be searched again at write-back.
 //!
 //! Invariants: writes go to the end. The buffers in `leaving`, oldest first, and `filling` hold all
-//! of the file from where the first of them begins; what lies before it is handed to the disk. A
-//! last block that is not full is written again together with what comes next; its first bytes are
-//! the same then, so that a write cut short leaves them as they were.
+//! of the file from where the first of them begins; the disk has what lies before. A last block
+//! that is not full is written again together with what comes next. Its first bytes are the same
+//! then, so a write that is cut short leaves them as they were.
 
 #[cfg(test)]
 #[path = "direct_tests.rs"]
@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Threads that write full buffers. A file is written by one at a time.
 const WRITERS: usize = 2;
-/// Full buffers of a file that may be in memory. Whoever has appended helps to write more.
+/// Full buffers of a file that may be in memory. An append helps to write more.
 const MAX_LEAVING: usize = 4;
 
 /// Opens a file to write to it past the page cache, in whole blocks, and clears its first one;
@@ -119,7 +119,7 @@ impl AppendState {
         self.leaving.push_back(Arc::new(full));
     }
 
-    /// Lets go of all memory once it is needed for nothing.
+    /// Frees all memory once nothing needs it.
     fn tidy(&mut self) {
         if self.finished && !self.unwritten && self.leaving.is_empty() {
             self.filling = None;
@@ -163,7 +163,7 @@ impl Appended {
         Ok(())
     }
 
-    /// Writes one full buffer; whether there are more. Whoever appends or syncs next learns of an
+    /// Writes one full buffer; whether there are more. The next append or sync returns an
     /// error.
     fn write_behind(&self) -> bool {
         let watch = Watch::new("write of a log");

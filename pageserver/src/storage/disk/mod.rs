@@ -64,7 +64,7 @@ pub trait DiskFile: Send + Sync {
     fn catch_up(&self) -> io::Result<()> {
         Ok(())
     }
-    /// Nothing more is written. What writing takes is let go of when all that was written has been
+    /// Nothing more is written. What writing takes is freed when all that was written has been
     /// synced.
     fn finish(&self) {}
     /// What was written and not synced need not be kept. When it returns, nothing of it is on its
@@ -81,6 +81,14 @@ pub trait DiskFile: Send + Sync {
     /// Forgets what is cached, so that the next read asks the medium: after a failed sync the cache
     /// may hold bytes that never reached it.
     fn drop_cache(&self) -> io::Result<()>;
+}
+
+/// Makes what is read of `file` from now on what survives a power loss.
+pub(in crate::storage) fn settle(file: &dyn DiskFile) -> io::Result<()> {
+    // The page cache may hold bytes that a failed sync never wrote, or bytes not synced yet. Sync
+    // and drop the cache, so that the next read asks the medium.
+    file.sync()?;
+    file.drop_cache()
 }
 
 /// A directory tree for the store's files.

@@ -6,6 +6,7 @@
 
 use crate::locks::lock;
 use crate::storage::disk::{Disk, DiskFile, Mapping};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -139,7 +140,10 @@ impl OverlayFile {
         missing.fill(0);
         match &self.base {
             Some(base) if !there.is_empty() => base.read_exact_at(there, offset),
-            _ => Ok(there.fill(0)),
+            _ => {
+                there.fill(0);
+                Ok(())
+            }
         }
     }
 }
@@ -164,14 +168,15 @@ impl DiskFile for OverlayFile {
         let mut contents = lock(&self.contents);
         let shown = contents.shown;
         Self::blocks(offset, bytes.len(), |number, within, range| {
-            if !contents.blocks.contains_key(&number) {
-                let mut block = Box::new([0; BLOCK_BYTES]);
-                self.read_base(shown, &mut block[..], number * BLOCK_BYTES as u64)?;
-                contents.blocks.insert(number, block);
-            }
-            if let Some(block) = contents.blocks.get_mut(&number) {
-                block[within].copy_from_slice(&bytes[range]);
-            }
+            let block = match contents.blocks.entry(number) {
+                Entry::Occupied(block) => block.into_mut(),
+                Entry::Vacant(place) => {
+                    let mut block = Box::new([0; BLOCK_BYTES]);
+                    self.read_base(shown, &mut block[..], number * BLOCK_BYTES as u64)?;
+                    place.insert(block)
+                }
+            };
+            block[within].copy_from_slice(&bytes[range]);
             Ok(())
         })?;
         contents.length = contents.length.max(offset + bytes.len() as u64);

@@ -88,7 +88,7 @@ impl<T> Versions<T> {
         self.all().zip(ends).filter(seen).map(|(version, _)| version)
     }
 
-    /// Lets go of the versions that nobody sees any more.
+    /// Drops the versions that nobody sees any more.
     pub(super) fn trim(&mut self, retained: &Retained) {
         if let Versions::Many(list) = self {
             let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();

@@ -3,9 +3,9 @@
 //!
 //! A layer is one file: groups of pages, the lane's metadata, an index entry for each version of a
 //! block, a table of the groups, and a footer. The last three are there twice, as is the dictionary
-//! of the pages of a layer that has many. `docs/format.md` describes the bytes, [`format`]
-//! implements them, and [`writer`] writes them. The index is mapped, and checked block by block when
-//! it is used; pages are read, so that a bad disk is an error.
+//! of the pages of a layer that has many. `docs/format.md` describes the bytes, [`mod@format`]
+//! implements them, and `writer.rs` writes them. The index is mapped, and checked block by block
+//! when it is used; pages are read, so that a bad disk is an error.
 
 pub(in crate::storage) mod dictionary;
 pub mod format;

@@ -228,7 +228,7 @@ impl Log {
         (self.files.clone(), Start { sealed: self.last, sequence: self.next_sequence() })
     }
 
-    /// Lets go of the files before `start`, which are sealed; returns them with their lengths.
+    /// Forgets the files before `start`, which are sealed; returns them with their lengths.
     pub fn forget_before(&mut self, start: Start) -> Vec<Leaving> {
         let (first, last) = (self.first, self.last);
         assert!(start.sequence >= first, "forgets before {start:?}, begins at file {first}");

@@ -356,8 +356,8 @@ pub fn recover(
     if let Some(file) = log.files.get(&end.sequence) {
         wipe(&**file, end.offset)?;
     }
-    // What was read may so far be only in the cache, in any of the files; whoever reads it from now
-    // on may rely on it.
+    // The cache may hold bytes of any of the files that are not on the medium yet. The index relies
+    // on them, so they become durable now.
     for file in log.files.values().filter(|_| !sabotage::active(Defect::RecoverySync)) {
         file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;
     }

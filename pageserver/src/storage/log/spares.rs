@@ -159,7 +159,7 @@ impl SparePool {
         filling
     }
 
-    /// Lets go of spare files that were not needed for a while.
+    /// Removes spare files that were not needed for a while.
     fn keep_fewer(&self) -> Result<()> {
         if self.quiet.fetch_add(1, Ordering::Relaxed) < QUIET_REFILLS {
             return Ok(());

@@ -86,7 +86,7 @@ fn look(bytes: &[u8]) -> Option<LayerContents> {
     Some(LayerContents { entries, pages, metadata })
 }
 
-/// Takes the metadata in, as an opening of the timeline does, and lets go of what it can.
+/// Takes the metadata in, as an opening of the timeline does, and sweeps it.
 fn apply(changes: &[(Position, Change)]) {
     let mut index = Index::new(0, Retained::default());
     for (position, change) in changes {

@@ -102,7 +102,7 @@ impl World {
         let some = known.get(usize::try_from(self.random.below(30)).unwrap()).copied();
         match (self.random.below(13), some) {
             (0..2, _) => self.mark(),
-            (2, Some(mark)) => self.main.timeline().let_go(&[mark]).unwrap(),
+            (2, Some(mark)) => self.main.timeline().forget_marks(&[mark]).unwrap(),
             (3, Some(mark)) if self.children.len() < 8 => {
                 let past = Some(Past { at: PerLane::both(mark), time_ns: 0 });
                 let name = format!("c{}", self.children.len());
@@ -193,7 +193,7 @@ fn a_mark_that_was_let_go_of_stays_away_once_its_versions_are_dropped() {
     let mark = *world.marks.keys().next().unwrap();
     world.main.timeline().sync_and_wait().unwrap();
     world.synced = world.store.newest_position();
-    world.main.timeline().let_go(&[mark]).unwrap();
+    world.main.timeline().forget_marks(&[mark]).unwrap();
     world.main.write(inode, 0, &[2; PAGE_BYTES]).unwrap();
     world.store.seal(id, LaneKind::Wal, &mut |_| Ok(())).unwrap();
     let crashed = open(&world.disk.after_power_loss(Unsynced::Lost)).unwrap();
@@ -244,7 +244,7 @@ fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
     // The parent is opened between the two, and knows of one child only.
     let main = tree(&store, id);
     store.free(&freed);
-    main.timeline().let_go(&[mark]).unwrap();
+    main.timeline().forget_marks(&[mark]).unwrap();
     let inode = make(&main, b"g");
     for fill in 1..4 {
         main.write(inode, 0, &[fill; 20_000]).unwrap();
@@ -272,7 +272,7 @@ fn nobody_forks_from_a_moment_that_was_let_go_of() {
     let fork = |at| world.store.fork(origin(at), |_| Update::default());
     fork(PerLane::both(mark)).unwrap();
     assert_eq!(fork(PerLane { data: mark, wal: mark - 1 }).unwrap_err().code, "moment_gone");
-    world.main.timeline().let_go(&[mark]).unwrap();
+    world.main.timeline().forget_marks(&[mark]).unwrap();
     // The child keeps it.
     fork(PerLane::both(mark)).unwrap();
     for child in 2..4 {

@@ -1,4 +1,4 @@
-//! A record in the making, under its lane's lock: what it reads, and the changes it gathers.
+//! Appending a record to a lane: what it reads under the lane's lock, and the changes it gathers.
 
 use crate::error::{Error, Result};
 use crate::locks::{self, write};
@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 /// for much.
 const MAX_UNSYNCED_BYTES: u64 = 16 << 20;
 
-/// Unsynced bytes of a lane at which whoever has appended waits for a sync.
+/// Unsynced bytes of a lane at which an append waits for a sync.
 const WAIT_UNSYNCED_BYTES: u64 = 4 * MAX_UNSYNCED_BYTES;
 
 /// A record in the making, under its lane's lock.

@@ -1,9 +1,8 @@
-//! The moments of a timeline: forking from now or from a mark, taking marks, and letting go of
-//! them.
+//! Forks, marks, and forgetting them.
 //!
-//! A retained point is a position at which both lanes stay readable: where a child was forked, or a
-//! mark. A mark that is let go of is a record as well, and it is durable before anybody drops what
-//! only that mark saw, so no reopening brings it back.
+//! A *retained point* is a position that both lanes keep readable: a child's fork, or a mark.
+//! Invariant: forgetting a mark is a durable record before any version is dropped that only the
+//! mark saw, so no recovery brings the mark back without its data.
 
 use crate::error::{Error, Result};
 use crate::locks::{read, write};
@@ -16,8 +15,8 @@ use crate::storage::timeline::lane::LaneState;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Marks that one record lets go of.
-const MAX_LET_GO: usize = MAX_CHANGES_BYTES / 16;
+/// Marks that one record forgets.
+const MAX_FORGOTTEN: usize = MAX_CHANGES_BYTES / 16;
 
 impl Timeline {
     /// Takes a position that sees everything so far and keeps it readable. Returns it with the time
@@ -91,7 +90,7 @@ impl Timeline {
         Ok(())
     }
 
-    /// Marks this moment if anything changed since the last one, and lets go of those that are due.
+    /// Marks this moment if anything changed since the last one, and forgets those that are due.
     /// Returns the newest.
     pub fn mark(&self, kept: bool) -> Result<Option<Mark>> {
         let mut data = write(&self.lanes.data.state);
@@ -109,7 +108,7 @@ impl Timeline {
         // Clocks may be set back; moments stay in order.
         let time_ns = newest.map_or(now_ns, |newest| now_ns.max(newest.time_ns));
         let mut due = data.index.marks().due(now_ns, self.window_ns());
-        due.truncate(MAX_LET_GO);
+        due.truncate(MAX_FORGOTTEN);
         let position = self.take_position();
         let mut changes: Vec<Change> =
             due.iter().map(|mark| Change::NoMark { mark: *mark }).collect();
@@ -134,9 +133,9 @@ impl Timeline {
         Ok(())
     }
 
-    /// Lets go of these marks.
-    pub fn let_go(&self, marks: &[Position]) -> Result<()> {
-        for some in marks.chunks(MAX_LET_GO) {
+    /// Forgets these marks.
+    pub fn forget_marks(&self, marks: &[Position]) -> Result<()> {
+        for some in marks.chunks(MAX_FORGOTTEN) {
             let mut data = write(&self.lanes.data.state);
             let mut wal = write(&self.lanes.wal.state);
             self.refuse_if_latched()?;
@@ -156,7 +155,7 @@ impl Timeline {
         Ok(())
     }
 
-    /// The marks to let go of while nothing is written.
+    /// The marks to forget while nothing is written.
     pub(in crate::storage) fn due_at_rest(&self) -> Vec<Position> {
         let now_ns = self.shared.clock.now_ns();
         read(&self.lanes.data.state).index.marks().due_at_rest(now_ns, self.window_ns())
@@ -168,7 +167,7 @@ impl Timeline {
         position: Position,
         changes: &[Change],
     ) -> Result<()> {
-        assert!(changes.len() <= MAX_LET_GO + 1, "{} changes of marks", changes.len());
+        assert!(changes.len() <= MAX_FORGOTTEN + 1, "{} changes of marks", changes.len());
         let lane = &self.lanes.data;
         let durable = lane.durable.load(Ordering::SeqCst);
         let (sequence, offset) =

@@ -2,10 +2,9 @@
 //! do not hold.
 //!
 //! Everything is read at the head. A change takes a position, goes to its lane's log and enters the
-//! index under one lock, so a lane is always in the order of positions. Lock order: data lane,
-//! write-ahead lane, then those of the ancestor. After a failed write or sync the timeline is
-//! latched: it refuses changes and syncs until it is opened anew, because nobody can know what
-//! reached the disk.
+//! index under one lock, so a lane is always in the order of positions. After a failed write or
+//! sync the timeline is latched: it refuses changes and syncs until it is opened anew, because
+//! nobody can know what reached the disk. The order of locks is in [`crate::storage`].
 
 pub mod append;
 mod files;

@@ -1,9 +1,17 @@
 //! Reading blocks: finds each in the log, the layers or an ancestor, then reads neighbours with one
 //! I/O.
 //!
-//! Within a timeline the newest version that the reader's position sees counts, unless the file was
-//! cut shorter since; a timeline that says nothing of a block leaves it to its ancestor, as of the
-//! fork.
+//! Within a timeline the newest version counts that the reader's position sees. If the file was cut
+//! shorter after that version, the block reads as zeros. If a timeline says nothing of a block, its
+//! ancestor answers, as of the fork.
+//!
+//! An example: a reader at the head asks for block 7. The log has no version of it. The newest
+//! layer ends at position 80 and has none; the next one has block 7 at position 40. The index says
+//! that the file was cut to 3 blocks at position 60. Version 40 is older than the cut, so block 7
+//! is zeros, and no ancestor is asked. A child that was forked at position 50 reads as of 50: it
+//! does not see the cut, and gets version 40. Had no layer a version and the index no cut, the
+//! ancestor would answer as of the position at which this timeline was forked from it; if the file
+//! is younger than that, the block is zeros without asking.
 
 use crate::error::{Error, Result};
 use crate::locks::read;
@@ -182,8 +190,9 @@ pub(in crate::storage) fn fetch(
         let count = match &rest[0] {
             Some(BlockSource::Page(file, _, page)) => {
                 let next_to = |(nth, source): &(usize, &Option<BlockSource>)| {
-                    matches!(source, Some(BlockSource::Page(other, _, next)) if Arc::ptr_eq(other, file)
-                        && next.offset as usize == page.offset as usize + nth * PAGE_BYTES)
+                    let offset = page.offset as usize + nth * PAGE_BYTES;
+                    matches!(source, Some(BlockSource::Page(other, _, next))
+                        if Arc::ptr_eq(other, file) && next.offset as usize == offset)
                 };
                 rest.iter().enumerate().take_while(next_to).count()
             }

@@ -1,10 +1,10 @@
-//! Deep chains: a timeline that rests far from what it reads gets all of it in layers of its own,
-//! and no ancestor.
+//! Deep chains: a timeline that rests at the end of a long chain gets all that it shows in layers
+//! of its own, and no ancestor.
 //!
-//! So a read never passes through more than a few timelines for long, and old ones can go when
-//! nobody else needs them. It costs a copy of what the timeline shows, so it is done only at some
-//! depth, for named timelines that were written to, and when no moment from before the fork can be
-//! gone back to any more.
+//! So no read passes through many timelines for long, and old ones can go when nobody else needs
+//! them. It costs a copy of what the timeline shows. It is done only at some depth, for named
+//! timelines that were written to, when no moment from before the fork can be gone back to any
+//! more.
 
 use crate::error::Result;
 use crate::locks::{self, lock};

@@ -1,7 +1,8 @@
-//! Keeping a store in shape behind its users' backs: sealing logs and merging layers.
+//! Keeping a store in shape in the background: sealing logs and merging layers.
 //!
-//! One thread seals, another does the rest, each one thing at a time. What they make counts from
-//! one catalog transaction on; whatever fails before leaves all as it was and is tried again later.
+//! One thread seals, another does the rest, each one thing at a time. A new layer counts from one
+//! transaction of the catalog on. If anything fails before, all stays as it was and is tried again
+//! later.
 
 mod children;
 mod detach;
@@ -47,7 +48,7 @@ pub struct Limits {
 pub enum Duty {
     /// Logs become layers.
     Seal,
-    /// Layers are merged, marks let go of, long chains shortened.
+    /// Layers are merged, marks forgotten, long chains shortened.
     Tidy,
 }
 

@@ -1,7 +1,7 @@
-//! How long work behind everybody's back goes on between rests.
+//! How long background work goes on between rests.
 //!
-//! One thread does it for all lanes, so the next one waits for what it is at. Work rests less the
-//! further any lane is behind: whoever writes so fast is slowed down before the disk is full.
+//! One thread works for all lanes, so the next lane waits for the one at hand. Work rests less the
+//! further any lane is behind: a client that writes so fast is slowed down before the disk is full.
 
 use crate::error::{Error, Kind, Result};
 use crate::storage::page::{Position, Positions};

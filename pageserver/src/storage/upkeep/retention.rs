@@ -1,8 +1,8 @@
-//! How long moments are kept: marks are let go of with time and above a byte limit, and what only
-//! they saw is found.
+//! How long moments are kept: forgets marks with time and above a byte limit, and finds what only
+//! they saw.
 //!
-//! A timeline that is written to lets go of marks as it makes new ones. One that rests does it
-//! here, at few moments, since each time costs it its rest.
+//! A timeline that is written to forgets marks as it makes new ones. A timeline that rests is
+//! visited here, and rarely: each visit writes a record, which has to be sealed.
 
 use crate::error::Result;
 use crate::storage::catalog::LaneRecord;
@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Timelines that are opened at once to let go of marks.
+/// Timelines that are opened at once to forget marks.
 const MAX_OPENED: usize = 4;
 /// How long one is then left alone.
 const NOT_BEFORE_NS: i64 = 3_600_000_000_000;
@@ -72,7 +72,7 @@ impl Retention {
         self.garbage.retain(|(id, _), _| open.contains(id));
     }
 
-    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. Where layers
+    /// Forgets marks and looks for garbage, unless it did so less than `every` ago. Where layers
     /// have piled up there is no looking through them before they are merged.
     pub(super) fn look(
         &mut self,
@@ -87,7 +87,7 @@ impl Retention {
         }
         self.looked.insert(id, Instant::now());
         if rests || store.window_ns() == 0 {
-            timeline.let_go(&timeline.due_at_rest())?;
+            timeline.forget_marks(&timeline.due_at_rest())?;
         }
         let forks = store.catalog().forks(id);
         let newest =
@@ -117,14 +117,14 @@ impl Retention {
                 timeline = %id, moments = marks.len(),
                 "history is over its limit: the oldest moments go"
             );
-            timeline.let_go(&marks)?;
+            timeline.forget_marks(&marks)?;
         }
         Ok(())
     }
 }
 
 impl Store {
-    /// Lets go of marks of timelines that are closed, and opens those whose logs a killed server
+    /// Forgets marks of timelines that are closed, and opens those whose logs a killed server
     /// left to be sealed; a few at a time.
     pub(super) fn open_due(&self) {
         let (now_ns, window_ns) = (self.clock().now_ns(), self.window_ns());
@@ -144,8 +144,9 @@ impl Store {
             if !due {
                 continue;
             }
-            let outcome =
-                self.timeline(id).and_then(|timeline| timeline.let_go(&timeline.due_at_rest()));
+            let outcome = self
+                .timeline(id)
+                .and_then(|timeline| timeline.forget_marks(&timeline.due_at_rest()));
             if let Err(error) = outcome {
                 tracing::warn!(
                     timeline = %id, %error,

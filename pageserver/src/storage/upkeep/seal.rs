@@ -139,7 +139,7 @@ impl Timeline {
         Ok(())
     }
 
-    /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came
+    /// Lets readers turn to a layer that the catalog names now, and retires the files it came
     /// from.
     pub(super) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
         let Sealed { layer, start, .. } = sealed;
