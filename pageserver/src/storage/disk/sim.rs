@@ -9,6 +9,7 @@
 //! After a failed sync the cache shows what never reached the medium, as Linux does, until it is
 //! dropped.
 
+use crate::locks::lock;
 use crate::storage::disk::random::Random;
 use crate::storage::disk::sim_contents::{SectorImage, SimContents};
 use crate::storage::disk::sim_state::{SimFailure, SimState, Stall, mix_names};
@@ -49,7 +50,7 @@ struct SimFile {
 
 impl SimDisk {
     fn state(&self) -> MutexGuard<'_, SimState> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 
     /// The disk as it is found after a power loss.
