@@ -8,7 +8,7 @@
 
 use coppice::Directory;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use pageserver::storage::disk::sim::Random;
+use pageserver::storage::disk::random::Random;
 use proxy::route::route;
 use proxy::startup::{LENGTH_BYTES, Packet, body_bytes, decode};
 use proxy::{

@@ -112,7 +112,7 @@ fn startup_packets_that_are_none() {
     let oversized =
         String::from_utf8_lossy(&greet(&server, &startup(1 << 30, &[b'x'; 100_000]))).into_owned();
     assert!(oversized.starts_with('E') && oversized.contains("FATAL"), "{oversized}");
-    let mut random = pageserver::storage::disk::sim::Random(0x5eed);
+    let mut random = pageserver::storage::disk::random::Random(0x5eed);
     for _ in 0..200 {
         let length = usize::try_from(random.below(300)).unwrap();
         let bytes: Vec<u8> =

@@ -3,8 +3,9 @@
 use crate::world::{PAGE, SEED, World, is, name};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::fs::tree::Tree;
-use pageserver::storage::disk::sim::Random;
-use pageserver::storage::layer::{Entry, Layer};
+use pageserver::storage::disk::random::Random;
+use pageserver::storage::layer::Layer;
+use pageserver::storage::layer::format::LayerEntry;
 use pageserver::storage::page::HEAD;
 use std::hint::black_box;
 
@@ -51,7 +52,7 @@ fn resolve_run(world: &World, layers: &[Layer], random: &mut Random) {
     let run = first..first + u32::try_from(RUN).expect("a length");
     let mut found = vec![None; run.len()];
     for layer in layers {
-        let take = |entry: Entry| {
+        let take = |entry: LayerEntry| {
             found[(entry.block - first) as usize].get_or_insert(entry.position);
         };
         layer.find(world.inode, run.clone(), HEAD, take).expect("find");

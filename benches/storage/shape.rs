@@ -2,7 +2,7 @@
 
 use crate::world::{PAGE, World, in_portions};
 use criterion::{Criterion, Throughput};
-use pageserver::storage::log::format::LaneKind;
+use pageserver::storage::page::LaneKind;
 
 /// Blocks that are sealed or merged: 16 MiB.
 const PAGES: u64 = 2048;

@@ -4,11 +4,12 @@ use coppice::Directory;
 use pageserver::branches::Branches;
 use pageserver::fs::tree::{NewInode, Tree};
 use pageserver::storage::catalog::{BranchRecord, Update};
-use pageserver::storage::disk::LocalDisk;
-use pageserver::storage::disk::sim::Random;
-use pageserver::storage::layer::{Layer, LayerId};
-use pageserver::storage::log::format::{FileKind, LaneKind};
-use pageserver::storage::page::{PAGE_BYTES, ROOT_INODE, TimelineId};
+use pageserver::storage::disk::local::LocalDisk;
+use pageserver::storage::disk::random::Random;
+use pageserver::storage::layer::Layer;
+use pageserver::storage::layer::format::LayerId;
+use pageserver::storage::log::format::FileKind;
+use pageserver::storage::page::{LaneKind, PAGE_BYTES, ROOT_INODE, TimelineId};
 use pageserver::storage::store::{STORE_DIRECTORIES, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,7 +75,7 @@ impl World {
     pub(crate) fn layers(&self, timeline: TimelineId) -> Vec<Layer> {
         let (catalog, lane) = (self.store.catalog(), LaneKind::Data);
         let record = catalog.timeline(timeline).expect("the timeline is in the catalog");
-        let layers = record.lanes[lane as usize].layers.iter();
+        let layers = record.lanes[lane].layers.iter();
         let open =
             |number| Layer::open(&self.disk, catalog.store(), LayerId { timeline, lane, number });
         layers.map(|layer| open(layer.number).expect("open a layer")).collect()

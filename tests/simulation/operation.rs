@@ -1,7 +1,7 @@
 //! What happens in a run: drawn from the seed beforehand, so that any part can be left out and the
 //! rest still means the same.
 
-use pageserver::storage::disk::sim::Random;
+use pageserver::storage::disk::random::Random;
 use std::fmt;
 
 /// One thing that is done to the store or its disk. Numbers choose among what there is when it is

@@ -8,10 +8,9 @@ use crate::world::{Crash, Outcome, SECOND_NS, WINDOW_S, World, record};
 use pageserver::error::Error;
 use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
-use pageserver::storage::log::format::LaneKind;
-use pageserver::storage::page::{Position, TimelineId};
+use pageserver::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use pageserver::storage::store::{Origin, Past};
-use pageserver::storage::upkeep::plan::Pace;
+use pageserver::storage::upkeep::pace::Pace;
 use std::sync::Arc;
 
 /// Branches at the same time.
@@ -176,7 +175,7 @@ impl Run<'_> {
             LetGo { branch, mark } => {
                 let branch = world.index(branch);
                 if let Some(position) = self.moment(branch, mark)? {
-                    self.let_go(branch, position)?;
+                    self.forget_marks(branch, position)?;
                 }
             }
             _ => return Ok(false),
@@ -239,7 +238,7 @@ impl Run<'_> {
         let put_old = kept.and_then(|old| old.timeline).map(|id| (fresh.clone(), record(id)));
         maybe.push(Branch::new(&name, None, images));
         let after = maybe.clone();
-        let past = at.map(|position| Past { at: [position; 2], time_ns: 0 });
+        let past = at.map(|position| Past { at: PerLane::both(position), time_ns: 0 });
         let store = Arc::clone(&world.store);
         let outcome = store.fork(Origin { timeline, past, unfinished: false }, |id| {
             let put = |update: Update, (name, record): (String, _)| update.put(&name, record);
@@ -331,11 +330,11 @@ impl Run<'_> {
         outcome.map(drop).or_else(|error| self.world.failed(Some(branch), "mark", &error))
     }
 
-    fn let_go(&mut self, branch: usize, position: Position) -> Outcome {
+    fn forget_marks(&mut self, branch: usize, position: Position) -> Outcome {
         let Ok(tree) = self.world.tree(branch) else { return Ok(()) };
         let key = (tree.timeline().id(), position);
         self.world.moments.entry(key).and_modify(|moment| moment.kept = false);
-        match tree.timeline().let_go(&[position]) {
+        match tree.timeline().forget_marks(&[position]) {
             Ok(()) => Ok(()),
             Err(error) => self.world.failed(Some(branch), "let go of a moment", &error),
         }
@@ -494,10 +493,8 @@ impl Run<'_> {
     fn merge(&mut self, (branch, lane): (u64, u64), first: u64, meanwhile: u64) -> Outcome {
         let Some((id, lane)) = self.lane(branch, lane) else { return Ok(()) };
         let store = Arc::clone(&self.world.store);
-        let layers = store
-            .catalog()
-            .timeline(id)
-            .map_or(0, |record| record.lanes[lane as usize].layers.len());
+        let layers =
+            store.catalog().timeline(id).map_or(0, |record| record.lanes[lane].layers.len());
         // A closed timeline is not worked on.
         let nth = self.world.index(branch);
         if layers == 0 || self.world.tree(nth).is_err() {

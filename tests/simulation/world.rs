@@ -8,8 +8,8 @@ use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::check;
 use pageserver::storage::disk::Disk;
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
-use pageserver::storage::log::format::{FileKind, LaneKind};
-use pageserver::storage::page::{Position, ROOT_INODE, TimelineId};
+use pageserver::storage::log::format::FileKind;
+use pageserver::storage::page::{LaneKind, PerLane, Position, ROOT_INODE, TimelineId};
 use pageserver::storage::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -317,7 +317,7 @@ impl World {
             let Some(moment) = self.moments.get(&(id, *position)) else {
                 return Err(format!("{} has a moment {position} that nobody marked", branch.name));
             };
-            match Self::observe(&Tree::new(tree.timeline().view([*position; 2]))) {
+            match Self::observe(&Tree::new(tree.timeline().view(PerLane::both(*position)))) {
                 Ok(seen) => {
                     Self::compare(
                         &format!("{} at {position}", branch.name),
@@ -416,7 +416,7 @@ impl World {
             tree.timeline().marks().iter().map(|mark| mark.position).collect();
         let unknown = known.iter().filter(|position| !self.moments.contains_key(&(id, **position)));
         for position in unknown.filter(|_| self.struck).copied().collect::<Vec<_>>() {
-            let images = Self::observe(&Tree::new(tree.timeline().view([position; 2])))?;
+            let images = Self::observe(&Tree::new(tree.timeline().view(PerLane::both(position))))?;
             if ![0, 1].iter().all(|lane| branch.lanes[*lane].ever_was(&images[*lane])) {
                 return Err(format!(
                     "{name} at {position}, whose marking failed, shows what never was"
@@ -432,7 +432,8 @@ impl World {
         for ((timeline, position), moment) in &mut self.moments {
             // What Postgres was never told to be durable may be lost to the moment, too.
             if *timeline == id && !moment.durable[1] && known.contains(position) {
-                let seen = Self::observe(&Tree::new(tree.timeline().view([*position; 2])))?;
+                let seen =
+                    Self::observe(&Tree::new(tree.timeline().view(PerLane::both(*position))))?;
                 moment.images[1] = Arc::new(seen[1].clone());
             }
         }

@@ -115,7 +115,7 @@ fn path(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
 
     #[test]
     fn holds_for_mixtures_of_good_requests() {

@@ -139,7 +139,7 @@ impl Branches {
             host: rules::host(name),
             parent: record.parent.and_then(|parent| self.directory.name_of(parent)),
             timeline,
-            fork_position: ancestor.map(|ancestor| ancestor.at[0]),
+            fork_position: ancestor.map(|ancestor| ancestor.at.data),
             created_at: timestamp(record.created_ns),
             forked_at: timestamp(record.forked_ns),
             default: record.id == DEFAULT_BRANCH,

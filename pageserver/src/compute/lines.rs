@@ -16,11 +16,11 @@ pub(crate) const LAST_LINES_LIMIT: Duration = Duration::from_millis(500);
 
 /// The last lines of a program's log.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct LogTail {
+pub(crate) struct OutputTail {
     lines: Arc<Mutex<VecDeque<String>>>,
 }
 
-impl LogTail {
+impl OutputTail {
     pub(crate) fn push(&self, line: &str) {
         let mut lines = lock(&self.lines);
         if lines.len() == KEPT_LINES {
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_are_kept() {
-        let tail = LogTail::default();
+        let tail = OutputTail::default();
         (0..100).for_each(|n| tail.push(&n.to_string()));
         assert!(tail.text().starts_with("80\n81"));
         assert!(tail.text().ends_with("\n99"));

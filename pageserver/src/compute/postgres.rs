@@ -4,7 +4,7 @@
 use super::child::{self, OwnedChild};
 use super::data_directory;
 use super::installation::Installation;
-use super::lines::{LAST_LINES_LIMIT, LogTail, read_lines};
+use super::lines::{LAST_LINES_LIMIT, OutputTail, read_lines};
 use super::settings::{self, Situation};
 use super::user::OsUser;
 use super::{processes, tool};
@@ -31,7 +31,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Postgres {
     child: OwnedChild,
-    tail: LogTail,
+    tail: OutputTail,
     log: JoinHandle<()>,
     data: PathBuf,
 }
@@ -50,7 +50,7 @@ impl Postgres {
         let mut child = child::spawn(command, user, Signal::SIGQUIT).await.map_err(|e| {
             Error::io(format_args!("run {}/postgres", installation.bin.display()), &e)
         })?;
-        let tail = LogTail::default();
+        let tail = OutputTail::default();
         let (kept, stderr, timeline) = (tail.clone(), child.take_stderr(), situation.timeline);
         let log = tokio::spawn(async move {
             if let Some(stderr) = stderr {

@@ -2,7 +2,7 @@
 
 use super::child::{self, OwnedChild};
 use super::installation::Installation;
-use super::lines::{LogTail, read_lines, until};
+use super::lines::{OutputTail, read_lines, until};
 use super::user::OsUser;
 use crate::error::{Error, Result};
 use nix::sys::signal::Signal;
@@ -73,7 +73,7 @@ impl Drop for KillGroup<'_> {
 
 async fn finish(child: &mut OwnedChild, input: &str) -> std::io::Result<Outcome> {
     let (stdin, stdout, stderr) = (child.take_stdin(), child.take_stdout(), child.take_stderr());
-    let (tail, mut output) = (LogTail::default(), Vec::new());
+    let (tail, mut output) = (OutputTail::default(), Vec::new());
     let feed = async {
         if let Some(mut stdin) = stdin {
             // A program that stops reading tells why on standard error.

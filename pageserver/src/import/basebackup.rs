@@ -3,7 +3,7 @@
 use super::check::Facts;
 use super::source::SourceServer;
 use crate::compute::child::{self, OwnedChild};
-use crate::compute::lines::{LogTail, read_lines, until};
+use crate::compute::lines::{OutputTail, read_lines, until};
 use crate::compute::{Installation, OsUser, tool};
 use crate::error::{Error, Result};
 use nix::sys::signal::Signal;
@@ -46,7 +46,7 @@ impl BackupJob<'_> {
         let mut child = child::spawn(self.command(), self.user, Signal::SIGKILL)
             .await
             .map_err(|e| Error::io("run pg_basebackup", &e))?;
-        let tail = LogTail::default();
+        let tail = OutputTail::default();
         let ended = tokio::select! {
             ended = self.follow(&mut child, &tail, &report) => ended,
             () = cancelled => Err("the server is shutting down".to_owned()),
@@ -81,7 +81,7 @@ impl BackupJob<'_> {
     async fn follow(
         &self,
         child: &mut OwnedChild,
-        tail: &LogTail,
+        tail: &OutputTail,
         report: &impl Fn(Progress),
     ) -> std::result::Result<(), String> {
         let lines = AtomicU64::new(0);
@@ -105,7 +105,7 @@ impl BackupJob<'_> {
         }
     }
 
-    fn line(&self, line: &str, tail: &LogTail, report: &impl Fn(Progress)) {
+    fn line(&self, line: &str, tail: &OutputTail, report: &impl Fn(Progress)) {
         if let Some((done, total)) = parse_progress(line) {
             return report(Progress::Bytes { done, total });
         }

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::storage::index::marks::Mark;
-use crate::storage::page::{Position, TimelineId};
+use crate::storage::page::{PerLane, Position, TimelineId};
 use crate::storage::store::{Past, Store};
 use crate::storage::timeline::Timeline;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ impl Span {
 
     /// The newest point at or before `position`.
     pub(super) fn before(&self, position: Position) -> Option<Past> {
-        let before = *self.images().rev().find(|point| point.at[0] <= position)?;
-        let last = self.points.last().is_some_and(|last| last.at[0] < position);
+        let before = *self.images().rev().find(|point| point.at.data <= position)?;
+        let last = self.points.last().is_some_and(|last| last.at.data < position);
         (self.head || !last).then_some(before)
     }
 }
@@ -51,7 +51,7 @@ impl Span {
 /// Whether the point is a moment as it is. Where an exact moment was forked, the lanes are as of
 /// two.
 pub(super) fn is_image(point: &Past) -> bool {
-    point.at[0] == point.at[1]
+    point.at.data == point.at.wal
 }
 
 /// The spans of a timeline's past, newest first; each with a point at least. The moment is marked
@@ -68,16 +68,18 @@ pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
     let within = |end: &Option<Past>| end.is_none_or(|end| end.time_ns >= oldest_ns);
     while let Some((timeline, end)) = next.take().filter(|(_, end)| within(end)) {
         let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
-        let limit: Position = end.map_or(Position::MAX, |end| end.at[0]);
+        let limit: Position = end.map_or(Position::MAX, |end| end.at.data);
         let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns.max(1));
-        let begin =
-            begin.map(|record| Past { at: [timeline.begin(); 2], time_ns: record.begins_ns });
+        let begin = begin
+            .map(|record| Past { at: PerLane::both(timeline.begin()), time_ns: record.begins_ns });
         // The newest mark before the window is what was when it began.
         let marks: Vec<Mark> =
             timeline.marks().into_iter().filter(|mark| mark.position <= limit).collect();
         let first = marks.partition_point(|mark| mark.time_ns <= oldest_ns).saturating_sub(1);
-        let point =
-            |mark: Mark| Past { at: [mark.position; 2], time_ns: mark.time_ns.max(oldest_ns) };
+        let point = |mark: Mark| Past {
+            at: PerLane::both(mark.position),
+            time_ns: mark.time_ns.max(oldest_ns),
+        };
         let marks = marks.into_iter().skip(first).map(point);
         let points: Vec<Past> = begin.into_iter().chain(marks).chain(end).collect();
         next = record.and_then(|record| {

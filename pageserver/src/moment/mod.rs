@@ -13,7 +13,7 @@ pub mod wal;
 use crate::error::{Error, Result};
 use crate::fs::tree::Tree;
 use crate::storage::catalog::Update;
-use crate::storage::page::{Position, ROOT_INODE, TimelineId};
+use crate::storage::page::{PerLane, Position, ROOT_INODE, TimelineId};
 use crate::storage::store::{Origin, Past, Store};
 use control::Control;
 use jiff::Timestamp;
@@ -53,7 +53,10 @@ pub fn fork(
         Moment::Lsn(lsn) => at_lsn(&spans, *lsn),
     };
     let Some(found) = found? else { return Err(outside(store, branch, moment, &spans)) };
-    let at = found.until.map_or(found.from.at, |(until, _)| [found.from.at[0], until.at[1]]);
+    let at = found.until.map_or(found.from.at, |(until, _)| PerLane {
+        data: found.from.at.data,
+        wal: until.at.wal,
+    });
     let past = Some(Past { at, time_ns: found.time_ns });
     let origin =
         Origin { timeline: found.span.timeline.id(), past, unfinished: found.until.is_some() };
@@ -219,14 +222,14 @@ fn ranges(spans: &[Span], now_ns: i64) -> Vec<HistoryRange> {
         let (from, to) = (timestamp(first.time_ns), timestamp(end_ns));
         match ranges.last_mut() {
             Some(range) if range.to >= from => {
-                (range.to, range.to_position, range.to_lsn) = (to, last.at[0], lsn(last));
+                (range.to, range.to_position, range.to_lsn) = (to, last.at.data, lsn(last));
                 range.points += span.points.len() as u64;
             }
             _ => ranges.push(HistoryRange {
                 from,
                 to,
-                from_position: first.at[0],
-                to_position: last.at[0],
+                from_position: first.at.data,
+                to_position: last.at.data,
                 from_lsn: lsn(first),
                 to_lsn: lsn(last),
                 points: span.points.len() as u64,

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::fs::tree::NewInode;
-use crate::storage::disk::sim::{Random, SimDisk};
+use crate::storage::disk::random::Random;
+use crate::storage::disk::sim::SimDisk;
 use crate::storage::store::Store;
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::fs::mount::Mount;
 use crate::secret::random_bytes;
 use crate::storage::clock::whole_ms;
-use crate::storage::disk::LocalDisk;
+use crate::storage::disk::local::LocalDisk;
 use crate::storage::store::{STORE_DIRECTORIES, Store};
 use crate::tasks::blocking;
 use std::fs::{self, DirBuilder, File, OpenOptions};

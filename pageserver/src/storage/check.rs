@@ -6,13 +6,16 @@ use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::{Catalog, LaneRecord};
 use crate::storage::disk::Disk;
 use crate::storage::disk::overlay::Overlay;
-use crate::storage::layer::writer::UNFINISHED_PREFIX;
-use crate::storage::layer::{Access, Entry, LAYERS_DIRECTORY, Layer};
-use crate::storage::log::files::{LANES_DIRECTORY, LaneFiles, SPARE_PREFIX};
-use crate::storage::log::format::{Change, LaneFileId, LaneKind};
-use crate::storage::log::recovery::{self, Found, Start};
-use crate::storage::page::{PAGE_BYTES, TimelineId};
-use crate::storage::timeline::open_layers;
+use crate::storage::layer::format::LayerEntry;
+use crate::storage::layer::{Access, Layer};
+use crate::storage::leftovers::require_catalog;
+use crate::storage::log::Start;
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::format::Change;
+use crate::storage::log::record::LaneFileId;
+use crate::storage::log::recovery::{self, FoundRecord};
+use crate::storage::page::{LaneKind, PAGE_BYTES, TimelineId};
+use crate::storage::timeline::lane::open_layers;
 use std::sync::Arc;
 
 /// What a check found.
@@ -51,24 +54,6 @@ pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
     Ok(report)
 }
 
-/// Refuses lane files without a catalog: a start would take them for leftovers of nobody and remove
-/// them.
-pub(super) fn require_catalog(disk: &Arc<dyn Disk>) -> Result<()> {
-    let list =
-        |directory| disk.list(directory).map_err(|e| Error::io("list the store's files", &e));
-    let catalog = list("")?.iter().any(|(name, length)| name == CATALOG_FILE && *length > 0);
-    let lanes = list(LANES_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(SPARE_PREFIX));
-    let layers =
-        list(LAYERS_DIRECTORY)?.iter().any(|(name, _)| !name.starts_with(UNFINISHED_PREFIX));
-    if catalog || !(lanes || layers) {
-        return Ok(());
-    }
-    Err(Error::corrupt(format!(
-        "the store has lane files or layers but no catalog: restore the file {CATALOG_FILE} from a \
-         backup of the store"
-    )))
-}
-
 fn check_timeline(
     catalog: &Catalog,
     lane_files: &LaneFiles,
@@ -77,15 +62,14 @@ fn check_timeline(
     report: &mut Report,
 ) {
     for lane in LaneKind::ALL {
-        let record = catalog.timeline(id).unwrap_or_default().lanes[lane as usize].clone();
+        let record = catalog.timeline(id).unwrap_or_default().lanes[lane].clone();
         let files: Vec<LaneFileId> = files
             .iter()
             .filter(|file| file.lane == lane && file.sequence >= record.sequence)
             .copied()
             .collect();
         let start = Start { sealed: record.sealed, sequence: record.sequence };
-        let synced =
-            catalog.forks(id).iter().map(|fork| fork.synced[lane as usize]).max().unwrap_or(0);
+        let synced = catalog.forks(id).iter().map(|fork| fork.synced[lane]).max().unwrap_or(0);
         check_layers(lane_files, (id, lane), &record, report);
         let outcome = recovery::inspect(
             lane_files,
@@ -138,7 +122,7 @@ fn check_layers(
 }
 
 fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
-    let mut entries = layer.scan().collect::<Result<Vec<Entry>>>()?;
+    let mut entries = layer.scan().collect::<Result<Vec<LayerEntry>>>()?;
     // Groups in the order of the file; each is read once.
     entries.retain(|entry| entry.page.is_some());
     entries.sort_unstable_by_key(|entry| entry.page.map(|page| page.group));
@@ -159,7 +143,7 @@ fn check_pages(layer: &Layer, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn pages(found: &Found) -> impl Iterator<Item = (u64, u32, u32)> {
+fn pages(found: &FoundRecord) -> impl Iterator<Item = (u64, u32, u32)> {
     found.changes.iter().flat_map(|change| {
         let (inode, first, crcs): (u64, u32, &[u32]) = match change {
             Change::Pages { inode, block, crcs } => (*inode, *block, crcs),

@@ -1,7 +1,10 @@
 //! The plain types of the page store: what identifies a page, a history and a point in it.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::ops::{Index, IndexMut};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of one page, the unit in which file contents are kept: Postgres's default block size.
 pub const PAGE_BYTES: usize = 8192;
@@ -30,6 +33,82 @@ impl FromStr for TimelineId {
     }
 }
 
+/// The two logs of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LaneKind {
+    /// Everything but the write-ahead log.
+    Data = 0,
+    /// Everything below `pg_wal`.
+    Wal = 1,
+}
+
+impl LaneKind {
+    /// Both lanes, in the order in which their locks are taken.
+    pub const ALL: [LaneKind; 2] = [LaneKind::Data, LaneKind::Wal];
+}
+
+/// One of each for the two lanes of a timeline. As JSON, a list of two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerLane<T> {
+    /// That of the data lane.
+    pub data: T,
+    /// That of the write-ahead lane.
+    pub wal: T,
+}
+
+impl<T> PerLane<T> {
+    /// What `make` gives for each lane, the data lane first.
+    pub fn from_fn(mut make: impl FnMut(LaneKind) -> T) -> Self {
+        Self { data: make(LaneKind::Data), wal: make(LaneKind::Wal) }
+    }
+
+    /// The same for both.
+    pub fn both(value: T) -> Self
+    where
+        T: Copy,
+    {
+        Self { data: value, wal: value }
+    }
+
+    /// Both, the data lane's first.
+    pub fn iter(&self) -> std::array::IntoIter<&T, 2> {
+        [&self.data, &self.wal].into_iter()
+    }
+}
+
+impl<T> Index<LaneKind> for PerLane<T> {
+    type Output = T;
+
+    fn index(&self, lane: LaneKind) -> &T {
+        match lane {
+            LaneKind::Data => &self.data,
+            LaneKind::Wal => &self.wal,
+        }
+    }
+}
+
+impl<T> IndexMut<LaneKind> for PerLane<T> {
+    fn index_mut(&mut self, lane: LaneKind) -> &mut T {
+        match lane {
+            LaneKind::Data => &mut self.data,
+            LaneKind::Wal => &mut self.wal,
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for PerLane<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        [&self.data, &self.wal].serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for PerLane<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let [data, wal] = Deserialize::deserialize(deserializer)?;
+        Ok(Self { data, wal })
+    }
+}
+
 /// Inode of a timeline's own directory.
 pub const ROOT_INODE: u64 = 1;
 
@@ -41,4 +120,29 @@ pub const WAL_CLASS: u64 = 1 << 63;
 /// twice.
 pub fn inode_created(inode: u64) -> Position {
     inode & !WAL_CLASS
+}
+
+/// The lane an inode belongs to.
+pub fn lane_of(inode: u64) -> LaneKind {
+    if inode & WAL_CLASS == 0 { LaneKind::Data } else { LaneKind::Wal }
+}
+
+/// The order of all records of a store.
+pub struct Positions(AtomicU64);
+
+impl Positions {
+    /// Positions from `first` on.
+    pub fn starting_at(first: Position) -> Self {
+        Self(AtomicU64::new(first))
+    }
+
+    /// The position that will be taken next.
+    pub fn next(&self) -> Position {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes the next position.
+    pub fn take(&self) -> Position {
+        self.0.fetch_add(1, Ordering::SeqCst)
+    }
 }

@@ -1,23 +1,27 @@
 //! The store: one directory with the catalog and the lane files. The facade of the page store.
 //!
-//! Timelines open when first needed, with their ancestors, and close when nothing uses them and all
-//! of them is sealed: then they are their entry in the catalog and their layers. Forking takes a
-//! position, syncs the parent up to it if it is open, and publishes one record: nothing is read and
+//! A timeline opens when it is first needed, with its ancestors. It closes when nothing uses it and
+//! all of it is sealed: then it is an entry of the catalog and its layers. A fork takes a position,
+//! syncs the parent up to it if the parent is open, and publishes one record: nothing is read and
 //! no file is made.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::locks::lock;
-use crate::storage::catalog::{AncestorRecord, Catalog, LaneRecord, TimelineRecord, Update};
-use crate::storage::check::require_catalog;
+use crate::storage::catalog::{AncestorRecord, Catalog, TimelineRecord, Update};
 use crate::storage::clock::{Clock, whole_ms};
 use crate::storage::disk::Disk;
 use crate::storage::index::versions::Retained;
-use crate::storage::layer::{LAYERS_DIRECTORY, LayerId};
-use crate::storage::log::files::{Files, LANES_DIRECTORY, LaneFiles};
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
+use crate::storage::layer::format::LAYERS_DIRECTORY;
+use crate::storage::leftovers::{
+    layer_paths, remove_unnamed_layers, require_catalog, split_sealed,
+};
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::names::LANES_DIRECTORY;
+use crate::storage::page::{LaneKind, PerLane, Position, Positions, TimelineId};
+use crate::storage::slot::TimelineSlot;
+use crate::storage::timeline::open::Opening;
 use crate::storage::timeline::syncer::Syncer;
-use crate::storage::timeline::{Ancestor, Opening, Positions, Shared, Timeline};
+use crate::storage::timeline::{Ancestor, Shared, Timeline};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,71 +39,6 @@ const COUNTER_BITS: u32 = 40;
 /// Runs that fit above the counter and below the class bit of inode numbers.
 const MAX_RUNS: u64 = 1 << (63 - COUNTER_BITS);
 
-/// A timeline's place: its files while it is closed, itself while it is open.
-pub(super) struct Slot {
-    ancestor: Option<AncestorRecord>,
-    /// What of its lanes is sealed.
-    pub(super) lanes: [LaneRecord; 2],
-    files: Files,
-    pub(super) timeline: Option<Arc<Timeline>>,
-    /// Before this time it is not looked at again whether marks are due.
-    pub(super) not_before_ns: i64,
-    /// The children whose forks the open timeline keeps readable.
-    kept_for: HashSet<TimelineId>,
-    /// Whether it had to be opened anew.
-    reopened: bool,
-}
-
-impl Slot {
-    fn closed(
-        ancestor: Option<AncestorRecord>,
-        lanes: [LaneRecord; 2],
-        files: Files,
-    ) -> Arc<Mutex<Self>> {
-        let (timeline, not_before_ns, kept_for, reopened) = (None, 0, HashSet::new(), false);
-        Arc::new(Mutex::new(Self {
-            ancestor,
-            lanes,
-            files,
-            timeline,
-            not_before_ns,
-            kept_for,
-            reopened,
-        }))
-    }
-
-    /// All of it is in these lanes now; it has no ancestor, and is closed. Returns the one that it
-    /// had.
-    pub(super) fn become_root(&mut self, lanes: [LaneRecord; 2]) -> Option<AncestorRecord> {
-        (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
-        self.ancestor.take()
-    }
-
-    /// Whether something of it is not sealed.
-    pub(super) fn has_log(&self) -> bool {
-        !self.files.is_empty()
-    }
-
-    /// What both lanes show while it is closed and all of it is sealed.
-    fn sealed_logical_bytes(&self) -> [u64; 2] {
-        let inherited = self.ancestor.as_ref().map_or([0; 2], |ancestor| ancestor.logical_bytes);
-        let of = |lane: usize| {
-            let record = &self.lanes[lane];
-            if record.layers.is_empty() { inherited[lane] } else { record.logical_bytes }
-        };
-        [of(0), of(1)]
-    }
-}
-
-/// Bytes on the disk.
-#[derive(Debug, Default)]
-pub struct Usage {
-    /// Of each timeline's files.
-    pub timelines: HashMap<TimelineId, u64>,
-    /// Of all others.
-    pub reserve: u64,
-}
-
 /// Where a new timeline begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
@@ -115,7 +54,7 @@ pub struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
     /// Retained points, for the data lane and the write-ahead lane.
-    pub at: [Position; 2],
+    pub at: PerLane<Position>,
     /// What time it was, in nanoseconds since 1970.
     pub time_ns: i64,
 }
@@ -131,11 +70,11 @@ pub struct Store {
     pub(super) disk: Arc<dyn Disk>,
     catalog: Catalog,
     shared: Shared,
-    slots: Mutex<HashMap<TimelineId, Arc<Mutex<Slot>>>>,
+    slots: Mutex<HashMap<TimelineId, Arc<Mutex<TimelineSlot>>>>,
     /// Sizes of timelines as they were last seen.
-    sizes: Mutex<HashMap<TimelineId, (u64, Option<u64>)>>,
+    pub(super) sizes: Mutex<HashMap<TimelineId, (u64, Option<u64>)>>,
     /// What became of the last measurement.
-    measured: Mutex<Result<()>>,
+    pub(super) measured: Mutex<Result<()>>,
     history_from_ns: AtomicI64,
 }
 
@@ -169,7 +108,7 @@ impl Store {
             let (files, sealed) = split_sealed(found.remove(&id).unwrap_or_default(), &lanes);
             found.entry(id).or_default().extend(sealed);
             layers.extend(layer_paths(id, &lanes));
-            slots.insert(id, Slot::closed(ancestor, lanes, files));
+            slots.insert(id, TimelineSlot::closed(ancestor, lanes, files));
         }
         for (id, length) in found.into_values().flatten() {
             shared.lane_files.retire(id, length)?;
@@ -218,11 +157,11 @@ impl Store {
             (Some(timeline), Some(past)) => (past, timeline.fork_point_at(past.at)?),
             (Some(timeline), None) => {
                 let (position, time_ns, last) = timeline.fork_point()?;
-                (Past { at: [position; 2], time_ns }, last)
+                (Past { at: PerLane::both(position), time_ns }, last)
             }
             (None, None) => {
-                let at = [self.shared.positions.take(); 2];
-                (Past { at, time_ns: self.shared.clock.now_ns() }, [0, 0])
+                let at = PerLane::both(self.shared.positions.take());
+                (Past { at, time_ns: self.shared.clock.now_ns() }, PerLane::both(0))
             }
             (None, Some(_)) => {
                 let detail = format!("timeline {parent} was closed meanwhile; try again");
@@ -266,7 +205,9 @@ impl Store {
     }
 
     fn add_slot(&self, id: TimelineId, ancestor: Option<AncestorRecord>) {
-        lock(&self.slots).insert(id, Slot::closed(ancestor, Default::default(), Vec::new()));
+        let slot = TimelineSlot::closed(ancestor, Default::default(), Vec::new());
+        let before = lock(&self.slots).insert(id, slot);
+        assert!(before.is_none(), "timeline {id} has a place already");
     }
 
     fn keep_slot_if_ok<T>(&self, id: TimelineId, published: Result<T>) -> Result<T> {
@@ -317,7 +258,7 @@ impl Store {
         }
     }
 
-    pub(super) fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<Slot>>> {
+    pub(super) fn slot(&self, id: TimelineId) -> Result<Arc<Mutex<TimelineSlot>>> {
         let missing = || {
             Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"))
         };
@@ -353,14 +294,18 @@ impl Store {
         let record = self.catalog.timeline(id).and_then(|record| record.ancestor);
         let ancestor =
             record.zip(ancestor).map(|(record, timeline)| Ancestor { timeline, at: record.at });
-        let (mut retained, mut required) = ([Retained::default(), Retained::default()], [0, 0]);
+        let (mut retained, mut required) = (PerLane::<Retained>::default(), PerLane::both(0));
         let children = self.catalog.children(id);
         slot.kept_for = children.iter().map(|(child, _)| *child).collect();
         for (_, fork) in children {
-            for lane in [0, 1] {
+            for lane in LaneKind::ALL {
                 retained[lane].add(fork.at[lane]);
                 required[lane] = fork.synced[lane].max(required[lane]);
             }
+        }
+        if let Some(Ancestor { timeline, .. }) = &ancestor {
+            let parent = timeline.id();
+            assert!(parent < id, "timeline {id} comes from {parent}, which is younger");
         }
         let began = std::time::Instant::now();
         let files = slot.files.iter().map(|(file, _)| *file).collect();
@@ -425,36 +370,12 @@ impl Store {
         }
     }
 
-    /// Bytes of a timeline's own files, and of what it shows unless a killed server left that to be
-    /// found out. Of a timeline that is being opened or forked, what was last known.
-    pub fn sizes(&self, id: TimelineId) -> Result<(u64, Option<u64>)> {
-        let slot = self.slot(id)?;
-        let Ok(slot) = slot.try_lock() else {
-            return Ok(lock(&self.sizes).get(&id).copied().unwrap_or_default());
-        };
-        let sizes = Self::sizes_of(&slot);
-        lock(&self.sizes).insert(id, sizes);
-        Ok(sizes)
-    }
-
-    fn sizes_of(slot: &Slot) -> (u64, Option<u64>) {
-        match &slot.timeline {
-            Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes().iter().sum())),
-            None => {
-                let layers =
-                    slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
-                let own = slot.files.iter().map(|(_, length)| *length).chain(layers).sum();
-                (own, (!slot.has_log()).then(|| slot.sealed_logical_bytes().iter().sum()))
-            }
-        }
-    }
-
     pub(super) fn lane_files(&self) -> &LaneFiles {
         &self.shared.lane_files
     }
 
     /// All timelines' places.
-    pub(super) fn slots(&self) -> Vec<(TimelineId, Arc<Mutex<Slot>>)> {
+    pub(super) fn slots(&self) -> Vec<(TimelineId, Arc<Mutex<TimelineSlot>>)> {
         lock(&self.slots).iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect()
     }
 
@@ -463,54 +384,9 @@ impl Store {
         self.shared.positions.next()
     }
 
-    /// Bytes that can still be written, and bytes of the whole medium.
-    pub fn space(&self) -> Result<(u64, u64)> {
-        let failed = |e: std::io::Error| Error::io("ask for the free space of the store", &e);
-        Ok((self.disk.free_bytes().map_err(failed)?, self.disk.total_bytes().map_err(failed)?))
-    }
-
-    /// Looks whether the medium answers, for [`Store::health`], and opens the catalog again if a
-    /// failed change closed it.
-    pub fn measure(&self) -> Result<()> {
-        let open = if self.catalog.is_open() { Ok(()) } else { self.catalog.require() };
-        let measured = open.and_then(|()| self.space().map(drop));
-        lock(&self.measured).clone_from(&measured);
-        measured
-    }
-
-    /// Whether timelines can be made: the catalog takes changes, and the medium answered when it
-    /// was last asked. Waits for nothing, and costs the same whatever the store holds.
-    pub fn health(&self) -> Result<()> {
-        if !self.catalog.is_open() {
-            let detail = "the catalog is closed after a failed change; the server's log has why";
-            return Err(Error::unavailable("catalog", detail));
-        }
-        lock(&self.measured).clone()
-    }
-
-    /// Bytes of all files of the store, the spare ones included.
-    pub fn bytes(&self) -> Result<u64> {
-        let usage = self.usage()?;
-        Ok(usage.reserve + usage.timelines.values().sum::<u64>())
-    }
-
-    /// What is on the disk, file by file.
-    pub fn usage(&self) -> Result<Usage> {
-        let mut usage = Usage::default();
-        for directory in ["", LANES_DIRECTORY, LAYERS_DIRECTORY] {
-            let files =
-                self.disk.list(directory).map_err(|e| Error::io("list the store's files", &e))?;
-            for (name, length) in files {
-                // Whatever does not begin with the number of a timeline belongs to none: spare
-                // files and the catalog.
-                let owner =
-                    name.split_once('.').and_then(|(owner, _)| owner.parse::<TimelineId>().ok());
-                *owner.map_or(&mut usage.reserve, |owner| {
-                    usage.timelines.entry(owner).or_default()
-                }) += length;
-            }
-        }
-        Ok(usage)
+    /// The order of its records.
+    pub(super) fn positions(&self) -> &Positions {
+        &self.shared.positions
     }
 
     /// The store's clock.
@@ -518,7 +394,7 @@ impl Store {
         &self.shared.clock
     }
 
-    /// Lets moments be gone back to for so long. What a shorter window has let go of does not come
+    /// Lets moments be gone back to for so long. What a shorter window has forgotten does not come
     /// back with a longer one.
     pub fn keep_history(&self, window: Duration) -> Result<()> {
         let window_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX);
@@ -533,18 +409,6 @@ impl Store {
     pub(super) fn is_recent(&self, fork: &AncestorRecord) -> bool {
         const MARGIN_NS: i64 = 600_000_000_000;
         fork.begins_ns.max(fork.time_ns) >= self.oldest_ns().saturating_sub(MARGIN_NS)
-    }
-
-    /// Refuses work that writes so many bytes if it could fill the disk, which is for what clients
-    /// write.
-    pub(super) fn require_room(&self, bytes: u64) -> Result<()> {
-        let (free, total) = self.space()?;
-        if free >= bytes.saturating_add(total / 50) {
-            return Ok(());
-        }
-        let detail =
-            format!("{free} bytes are free, {bytes} may be needed for a while; free some space");
-        Err(Error::new(Kind::Full, "disk_full", detail))
     }
 
     /// Before this time, no moment can be gone back to, in nanoseconds since 1970.
@@ -597,29 +461,4 @@ impl Store {
         self.catalog.sync_witness();
         outcome
     }
-}
-
-/// The lane files that still count, and those that are sealed.
-fn split_sealed(files: Files, lanes: &[LaneRecord; 2]) -> (Files, Files) {
-    files.into_iter().partition(|(file, _)| file.sequence >= lanes[file.lane as usize].sequence)
-}
-
-fn layer_paths(timeline: TimelineId, lanes: &[LaneRecord; 2]) -> impl Iterator<Item = String> {
-    LaneKind::ALL.into_iter().flat_map(move |lane| {
-        lanes[lane as usize]
-            .layers
-            .iter()
-            .map(move |layer| LayerId { timeline, lane, number: layer.number }.path())
-    })
-}
-
-/// Removes layers that the catalog does not name: cut off by a crash, or replaced.
-fn remove_unnamed_layers(disk: &dyn Disk, named: &HashSet<String>) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io("remove unfinished layers", &e);
-    let paths = disk.list(LAYERS_DIRECTORY).map_err(failed)?.into_iter();
-    let paths = paths.map(|(name, _)| format!("{LAYERS_DIRECTORY}/{name}"));
-    paths
-        .filter(|path| !named.contains(path))
-        .try_for_each(|path| disk.remove(&path))
-        .map_err(failed)
 }

@@ -5,11 +5,13 @@ use crate::locks::read;
 use crate::storage::catalog::{BranchRecord, Update};
 use crate::storage::check;
 use crate::storage::disk::Disk;
-use crate::storage::disk::sim::{Random, SimDisk, Unsynced};
+use crate::storage::disk::random::Random;
+use crate::storage::disk::sim::{SimDisk, Unsynced};
 use crate::storage::log::files::LaneFiles;
-use crate::storage::log::format::{FileKind, LaneFileId, LaneKind};
-use crate::storage::log::recovery::{self, Start};
-use crate::storage::page::{PAGE_BYTES, ROOT_INODE, TimelineId};
+use crate::storage::log::format::FileKind;
+use crate::storage::log::record::LaneFileId;
+use crate::storage::log::{Start, recovery};
+use crate::storage::page::{LaneKind, PAGE_BYTES, PerLane, ROOT_INODE, TimelineId};
 use crate::storage::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::mpsc::sync_channel;
 
 mod catalog;
 mod failures;
+mod forged;
 mod history;
 mod layers;
 
@@ -402,7 +405,8 @@ impl World {
             }
             4 => drop(self.store.seal(id, LaneKind::Data, &mut |_| Ok(())).unwrap()),
             5 => {
-                let count = self.store.catalog().timeline(id).unwrap().lanes[0].layers.len() as u64;
+                let count =
+                    self.store.catalog().timeline(id).unwrap().lanes.data.layers.len() as u64;
                 if count >= 2 {
                     let start = self.random.below(count - 1);
                     let end = start + 2 + self.random.below(count - start - 1);

@@ -2,7 +2,7 @@
 
 use super::numbers::code;
 use super::*;
-use crate::storage::disk::sim::Random;
+use crate::storage::disk::random::Random;
 use crate::storage::log::format::FileKind;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -5,8 +5,7 @@ use crate::fs::tree::pages::{PageWrite, block_number, bytes_len, split_at_pages,
 use crate::fs::tree::{MAX_FILE_BYTES, Tree, Wanted};
 use crate::locks::lock;
 use crate::storage::log::format::{Attributes, Change, MAX_ZEROS};
-use crate::storage::page::PAGE_BYTES;
-use crate::storage::timeline::lane_of;
+use crate::storage::page::{PAGE_BYTES, lane_of};
 use crate::storage::timeline::syncer::Done;
 use nix::errno::Errno;
 use std::borrow::Cow;
@@ -62,29 +61,29 @@ impl Tree {
         }
         // Checksums are computed before the lane's lock is taken.
         let writes = split_at_pages(offset, data)?;
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+        self.timeline.append(lane_of(inode), |record| {
+            let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
             for write in writes {
                 match write {
                     PageWrite::Within { block, start, bytes } => {
-                        write_within(commit, inode, block, start, bytes)?
+                        write_within(record, inode, block, start, bytes)?
                     }
                     PageWrite::Zeros { block, count } => {
                         // Beyond the end everything reads as zeros already.
                         let end = block_number(attributes.size.div_ceil(PAGE))?;
                         let count = count.min(end.saturating_sub(block));
                         if count > 0 {
-                            commit.push(Change::Zeros { inode, block, count });
+                            record.push(Change::Zeros { inode, block, count });
                         }
                     }
                     PageWrite::Whole { block, crcs, bytes } => {
-                        commit.push_pages(inode, block, crcs, Cow::Borrowed(bytes));
+                        record.push_pages(inode, block, crcs, Cow::Borrowed(bytes));
                     }
                 }
             }
             if end > attributes.size {
                 attributes.size = end;
-                commit.push_size(inode, attributes);
+                record.push_size(inode, attributes);
             }
             Ok(())
         })
@@ -95,9 +94,9 @@ impl Tree {
         if self.timeline.attributes(inode).ok_or(Errno::ESTALE)?.size >= end {
             return Ok(());
         }
-        self.timeline.commit(lane_of(inode), |commit| {
-            let attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
-            commit.push_size(inode, Attributes { size: end.max(attributes.size), ..attributes });
+        self.timeline.append(lane_of(inode), |record| {
+            let attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
+            record.push_size(inode, Attributes { size: end.max(attributes.size), ..attributes });
             Ok(())
         })
     }
@@ -127,8 +126,8 @@ impl Tree {
             let whole = (end - at) / PAGE;
             if at.is_multiple_of(PAGE) && whole > 0 {
                 let (block, count) = (block_number(at / PAGE)?, block_number(whole)?);
-                self.timeline.commit(lane_of(inode), |commit| -> TreeResult<()> {
-                    commit.push(Change::Zeros { inode, block, count });
+                self.timeline.append(lane_of(inode), |record| -> TreeResult<()> {
+                    record.push(Change::Zeros { inode, block, count });
                     Ok(())
                 })?;
                 at += whole * PAGE;
@@ -162,11 +161,11 @@ impl Tree {
         inode: u64,
         (modified_ns, changed_ns): (i64, i64),
     ) -> crate::error::Result<()> {
-        self.timeline.commit(lane_of(inode), |commit| {
+        self.timeline.append(lane_of(inode), |record| {
             // A removed file has no times to keep.
-            if let Some(attributes) = commit.attributes(inode) {
+            if let Some(attributes) = record.attributes(inode) {
                 let attributes = Attributes { modified_ns, changed_ns, ..attributes };
-                commit.push(Change::Attributes { inode, attributes });
+                record.push(Change::Attributes { inode, attributes });
             }
             Ok(())
         })
@@ -182,9 +181,9 @@ impl Tree {
     pub fn reap(&self, inode: u64) -> TreeResult<()> {
         lock(&self.times).remove(&inode);
         self.scratch.forget(inode);
-        self.timeline.commit(lane_of(inode), |commit| {
-            if commit.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
-                commit.push(Change::Gone { inode });
+        self.timeline.append(lane_of(inode), |record| {
+            if record.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
+                record.push(Change::Gone { inode });
             }
             Ok(())
         })

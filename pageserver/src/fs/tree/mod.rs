@@ -16,12 +16,10 @@ use crate::fs::scratch::{Scratch, ScratchDir};
 use crate::fs::tree::pages::shorten;
 use crate::locks::lock;
 use crate::storage::index::Target;
-use crate::storage::log::format::{
-    Attributes, Change, FileKind, LaneKind, MAX_NAME_BYTES, MAX_TARGET_BYTES,
-};
-use crate::storage::page::{PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS};
-use crate::storage::timeline::commit::Commit;
-use crate::storage::timeline::{Timeline, lane_of};
+use crate::storage::log::format::{Attributes, Change, FileKind, MAX_NAME_BYTES, MAX_TARGET_BYTES};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, ROOT_INODE, WAL_CLASS, lane_of};
+use crate::storage::timeline::Timeline;
+use crate::storage::timeline::append::RecordBuilder;
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -129,8 +127,8 @@ impl Tree {
     /// Makes the root directory of a new timeline.
     pub fn make_root(&self, owner: (u32, u32), now_ns: i64) -> TreeResult<()> {
         let new = NewInode { kind: FileKind::Directory, mode: 0o700, owner, target: &[] };
-        self.timeline.commit(LaneKind::Data, |commit| {
-            commit
+        self.timeline.append(LaneKind::Data, |record| {
+            record
                 .push(Change::Attributes { inode: ROOT_INODE, attributes: new.attributes(now_ns) });
             Ok(())
         })
@@ -191,17 +189,17 @@ impl Tree {
             FileKind::File => self.scratch.make(directory, name),
             _ => None,
         };
-        let inode = self.timeline.commit(lane, |commit| -> TreeResult<u64> {
-            let inode = commit.position() | class;
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
+        let inode = self.timeline.append(lane, |record| -> TreeResult<u64> {
+            let inode = record.position() | class;
+            record.push(Change::Attributes { inode, attributes: attributes.clone() });
             if lane == lane_of(directory) {
-                put_name(commit, directory, name, Target { inode, kind }, now_ns);
+                put_name(record, directory, name, Target { inode, kind }, now_ns);
             }
             Ok(inode)
         })?;
         if lane != lane_of(directory) {
-            self.timeline.commit(lane_of(directory), |commit| -> TreeResult<()> {
-                put_name(commit, directory, name, Target { inode, kind }, now_ns);
+            self.timeline.append(lane_of(directory), |record| -> TreeResult<()> {
+                put_name(record, directory, name, Target { inode, kind }, now_ns);
                 Ok(())
             })?;
         }
@@ -241,15 +239,15 @@ impl Tree {
         if lane_of(inode) == LaneKind::Wal {
             self.timeline.mark_before_removal()?;
         }
-        self.timeline.commit(lane_of(directory), |commit| -> TreeResult<()> {
-            take_name(commit, directory, name, now_ns);
+        self.timeline.append(lane_of(directory), |record| -> TreeResult<()> {
+            take_name(record, directory, name, now_ns);
             if lane_of(inode) == lane_of(directory) {
-                unlink(commit, inode, now_ns)?;
+                unlink(record, inode, now_ns)?;
             }
             Ok(())
         })?;
         if lane_of(inode) != lane_of(directory) {
-            self.timeline.commit(lane_of(inode), |commit| unlink(commit, inode, now_ns))?;
+            self.timeline.append(lane_of(inode), |record| unlink(record, inode, now_ns))?;
         }
         Ok(())
     }
@@ -270,18 +268,18 @@ impl Tree {
             contents.set_length(size).map_err(temporary("cut"))?;
         }
         let times = lock(&self.times).remove(&inode);
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+        self.timeline.append(lane_of(inode), |record| {
+            let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
             if let Some(times) = times {
                 (attributes.modified_ns, attributes.changed_ns) = times;
             }
             if let Some(size) =
                 wanted.size.filter(|size| *size < attributes.size && contents.is_none())
             {
-                shorten(commit, inode, size)?;
+                shorten(record, inode, size)?;
             }
             wanted.apply(&mut attributes);
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
+            record.push(Change::Attributes { inode, attributes: attributes.clone() });
             Ok(attributes)
         })
     }
@@ -303,31 +301,37 @@ impl NewInode<'_> {
     }
 }
 
-fn put_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], target: Target, now_ns: i64) {
+fn put_name(
+    record: &mut RecordBuilder<'_, '_>,
+    directory: u64,
+    name: &[u8],
+    target: Target,
+    now_ns: i64,
+) {
     let Target { inode, kind } = target;
-    commit.push(Change::Name { directory, name: name.to_vec(), inode, kind });
-    touch(commit, directory, now_ns);
+    record.push(Change::Name { directory, name: name.to_vec(), inode, kind });
+    touch(record, directory, now_ns);
 }
 
-fn take_name(commit: &mut Commit<'_, '_>, directory: u64, name: &[u8], now_ns: i64) {
-    commit.push(Change::NoName { directory, name: name.to_vec() });
-    touch(commit, directory, now_ns);
+fn take_name(record: &mut RecordBuilder<'_, '_>, directory: u64, name: &[u8], now_ns: i64) {
+    record.push(Change::NoName { directory, name: name.to_vec() });
+    touch(record, directory, now_ns);
 }
 
-fn touch(commit: &mut Commit<'_, '_>, directory: u64, now_ns: i64) {
-    if let Some(attributes) = commit.attributes(directory) {
-        commit.push_size(
+fn touch(record: &mut RecordBuilder<'_, '_>, directory: u64, now_ns: i64) {
+    if let Some(attributes) = record.attributes(directory) {
+        record.push_size(
             directory,
             Attributes { modified_ns: now_ns, changed_ns: now_ns, ..attributes },
         );
     }
 }
 
-fn unlink(commit: &mut Commit<'_, '_>, inode: u64, now_ns: i64) -> TreeResult<()> {
-    let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+fn unlink(record: &mut RecordBuilder<'_, '_>, inode: u64, now_ns: i64) -> TreeResult<()> {
+    let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
     assert!(attributes.links > 0, "inode {inode:#x} lost a name it did not have");
     attributes.links -= 1;
     attributes.changed_ns = now_ns;
-    commit.push(Change::Attributes { inode, attributes });
+    record.push(Change::Attributes { inode, attributes });
     Ok(())
 }

@@ -5,9 +5,8 @@ use crate::fs::error::TreeResult;
 use crate::fs::links::stored_target;
 use crate::fs::tree::{Tree, put_name, take_name, unlink};
 use crate::storage::index::Target;
-use crate::storage::log::format::{Attributes, Change, FileKind, LaneKind};
-use crate::storage::page::ROOT_INODE;
-use crate::storage::timeline::lane_of;
+use crate::storage::log::format::{Attributes, Change, FileKind};
+use crate::storage::page::{LaneKind, ROOT_INODE, lane_of};
 use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -29,13 +28,13 @@ impl Tree {
         if lane_of(inode) != lane_of(directory) || !self.scratch.lets_move(inode, directory, name) {
             return Err(Errno::EXDEV.into());
         }
-        self.timeline.commit(lane_of(inode), |commit| {
-            let mut attributes = commit.attributes(inode).ok_or(Errno::ESTALE)?;
+        self.timeline.append(lane_of(inode), |record| {
+            let mut attributes = record.attributes(inode).ok_or(Errno::ESTALE)?;
             attributes.links += 1;
             attributes.changed_ns = now_ns;
             let target = Target { inode, kind: attributes.kind };
-            commit.push(Change::Attributes { inode, attributes: attributes.clone() });
-            put_name(commit, directory, name, target, now_ns);
+            record.push(Change::Attributes { inode, attributes: attributes.clone() });
+            put_name(record, directory, name, target, now_ns);
             Ok(attributes)
         })
     }
@@ -79,11 +78,11 @@ impl Tree {
         let lane = lane_of(directory);
         let (here, elsewhere): (Vec<u64>, Vec<u64>) =
             replaced.iter().map(|(other, _)| *other).partition(|other| lane_of(*other) == lane);
-        self.timeline.commit(lane, |commit| -> TreeResult<()> {
-            take_name(commit, directory, name, now_ns);
-            here.iter().try_for_each(|other| unlink(commit, *other, now_ns))?;
+        self.timeline.append(lane, |record| -> TreeResult<()> {
+            take_name(record, directory, name, now_ns);
+            here.iter().try_for_each(|other| unlink(record, *other, now_ns))?;
             put_name(
-                commit,
+                record,
                 new_directory,
                 new_name,
                 Target { inode, kind: attributes.kind },
@@ -92,7 +91,7 @@ impl Tree {
             Ok(())
         })?;
         elsewhere.iter().try_for_each(|other| {
-            self.timeline.commit(lane_of(*other), |commit| unlink(commit, *other, now_ns))
+            self.timeline.append(lane_of(*other), |record| unlink(record, *other, now_ns))
         })
     }
 

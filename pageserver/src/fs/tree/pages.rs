@@ -8,7 +8,7 @@
 use crate::fs::error::TreeResult;
 use crate::storage::log::format::{Change, TO_END};
 use crate::storage::page::PAGE_BYTES;
-use crate::storage::timeline::commit::Commit;
+use crate::storage::timeline::append::RecordBuilder;
 use nix::errno::Errno;
 use std::borrow::Cow;
 
@@ -75,31 +75,31 @@ pub(super) fn bytes_len(length: u64) -> TreeResult<usize> {
 }
 
 /// Makes the bytes beyond `size` zeros, in whole blocks and within the last block that stays.
-pub(super) fn shorten(commit: &mut Commit<'_, '_>, inode: u64, size: u64) -> TreeResult<()> {
+pub(super) fn shorten(record: &mut RecordBuilder<'_, '_>, inode: u64, size: u64) -> TreeResult<()> {
     let kept = size.div_ceil(PAGE);
     let rest = bytes_len(size % PAGE)?;
     if rest > 0 {
         let block = block_number(kept - 1)?;
-        let mut page = commit.read_block(inode, block)?;
+        let mut page = record.read_block(inode, block)?;
         if page[rest..].iter().any(|byte| *byte != 0) {
             page[rest..].fill(0);
-            commit.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
+            record.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
         }
     }
-    commit.push(Change::Zeros { inode, block: block_number(kept)?, count: TO_END });
+    record.push(Change::Zeros { inode, block: block_number(kept)?, count: TO_END });
     Ok(())
 }
 
 /// Writes some bytes of a page.
 pub(super) fn write_within(
-    commit: &mut Commit<'_, '_>,
+    record: &mut RecordBuilder<'_, '_>,
     inode: u64,
     block: u32,
     start: usize,
     bytes: &[u8],
 ) -> TreeResult<()> {
-    let mut page = commit.read_block(inode, block)?;
+    let mut page = record.read_block(inode, block)?;
     page[start..start + bytes.len()].copy_from_slice(bytes);
-    commit.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
+    record.push_pages(inode, block, vec![crc32fast::hash(&page)], Cow::Owned(page));
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// What one transaction says.
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::storage) struct Change {
+pub(in crate::storage) struct CatalogChange {
     /// In the order in which they take effect.
     pub(in crate::storage) rows: Vec<Row>,
     /// The next free numbers.
@@ -35,7 +35,7 @@ struct WrittenBefore {
     next: BTreeMap<String, u64>,
 }
 
-impl Change {
+impl CatalogChange {
     /// What `update` comes to, with the `timelines` as they are then and those that are `freed`.
     pub(in crate::storage) fn new(
         update: Update,
@@ -51,13 +51,13 @@ impl Change {
     }
 
     /// The change as JSON.
-    pub(in crate::storage) fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let rows = self.rows.iter().map(|row| (row.table, &row.key, &row.record)).collect();
         encode(&Written { rows, next: self.next.clone() })
     }
 
     /// A change that a journal of this `format` holds under `number`.
-    pub(in crate::storage) fn decode(format: u32, number: u64, json: &[u8]) -> Result<Self> {
+    pub(super) fn decode(format: u32, number: u64, json: &[u8]) -> Result<Self> {
         if format == 1 {
             let before: WrittenBefore = decode("journal", &format!("change {number}"), json)?;
             return Ok(Self::from(before));
@@ -76,7 +76,7 @@ impl Change {
     }
 }
 
-impl From<WrittenBefore> for Change {
+impl From<WrittenBefore> for CatalogChange {
     fn from(before: WrittenBefore) -> Self {
         let put = |(id, record)| Row::put(&Row::timeline_key(TimelineId(id)), record);
         let free = |id| Row::remove::<TimelineRecord>(&Row::timeline_key(TimelineId(id)));

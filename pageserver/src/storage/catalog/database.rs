@@ -1,22 +1,21 @@
 //! The database below the catalog: how it is opened, changed and read.
 //!
-//! A change goes to the [`journal`], and along with others to the
-//! database once that is full, so the database knows less than is durable while it is open. An
-//! opening folds in what the journal has.
+//! A change goes to the [`journal`]. When the journal is full, its changes go to the database in
+//! one transaction. So an open database knows less than is durable, and an opening folds in what
+//! the journal has.
 //!
-//! `redb` keeps a checksum of each page and looks at all of them only when it opens a file that a
-//! crash left. After a stop in order, or a crash right after it recovered, it would trust what it
-//! finds; damage would then be shown, or end the server in the middle of `redb`. So a file is never
-//! closed in order: what `redb` wants to write as it is closed is kept from it, and each opening
-//! checks everything ([`CatalogFile`] sees to it).
+//! `redb` keeps a checksum of each page. It looks at all of them only when it opens a file that a
+//! crash left; after an orderly stop it trusts the file, and would show damage or panic on it. So a
+//! file is never closed in order: [`CatalogFile`] refuses the last writes of `redb`, and each
+//! opening checks everything.
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::change::Change;
+use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::file::{Backend, CatalogFile};
 use crate::storage::catalog::journal::{self, JOURNAL_FILE, Journal};
 use crate::storage::catalog::migrate::{OLDEST, migrate};
 use crate::storage::catalog::records::{FORMAT, Row, TABLES, encode};
-use crate::storage::catalog::state::State;
+use crate::storage::catalog::state::{CatalogState, MAX_NUMBER};
 use crate::storage::catalog::tables::{CATALOG_FILE, NUMBERS, failed, table};
 use crate::storage::disk::{Disk, DiskFile};
 use redb::{Database, ReadableDatabase, ReadableTable, Table, WriteTransaction};
@@ -29,11 +28,13 @@ const CACHE_BYTES: usize = 64 << 20;
 /// Keys of numbers: of changes so far, and of the catalog's format.
 const CHANGES: &str = "changes";
 const FORMAT_KEY: &str = "format";
+/// Key of the number of runs of the server.
+const RUN: &str = "run";
 
 /// The database with the files below and beside it.
-pub(in crate::storage) struct Opened {
+pub(super) struct Opened {
     database: Database,
-    pub(in crate::storage) file: Arc<CatalogFile>,
+    pub(super) file: Arc<CatalogFile>,
     disk: Arc<dyn Disk>,
     /// None if it could not be written to: then each change goes to the database by itself, and the
     /// next one tries again.
@@ -41,9 +42,9 @@ pub(in crate::storage) struct Opened {
     /// Whether it was said that there is none.
     warned: bool,
     /// What is in the journal and not in the database.
-    pending: Vec<Change>,
+    pending: Vec<CatalogChange>,
     /// How often the catalog was changed.
-    pub(in crate::storage) changes: u64,
+    pub(super) changes: u64,
 }
 
 impl Drop for Opened {
@@ -55,7 +56,7 @@ impl Drop for Opened {
 impl Opened {
     /// Opens or makes the database in `file`, of `disk`; all of it is checked. What the journal has
     /// is counted, and goes in with the next change.
-    pub(in crate::storage) fn open(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>) -> Result<Self> {
+    pub(super) fn open(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>) -> Result<Self> {
         let file =
             CatalogFile::new(Arc::clone(file)).map_err(|e| Error::io("open the catalog", &e))?;
         let file = Arc::new(file);
@@ -68,6 +69,14 @@ impl Opened {
         opened.check_format()?;
         opened.changes = opened.number(CHANGES)?.unwrap_or(0);
         opened.read_journal()?;
+        let runs = opened.number(RUN)?.unwrap_or(0);
+        if opened.changes.max(runs) > MAX_NUMBER {
+            return Err(Error::corrupt(format!(
+                "the file {CATALOG_FILE} is damaged: it counts {} changes and {runs} runs; restore \
+                 the store from a backup",
+                opened.changes
+            )));
+        }
         Ok(opened)
     }
 
@@ -95,7 +104,7 @@ impl Opened {
                      the store from a backup"
                 )));
             }
-            self.pending.push(Change::decode(found.format, found.number, &found.payload)?);
+            self.pending.push(CatalogChange::decode(found.format, found.number, &found.payload)?);
             self.changes = found.number;
         }
         Ok(())
@@ -128,7 +137,7 @@ impl Opened {
     }
 
     /// Makes `change` durable, or fails and leaves it open whether it happened.
-    pub(in crate::storage) fn commit(&mut self, store: u64, change: Change) -> Result<()> {
+    pub(super) fn commit(&mut self, store: u64, change: CatalogChange) -> Result<()> {
         let bytes = change.encode();
         if let Some(journal) = self.journal.as_mut().filter(|journal| journal.takes(bytes.len())) {
             let appended = journal.append(store, self.changes + 1, &bytes);
@@ -142,16 +151,16 @@ impl Opened {
     }
 
     /// Brings what the journal had into the database.
-    pub(in crate::storage) fn fold(&mut self) -> Result<()> {
+    pub(super) fn fold(&mut self) -> Result<()> {
         self.write("open", |_| Ok(()))
     }
 
     /// Numbers the store if it is new, and counts the run. The numbers of the store and of the run.
-    pub(in crate::storage) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
+    pub(super) fn begin_run(&mut self, new_store: u64) -> Result<(u64, u64)> {
         let is_new = self.store()?.is_none();
         self.write("open", |numbers| {
             if is_new {
-                for (key, value) in [("store", new_store), ("run", 0)] {
+                for (key, value) in [("store", new_store), (RUN, 0)] {
                     numbers.insert(key, value).map_err(|e| failed("change", e))?;
                 }
             }
@@ -164,14 +173,14 @@ impl Opened {
                 };
                 Ok(found.ok_or_else(missing)?.value())
             };
-            let (store, run) = (number("store")?, number("run")? + 1);
-            numbers.insert("run", run).map_err(|e| failed("change", e))?;
+            let (store, run) = (number("store")?, number(RUN)? + 1);
+            numbers.insert(RUN, run).map_err(|e| failed("change", e))?;
             Ok((store, run))
         })
     }
 
     /// Remembers how long moments are kept; the time before which none is to be had.
-    pub(in crate::storage) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
+    pub(super) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
         self.write("commit a change of", |numbers| {
             let number = |key: &str| -> Result<Option<i64>> {
                 let found = numbers.get(key).map_err(|e| failed("read", e))?;
@@ -228,9 +237,9 @@ impl Opened {
     }
 
     /// All that it says.
-    pub(in crate::storage) fn load(&self) -> Result<State> {
+    pub(super) fn load(&self) -> Result<CatalogState> {
         let transaction = self.database.begin_read().map_err(|e| failed("read", e))?;
-        let mut state = State::default();
+        let mut state = CatalogState::default();
         let numbers = transaction.open_table(NUMBERS).map_err(|e| failed("read", e))?;
         for (key, next) in &mut state.next {
             let value = numbers.get(*key).map_err(|e| failed("read", e))?;
@@ -252,7 +261,7 @@ impl Opened {
 fn put(
     transaction: &WriteTransaction,
     numbers: &mut Table<'_, &'static str, u64>,
-    changes: &[Change],
+    changes: &[CatalogChange],
 ) -> Result<()> {
     let next = changes.iter().flat_map(|change| &change.next);
     for (key, value) in next {
@@ -276,6 +285,23 @@ fn put(
 mod tests {
     use super::*;
     use crate::storage::disk::sim::SimDisk;
+
+    #[test]
+    fn counters_that_are_used_up_are_refused() {
+        for (key, value) in [(RUN, u64::MAX), (CHANGES, u64::MAX)] {
+            let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
+            let file = disk.create(CATALOG_FILE).unwrap();
+            let mut opened = Opened::open(&disk, &file).unwrap();
+            opened.begin_run(7).unwrap();
+            let set = opened.write("test", |numbers| {
+                numbers.insert(key, value).unwrap();
+                Ok(())
+            });
+            set.unwrap();
+            let error = Opened::open(&disk, &file).err().unwrap();
+            assert_eq!(error.code, "corrupt", "{error}");
+        }
+    }
 
     #[test]
     fn a_catalog_of_a_later_format_is_refused_by_name() {

@@ -1,15 +1,17 @@
 //! The catalog's file, as `redb` wants it, with room written out ahead.
 //!
 //! `redb` doubles its file when it has no free page left, shrinks it when much of it is free, and
-//! refuses everything after one failed write. On a full disk even a deletion would then fail,
-//! though it is what frees space, and so would the next opening, which takes in what the journal
-//! has. So there are always as many free pages as it takes to write all others once more, and what
-//! the journal may hold; or else as much as `redb` knows of is written out behind that, and changes
-//! that need space are refused while there is no room for it. The file on disk never shrinks. An
-//! opening hands all that is written out to `redb`.
+//! refuses everything after one failed write. On a full disk a deletion would fail, though it is
+//! what frees space. So would the next opening, which folds in the journal. Two rules prevent that:
 //!
-//! And `redb` never hears from its header that its newest change is to be trusted: so it looks at
-//! every checksum before it believes a page.
+//! - Either the file has as many free pages as it takes to write all others once more and fold the
+//!   journal, or a reserve as long as the file is written out behind it.
+//! - A change that adds something is refused while there is no room for the reserve.
+//!
+//! The file on disk never shrinks. An opening hands all that is written out to `redb`.
+//!
+//! `redb` never reads from its header that its newest change is to be trusted, so it checks every
+//! checksum before it believes a page.
 
 use crate::locks::lock;
 use crate::storage::catalog::journal::JOURNAL_BYTES;
@@ -34,7 +36,7 @@ pub(in crate::storage) const TRUSTED: u8 = 4;
 ///
 /// Invariant: `believed <= written`, the whole pages of the file. After an opening both are the
 /// same.
-pub(in crate::storage) struct CatalogFile {
+pub(super) struct CatalogFile {
     file: Arc<dyn DiskFile>,
     lengths: Mutex<Lengths>,
     /// Whether it stays as it is from now on.
@@ -49,7 +51,7 @@ struct Lengths {
 }
 
 impl CatalogFile {
-    pub(in crate::storage) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         // A crash while the file grew may have left a part of a page at its end, with which `redb`
         // would refuse it.
         let written = file.len_bytes()? / PAGE_BYTES * PAGE_BYTES;
@@ -58,7 +60,7 @@ impl CatalogFile {
     }
 
     /// Lets nothing be changed any more.
-    pub(in crate::storage) fn refuse_writes(&self) {
+    pub(super) fn refuse_writes(&self) {
         self.refuses.store(true, Ordering::SeqCst);
     }
 
@@ -73,7 +75,7 @@ impl CatalogFile {
     /// Learns how many pages are in use. If those that are not are too few to write all of these
     /// once more, and what a journal holds, there is to be a reserve in which `redb` can double its
     /// file.
-    pub(in crate::storage) fn want_reserve(&self, used_pages: u64) {
+    pub(super) fn want_reserve(&self, used_pages: u64) {
         let mut lengths = lock(&self.lengths);
         if lengths.believed < 2 * used_pages * PAGE_BYTES + FOLD_BYTES {
             lengths.wanted =
@@ -82,7 +84,7 @@ impl CatalogFile {
     }
 
     /// Makes sure that there is room in reserve.
-    pub(in crate::storage) fn reserve(&self) -> io::Result<()> {
+    pub(super) fn reserve(&self) -> io::Result<()> {
         let mut lengths = lock(&self.lengths);
         let wanted = lengths.wanted;
         if wanted > lengths.written { self.write_out(&mut lengths, wanted) } else { Ok(()) }
@@ -90,6 +92,7 @@ impl CatalogFile {
 
     /// Lengthens the file to `length`, with blocks that the disk has really given.
     fn write_out(&self, lengths: &mut Lengths, length: u64) -> io::Result<()> {
+        assert!(length > lengths.written, "{length} bytes after {}", lengths.written);
         let grown = self.file.set_len(length).and_then(|()| {
             let zeros = vec![0; ZEROS_BYTES];
             let mut offset = lengths.written;
@@ -120,7 +123,7 @@ impl std::fmt::Debug for CatalogFile {
 
 /// The part of the file's owner that `redb` holds.
 #[derive(Debug)]
-pub(in crate::storage) struct Backend(pub(in crate::storage) Arc<CatalogFile>);
+pub(super) struct Backend(pub(super) Arc<CatalogFile>);
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
@@ -144,6 +147,7 @@ impl redb::StorageBackend for Backend {
             self.0.write_out(&mut lengths, length)?;
         }
         lengths.believed = length;
+        assert!(length <= lengths.written, "{length} bytes, {} written", lengths.written);
         Ok(())
     }
 

@@ -1,26 +1,25 @@
 //! Changes of the catalog that are durable and not yet in its database.
 //!
 //! A transaction of `redb` writes some ten pages at scattered places, and syncs them. A record here
-//! is one write, mostly of one block, behind the one before. When no more fit, all of them become
-//! one transaction, and the journal begins anew. At an opening its records say what the database
-//! does not know yet.
+//! is one write, mostly of one block, behind the record before it. When no more fit, all of them
+//! become one transaction, and the journal begins anew. An opening reads from the records what the
+//! database does not know yet.
 //!
-//! Records begin with a block of their own: a torn write never touches the one before. A record
-//! bears the number of its change and the checksum of the one before it, so that what is left of
-//! the journal's earlier lives continues nothing.
+//! Each record begins with a block of its own, so a torn write never touches the record before. It
+//! bears the number of its change and the checksum of the record before it, so records that are
+//! left from an earlier use of the file continue nothing.
 
 use crate::error::{Error, Result};
-use crate::storage::disk::direct::{BLOCK_BYTES, ZEROS};
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, ZEROS, settle};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub(in crate::storage) const JOURNAL_FILE: &str = "journal";
+pub(super) const JOURNAL_FILE: &str = "journal";
 /// Length of the file. What it holds has to fit into the reserve of the database's file, and is
 /// folded while a request waits.
-pub(in crate::storage) const JOURNAL_BYTES: usize = 1 << 20;
+pub(super) const JOURNAL_BYTES: usize = 1 << 20;
 const MAGIC: [u8; 8] = *b"COPPICEJ";
 /// Version of the file. Changes of version 1 name branches and timelines; later ones are rows.
 const FORMAT: u32 = 2;
@@ -33,7 +32,7 @@ const LENGTH_OFFSET: usize = 36;
 const HEADER_BYTES: usize = 40;
 
 /// The open file, written to from its beginning.
-pub(in crate::storage) struct Journal {
+pub(super) struct Journal {
     file: Arc<dyn DiskFile>,
     end: usize,
     /// Checksum of the newest record.
@@ -42,16 +41,16 @@ pub(in crate::storage) struct Journal {
 
 /// A change as it was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::storage) struct Found {
+pub(super) struct FoundChange {
     pub(in crate::storage) store: u64,
-    pub(in crate::storage) number: u64,
+    pub(super) number: u64,
     /// Version of the journal that it is from.
-    pub(in crate::storage) format: u32,
-    pub(in crate::storage) payload: Vec<u8>,
+    pub(super) format: u32,
+    pub(super) payload: Vec<u8>,
 }
 
 /// A record that checks.
-struct Record {
+struct JournalRecord {
     format: u32,
     store: u64,
     number: u64,
@@ -76,7 +75,7 @@ fn encode(store: u64, number: u64, after: u32, payload: &[u8]) -> (Vec<u8>, u32)
     (bytes, crc)
 }
 
-impl Record {
+impl JournalRecord {
     /// The one at `offset`, if it checks.
     fn at(bytes: &[u8], offset: usize) -> Option<Self> {
         let header = bytes.get(offset..)?.first_chunk::<HEADER_BYTES>()?;
@@ -121,27 +120,33 @@ fn version(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The changes behind the `known` first ones that a journal of these bytes holds, oldest first.
-pub(in crate::storage) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<Found>> {
+pub(super) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<FoundChange>> {
     if let Some(format) = version(bytes).filter(|format| !(OLDEST..=FORMAT).contains(format)) {
         return Err(Error::corrupt(format!(
             "the file {JOURNAL_FILE} is damaged or has format version {format}, and this build \
              reads {OLDEST} to {FORMAT}: use the build that wrote it, or newer"
         )));
     }
-    let (mut newest, mut offset): (Option<Record>, usize) = (None, 0);
+    let (mut newest, mut offset): (Option<JournalRecord>, usize) = (None, 0);
     let mut found = Vec::new();
     while let Some(record) =
-        Record::at(bytes, offset).filter(|record| record.follows(newest.as_ref()))
+        JournalRecord::at(bytes, offset).filter(|record| record.follows(newest.as_ref()))
     {
         if record.number > known {
-            let Record { format, store, number, ref payload, .. } = record;
-            found.push(Found { store, number, format, payload: bytes[payload.clone()].to_vec() });
+            let JournalRecord { format, store, number, ref payload, .. } = record;
+            found.push(FoundChange {
+                store,
+                number,
+                format,
+                payload: bytes[payload.clone()].to_vec(),
+            });
         }
         offset = record.end();
         newest = Some(record);
     }
     let complete = newest.map_or(0, |record| record.number).max(known);
-    let left = (offset..bytes.len()).step_by(BLOCK_BYTES).filter_map(|at| Record::at(bytes, at));
+    let left =
+        (offset..bytes.len()).step_by(BLOCK_BYTES).filter_map(|at| JournalRecord::at(bytes, at));
     if let Some(newest) = left.map(|record| record.number).max().filter(|number| *number > complete)
     {
         return Err(Error::corrupt(format!(
@@ -162,14 +167,13 @@ pub(in crate::storage) fn changes_after(known: u64, bytes: &[u8]) -> Result<Vec<
 }
 
 /// The changes behind the `known` first ones of the store on `disk`.
-pub(in crate::storage) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<Found>> {
+pub(super) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<FoundChange>> {
     let failed = |error: io::Error| Error::io(format!("read the file {JOURNAL_FILE}"), &error);
     let file = match disk.open(JOURNAL_FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         opened => opened.map_err(failed)?,
     };
-    // What is found may so far be only in the cache, or there only, if a sync failed.
-    file.sync().and_then(|()| file.drop_cache()).map_err(failed)?;
+    settle(&*file).map_err(failed)?;
     let length = usize::try_from(file.len_bytes().map_err(failed)?).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length.min(JOURNAL_BYTES)];
     file.read_exact_at(&mut bytes, 0).map_err(failed)?;
@@ -178,7 +182,7 @@ pub(in crate::storage) fn read(disk: &dyn Disk, known: u64) -> Result<Vec<Found>
 
 impl Journal {
     /// Begins anew. What was in it has to be in the database.
-    pub(in crate::storage) fn begin(disk: &dyn Disk) -> io::Result<Self> {
+    pub(super) fn begin(disk: &dyn Disk) -> io::Result<Self> {
         let length = match disk.open(JOURNAL_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             opened => Some(opened?.len_bytes()?),
@@ -194,19 +198,16 @@ impl Journal {
     }
 
     /// Whether a change of so many bytes fits behind the others.
-    pub(in crate::storage) fn takes(&self, bytes: usize) -> bool {
+    pub(super) fn takes(&self, bytes: usize) -> bool {
         bytes <= JOURNAL_BYTES
             && self.end + (HEADER_BYTES + bytes).next_multiple_of(BLOCK_BYTES) <= JOURNAL_BYTES
     }
 
     /// Makes the change durable. After an error nobody knows whether it is, and the journal takes
     /// no more.
-    pub(in crate::storage) fn append(
-        &mut self,
-        store: u64,
-        number: u64,
-        payload: &[u8],
-    ) -> io::Result<()> {
+    pub(super) fn append(&mut self, store: u64, number: u64, payload: &[u8]) -> io::Result<()> {
+        assert!(self.takes(payload.len()), "{} bytes behind {}", payload.len(), self.end);
+        assert!(self.end.is_multiple_of(BLOCK_BYTES), "a record at {}", self.end);
         let (record, crc) = encode(store, number, self.newest, payload);
         let rest = record.len().next_multiple_of(BLOCK_BYTES) - record.len();
         self.file.write_all_at(&[&record, &ZEROS[..rest]], self.end as u64)?;
@@ -249,8 +250,8 @@ mod tests {
         vec![number.to_le_bytes()[0]; if number.is_multiple_of(4) { 5000 } else { 100 }]
     }
 
-    fn found(number: u64) -> Found {
-        Found { store: STORE, number, format: FORMAT, payload: payload(number) }
+    fn found(number: u64) -> FoundChange {
+        FoundChange { store: STORE, number, format: FORMAT, payload: payload(number) }
     }
 
     /// Lets the disk's journal begin anew with these changes.

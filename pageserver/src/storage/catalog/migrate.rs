@@ -7,7 +7,7 @@ use crate::storage::page::TimelineId;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 /// The oldest format that this build takes over.
-pub(in crate::storage) const OLDEST: u64 = 1;
+pub(super) const OLDEST: u64 = 1;
 
 /// What leads from the format before to this one.
 type Step = (u64, fn(&WriteTransaction) -> Result<()>);
@@ -15,7 +15,7 @@ type Step = (u64, fn(&WriteTransaction) -> Result<()>);
 const STEPS: [Step; 2] = [(2, |_| Ok(())), (3, key_by_text)];
 
 /// Takes a catalog of format `from`, or a new one, to today's format.
-pub(in crate::storage) fn migrate(transaction: &WriteTransaction, from: u64) -> Result<()> {
+pub(super) fn migrate(transaction: &WriteTransaction, from: u64) -> Result<()> {
     for name in TABLES {
         transaction.open_table(table(name)).map_err(|e| failed("change", e))?;
     }

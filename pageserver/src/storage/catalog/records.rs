@@ -17,13 +17,13 @@
 
 use crate::error::{Error, Result};
 use crate::secret::Secret;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Version of the catalog that this build writes.
-pub(in crate::storage) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 3;
 
 /// Number of the first branch, the default one whatever it is called later.
 pub const DEFAULT_BRANCH: u64 = 1;
@@ -35,10 +35,10 @@ pub struct AncestorRecord {
     /// The timeline it was forked from.
     pub timeline: u64,
     /// What it sees of the ancestor's data lane and write-ahead lane.
-    pub at: [Position; 2],
+    pub at: PerLane<Position>,
     /// Newest positions of the ancestor's lanes at the fork, known to be durable; 0 if it was not
     /// open.
-    pub synced: [Position; 2],
+    pub synced: PerLane<Position>,
     /// The moment of the ancestor that it shows, in nanoseconds since 1970.
     #[serde(default)]
     pub time_ns: i64,
@@ -47,7 +47,7 @@ pub struct AncestorRecord {
     pub begins_ns: i64,
     /// Bytes of the files in both lanes as their user sees them there.
     #[serde(default)]
-    pub logical_bytes: [u64; 2],
+    pub logical_bytes: PerLane<u64>,
 }
 
 /// A timeline.
@@ -58,7 +58,7 @@ pub struct TimelineRecord {
     pub ancestor: Option<AncestorRecord>,
     /// What of its lanes is sealed, by [`LaneKind`].
     #[serde(default)]
-    pub lanes: [LaneRecord; 2],
+    pub lanes: PerLane<LaneRecord>,
 }
 
 /// The sealed part of a lane.
@@ -81,6 +81,20 @@ pub struct LaneRecord {
     /// How many marks there are among it.
     #[serde(default)]
     pub marks: u64,
+}
+
+impl LaneRecord {
+    /// Whether a lane can be like this: its layers are different ones of bearable length, and its
+    /// log can go on.
+    pub(super) fn is_sound(&self) -> bool {
+        const MAX_BYTES: u64 = 1 << 60;
+        let bytes = self.layers.iter().try_fold(0_u64, |sum, layer| sum.checked_add(layer.bytes));
+        let numbers: BTreeSet<u64> = self.layers.iter().map(|layer| layer.number).collect();
+        bytes.is_some_and(|bytes| bytes <= MAX_BYTES)
+            && self.logical_bytes <= MAX_BYTES
+            && numbers.len() == self.layers.len()
+            && self.sequence <= u32::MAX >> 1
+    }
 }
 
 /// A sealed layer.
@@ -187,7 +201,7 @@ pub struct Update {
     /// What of a lane is sealed now; refused if the timeline is gone.
     pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
     /// Timelines that hold all they show from now on, in these lanes, and have no ancestor.
-    pub detach: Vec<(TimelineId, [LaneRecord; 2])>,
+    pub detach: Vec<(TimelineId, PerLane<LaneRecord>)>,
     /// Nameless timelines that were held for an import and are no longer.
     pub release: Vec<TimelineId>,
     /// What is put and removed of other kinds, in this order.
@@ -213,17 +227,17 @@ impl Update {
 /// What a change says of one key of a table: its record, or that there is none.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::storage) struct Row {
-    pub(in crate::storage) table: &'static str,
-    pub(in crate::storage) key: String,
+    pub(super) table: &'static str,
+    pub(super) key: String,
     pub(in crate::storage) record: Option<Stored>,
 }
 
 impl Row {
-    pub(in crate::storage) fn put<R: Record>(key: &str, record: R) -> Self {
+    pub(super) fn put<R: Record>(key: &str, record: R) -> Self {
         Self { table: R::TABLE, key: key.to_owned(), record: Some(record.into_stored()) }
     }
 
-    pub(in crate::storage) fn remove<R: Record>(key: &str) -> Self {
+    pub(super) fn remove<R: Record>(key: &str) -> Self {
         Self { table: R::TABLE, key: key.to_owned(), record: None }
     }
 
@@ -248,7 +262,7 @@ impl Row {
     }
 
     /// The timeline that the key is of.
-    pub(in crate::storage) fn timeline(&self) -> Option<TimelineId> {
+    pub(super) fn timeline(&self) -> Option<TimelineId> {
         let id: TimelineId = self.key.parse().ok()?;
         (Self::timeline_key(id) == self.key).then_some(id)
     }
@@ -259,11 +273,7 @@ pub(in crate::storage) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
         .unwrap_or_else(|error| panic!("a catalog value has no JSON form: {error}"))
 }
 
-pub(in crate::storage) fn decode<T: DeserializeOwned>(
-    table: &str,
-    key: &str,
-    json: &[u8],
-) -> Result<T> {
+pub(super) fn decode<T: DeserializeOwned>(table: &str, key: &str, json: &[u8]) -> Result<T> {
     serde_json::from_slice(json).map_err(|error| {
         Error::corrupt(format!("the catalog's value of {table} \"{key}\" is damaged: {error}"))
     })

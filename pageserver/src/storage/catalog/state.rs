@@ -1,30 +1,33 @@
 //! What the catalog says, in memory: its records, and who needs whom.
 
 use crate::error::{Error, Result};
-use crate::storage::catalog::change::Change;
+use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::records::{
-    BranchRecord, DEFAULT_BRANCH, Record, Row, Stored, TimelineRecord, Update,
+    BranchRecord, DEFAULT_BRANCH, LaneRecord, Record, Row, Stored, TimelineRecord, Update,
 };
 use crate::storage::page::TimelineId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+/// Most that a counter may say, so that counting on does not overflow.
+pub(super) const MAX_NUMBER: u64 = u64::MAX >> 1;
+
 /// All that the catalog says.
 ///
-/// Invariants, held by [`State::set`]: `children` has an entry for each timeline with an ancestor;
-/// `names` counts the branches that point at each timeline.
+/// Invariants, held by [`CatalogState::set`]: `children` has an entry for each timeline with an
+/// ancestor; `names` counts the branches that point at each timeline.
 #[derive(Clone)]
-pub(in crate::storage) struct State {
+pub(in crate::storage) struct CatalogState {
     pub(in crate::storage) branches: BTreeMap<String, BranchRecord>,
     pub(in crate::storage) timelines: HashMap<u64, TimelineRecord>,
     /// Records of all other kinds, by table and key.
     others: BTreeMap<&'static str, BTreeMap<String, Stored>>,
-    pub(in crate::storage) children: HashMap<u64, BTreeSet<u64>>,
+    pub(super) children: HashMap<u64, BTreeSet<u64>>,
     pub(in crate::storage) names: HashMap<u64, u32>,
     /// The next free number of each kind.
     pub(in crate::storage) next: BTreeMap<&'static str, u64>,
 }
 
-impl Default for State {
+impl Default for CatalogState {
     fn default() -> Self {
         Self {
             branches: BTreeMap::new(),
@@ -41,28 +44,32 @@ fn gone(id: TimelineId) -> Error {
     Error::not_found("timeline_not_found", format!("timeline {id} does not exist any more"))
 }
 
-impl State {
+impl CatalogState {
     /// Whether both have the same records.
-    pub(in crate::storage) fn says_the_same(&self, other: &State) -> bool {
+    pub(super) fn says_the_same(&self, other: &CatalogState) -> bool {
         self.branches == other.branches
             && self.timelines == other.timelines
             && self.others == other.others
     }
 
     /// The record of a kind other than branches and timelines.
-    pub(in crate::storage) fn other<R: Record>(&self, key: &str) -> Option<&R> {
+    pub(super) fn other<R: Record>(&self, key: &str) -> Option<&R> {
         self.others.get(R::TABLE)?.get(key).and_then(R::from_stored)
     }
 
     /// All records of such a kind.
-    pub(in crate::storage) fn others<R: Record>(&self) -> impl Iterator<Item = (&String, &R)> {
+    pub(super) fn others<R: Record>(&self) -> impl Iterator<Item = (&String, &R)> {
         let records = self.others.get(R::TABLE).into_iter().flatten();
         records.filter_map(|(key, stored)| Some((key, R::from_stored(stored)?)))
     }
 
     /// Takes in a change.
-    pub(in crate::storage) fn apply(&mut self, change: Change) {
+    pub(in crate::storage) fn apply(&mut self, change: CatalogChange) {
         change.rows.into_iter().for_each(|row| self.set(row));
+        let (timelines, names) = (self.timelines.len(), self.names.len());
+        assert!(names <= timelines, "branches lead to {names} of {timelines} timelines");
+        let parents = self.children.len();
+        assert!(parents <= timelines, "{parents} of {timelines} timelines have children");
     }
 
     /// Takes in a row of a table: the only place where records change.
@@ -135,7 +142,7 @@ impl State {
         }
         for (id, lane, record) in &update.put_lanes {
             let mut timeline = self.timelines.get(&id.0).cloned().ok_or_else(|| gone(*id))?;
-            timeline.lanes[*lane as usize] = record.clone();
+            timeline.lanes[*lane] = record.clone();
             timelines.push((*id, timeline));
         }
         for (id, lanes) in &update.detach {
@@ -201,17 +208,26 @@ impl State {
             }
         }
         for (id, record) in &self.timelines {
+            let bad = |what: &str| {
+                Err(Error::corrupt(format!("timeline {} has {what}", TimelineId(*id))))
+            };
             // An ancestor is always older, so a chain ends.
             if record
                 .ancestor
                 .as_ref()
                 .is_some_and(|a| a.timeline >= *id || !self.timelines.contains_key(&a.timeline))
             {
-                return Err(Error::corrupt(format!(
-                    "timeline {} has no sound ancestor",
-                    TimelineId(*id)
-                )));
+                return bad("no sound ancestor");
             }
+            if *id >= self.next["timeline"] {
+                return bad("a number that was not given out yet");
+            }
+            if !record.lanes.iter().all(LaneRecord::is_sound) {
+                return bad("layers or files that cannot be");
+            }
+        }
+        if self.next.values().any(|next| *next > MAX_NUMBER) {
+            return Err(Error::corrupt(format!("numbers are used up: {:?}", self.next)));
         }
         Ok(())
     }

@@ -7,16 +7,15 @@ use redb::TableDefinition;
 pub(in crate::storage) const CATALOG_FILE: &str = "catalog";
 
 /// The table of numbers: formats, counters and the store's own number.
-pub(in crate::storage) const NUMBERS: TableDefinition<'_, &str, u64> =
-    TableDefinition::new("numbers");
+pub(super) const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 /// The table of a kind of record: JSON by key.
-pub(in crate::storage) fn table(name: &str) -> TableDefinition<'_, &str, &[u8]> {
+pub(super) fn table(name: &str) -> TableDefinition<'_, &str, &[u8]> {
     TableDefinition::new(name)
 }
 
 /// An error of the database, met while `doing` something to the catalog.
-pub(in crate::storage) fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
+pub(super) fn failed(doing: &str, error: impl Into<redb::Error>) -> Error {
     match error.into() {
         redb::Error::Io(error) => Error::io(format!("{doing} the catalog"), &error),
         redb::Error::Corrupted(what) => Error::corrupt(format!(

@@ -1,22 +1,22 @@
-//! The number of the catalog's newest change, kept in a file beside it: the catalog cannot go back
+//! The number of the catalog's newest change, in a file beside it: the catalog cannot go back
 //! unnoticed.
 //!
 //! `redb` and the journal make a change durable with one sync. If the newest change does not check
-//! after a crash, it is taken for one that the crash cut off, and what was before it is shown. That
-//! is right, unless it was durable and something damaged it since. So the number of each change
-//! that is durable is noted here, and an opening refuses a catalog that has fewer.
+//! after a crash, they take it for one that the crash cut off, and show what was before. That is
+//! right, unless the change was durable and something damaged it since. So the number of each
+//! durable change is noted here, and an opening refuses a catalog that has fewer changes.
 //!
-//! A note costs a write and no sync, which follows within a second. A power loss in between can
+//! A note costs a write and no sync. The sync follows within a second. A power loss in between can
 //! lose notes: they say what there was at least.
 
 use crate::error::{Error, Result};
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, settle};
 use crate::storage::sabotage::{self, Defect};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(in crate::storage) const WITNESS_FILE: &str = "witness";
+pub(super) const WITNESS_FILE: &str = "witness";
 const MAGIC: [u8; 8] = *b"COPPICEW";
 const FORMAT: u32 = 1;
 const CRC_OFFSET: usize = 12;
@@ -32,7 +32,7 @@ const PLACES: u64 = 3;
 const PLACE_BYTES: u64 = 4096;
 
 /// The open file.
-pub(in crate::storage) struct Witness {
+pub(super) struct Witness {
     file: Arc<dyn DiskFile>,
     unsynced: AtomicBool,
     /// The place that is not written to.
@@ -81,7 +81,7 @@ fn decode(bytes: &[u8; NOTE_BYTES]) -> Note {
 
 impl Witness {
     /// Opens or makes the file.
-    pub(in crate::storage) fn open(disk: &Arc<dyn Disk>) -> Result<Self> {
+    pub(super) fn open(disk: &Arc<dyn Disk>) -> Result<Self> {
         let failed = |error: io::Error| Error::io(format!("open the file {WITNESS_FILE}"), &error);
         let file = match disk.open(WITNESS_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -91,8 +91,7 @@ impl Witness {
             }
             opened => opened.map_err(failed)?,
         };
-        // What is found may so far be only in the cache, or there only, if a sync failed.
-        file.sync().and_then(|()| file.drop_cache()).map_err(failed)?;
+        settle(&*file).map_err(failed)?;
         // The room is taken now, so that a full disk takes notes.
         let length = file.len_bytes().map_err(failed)?;
         let missing = usize::try_from((PLACES * PLACE_BYTES).saturating_sub(length)).unwrap_or(0);
@@ -104,7 +103,7 @@ impl Witness {
     }
 
     /// Refuses a catalog of `store` with so many changes if there were more.
-    pub(in crate::storage) fn check(&self, store: Option<u64>, changes: u64) -> Result<()> {
+    pub(super) fn check(&self, store: Option<u64>, changes: u64) -> Result<()> {
         let mut notes = Vec::new();
         for nth in 0..PLACES {
             let mut bytes = [0; NOTE_BYTES];
@@ -148,11 +147,14 @@ impl Witness {
 
     fn next_place(&self) -> u64 {
         let turn = self.turn.load(Ordering::SeqCst) % (PLACES - 1);
-        (self.kept.load(Ordering::SeqCst) + 1 + turn) % PLACES
+        let kept = self.kept.load(Ordering::SeqCst);
+        let place = (kept + 1 + turn) % PLACES;
+        assert_ne!(place, kept, "the note that is kept would be written over");
+        place
     }
 
     /// Makes the first note after an opening, and keeps it.
-    pub(in crate::storage) fn begin(&self, store: u64, changes: u64) {
+    pub(super) fn begin(&self, store: u64, changes: u64) {
         let place = self.next_place();
         if self.note(store, changes) && self.sync() {
             self.kept.store(place, Ordering::SeqCst);
@@ -161,7 +163,7 @@ impl Witness {
 
     /// Notes that so many changes are durable; false if that failed. Without the note nothing is
     /// lost, so it is no error.
-    pub(in crate::storage) fn note(&self, store: u64, changes: u64) -> bool {
+    pub(super) fn note(&self, store: u64, changes: u64) -> bool {
         let written =
             self.file.write_all_at(&[&encode(store, changes)], self.next_place() * PLACE_BYTES);
         self.unsynced.store(true, Ordering::SeqCst);
@@ -181,7 +183,7 @@ impl Witness {
     }
 
     /// Makes what was noted survive a power loss; false if that failed.
-    pub(in crate::storage) fn sync(&self) -> bool {
+    pub(super) fn sync(&self) -> bool {
         if !self.unsynced.swap(false, Ordering::SeqCst) {
             return true;
         }

@@ -2,14 +2,12 @@
 //! pages from the system.
 
 use crate::locks::lock;
+use crate::storage::disk::BLOCK_BYTES;
 use std::sync::Mutex;
 
-/// What direct I/O must be a multiple of, in memory and in the file: the largest block of common
-/// disks.
-pub(in crate::storage) const BLOCK_BYTES: usize = 4096;
 /// Bytes that are kept before they are written without being asked for: more than the kernel hands
 /// over at once.
-pub(in crate::storage) const BUFFER_BYTES: usize = (1 << 20) + (128 << 10);
+pub(super) const BUFFER_BYTES: usize = (1 << 20) + (128 << 10);
 
 /// Memory that nobody uses at the moment.
 static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -17,7 +15,7 @@ static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 const POOLED: usize = 8;
 
 /// The part of a file from `start` on, as direct I/O wants it.
-pub(in crate::storage) struct Buffer {
+pub(super) struct Buffer {
     memory: Vec<u8>,
     /// Where in `memory` the bytes begin.
     shift: usize,
@@ -26,20 +24,22 @@ pub(in crate::storage) struct Buffer {
 }
 
 impl Buffer {
-    pub(in crate::storage) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let used = lock(&POOL).pop();
         let memory = used.unwrap_or_else(|| vec![0; BUFFER_BYTES + BLOCK_BYTES]);
         let shift = memory.as_ptr().align_offset(BLOCK_BYTES);
+        assert!(shift < BLOCK_BYTES, "memory that begins {shift} bytes before a block");
         Self { memory, shift, start: 0, length: 0 }
     }
 
     /// A new one that goes on where `other` ends, with what is in its last block unless that is
     /// full.
-    pub(in crate::storage) fn following(other: &Self) -> Self {
+    pub(super) fn following(other: &Self) -> Self {
         let whole = other.length / BLOCK_BYTES * BLOCK_BYTES;
         let mut next = Self::new();
         next.start = other.start + whole as u64;
         next.push(&other.bytes()[whole..]);
+        assert_eq!(next.end(), other.end(), "goes on where the other ends");
         next
     }
 
@@ -47,11 +47,11 @@ impl Buffer {
         self.start
     }
 
-    pub(in crate::storage) fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.start + self.length as u64
     }
 
-    pub(in crate::storage) fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.length == BUFFER_BYTES
     }
 
@@ -65,20 +65,20 @@ impl Buffer {
     }
 
     /// Takes as many of `bytes` as there is room for.
-    pub(in crate::storage) fn push(&mut self, bytes: &[u8]) -> usize {
+    pub(super) fn push(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(BUFFER_BYTES - self.length);
         self.memory[self.shift + self.length..][..count].copy_from_slice(&bytes[..count]);
         self.length += count;
         count
     }
 
-    pub(in crate::storage) fn fill_last_block(&mut self) {
+    pub(super) fn fill_last_block(&mut self) {
         let rest = self.length.next_multiple_of(BLOCK_BYTES) - self.length;
         self.memory[self.shift + self.length..][..rest].fill(0);
     }
 
     /// Copies what it holds of the part of the file from `offset` on.
-    pub(in crate::storage) fn copy_to(&self, target: &mut [u8], offset: u64) {
+    pub(super) fn copy_to(&self, target: &mut [u8], offset: u64) {
         let (from, to) = (offset.max(self.start), (offset + target.len() as u64).min(self.end()));
         if from < to {
             let count = distance(from, to);
@@ -98,6 +98,6 @@ impl Drop for Buffer {
 }
 
 /// Bytes between two offsets of what is in memory.
-pub(in crate::storage) fn distance(from: u64, to: u64) -> usize {
+pub(super) fn distance(from: u64, to: u64) -> usize {
     usize::try_from(to - from).unwrap_or(usize::MAX)
 }

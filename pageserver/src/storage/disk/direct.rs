@@ -1,27 +1,26 @@
 //! Files of a local disk that are written past the operating system's page cache: those that are
 //! appended to, and those that are filled with zeros beforehand.
 //!
-//! What is written is copied into a buffer. A full one is written by a thread behind everybody's
-//! back, so that appending waits for the disk only when it outruns it; the rest stays in memory
-//! until the next sync, which for a file whose blocks were written before is one system call.
-//! Through the page cache each page costs memory that is fresh, is kept twice, since the mount
-//! above keeps what was written as well, and is looked for once more when it is written back.
+//! Bytes are copied into a buffer. A thread in the background writes full buffers, so appending
+//! waits for the disk only when it outruns the thread. The rest stays in memory until the next
+//! sync. For a file whose blocks were written before, a sync is one system call. The page cache
+//! would cost fresh memory for each page, keep a second copy of what the mount above caches as
+//! well, and be searched again at write-back.
 //!
 //! Invariants: writes go to the end. The buffers in `leaving`, oldest first, and `filling` hold all
-//! of the file from where the first of them begins; what lies before it is handed to the disk. A
-//! last block that is not full is written again together with what comes next; its first bytes are
-//! the same then, so that a write cut short leaves them as they were.
+//! of the file from where the first of them begins; the disk has what lies before. A last block
+//! that is not full is written again together with what comes next. Its first bytes are the same
+//! then, so a write that is cut short leaves them as they were.
 
 #[cfg(test)]
 #[path = "direct_tests.rs"]
 mod tests;
 
-pub(in crate::storage) use crate::storage::disk::buffer::BLOCK_BYTES;
-
 use crate::locks::lock;
 use crate::storage::disk::buffer::{Buffer, distance};
+use crate::storage::disk::cached::LocalFile;
 use crate::storage::disk::slow::Watch;
-use crate::storage::disk::{DiskFile, LocalFile, Mapping};
+use crate::storage::disk::{BLOCK_BYTES, DiskFile, Mapping, ZEROS};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -31,22 +30,12 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Threads that write full buffers. A file is written by one at a time.
 const WRITERS: usize = 2;
-/// Full buffers of a file that may be in memory. Whoever has appended helps to write more.
+/// Full buffers of a file that may be in memory. An append helps to write more.
 const MAX_LEAVING: usize = 4;
-
-/// How much is filled at a time: commits wait behind it.
-const PIECE_BYTES: usize = 128 << 10;
-
-#[repr(align(4096))]
-struct Aligned([u8; PIECE_BYTES]);
-
-static ALIGNED_ZEROS: Aligned = Aligned([0; PIECE_BYTES]);
-/// Zeros in memory as direct I/O wants it.
-pub(in crate::storage) static ZEROS: &[u8] = &ALIGNED_ZEROS.0;
 
 /// Opens a file to write to it past the page cache, in whole blocks, and clears its first one;
 /// `None` if the file system has no direct I/O.
-pub(in crate::storage) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
+pub(super) fn open(path: &Path, flags: i32) -> io::Result<Option<File>> {
     let options = nix::libc::O_DIRECT | flags;
     // Some file systems take the flag, and then no write.
     let opened = OpenOptions::new().write(true).custom_flags(options).open(path);
@@ -59,7 +48,7 @@ pub(in crate::storage) fn open(path: &Path, flags: i32) -> io::Result<Option<Fil
 
 /// The threads that write full buffers, files in turns; they end when the last clone is dropped.
 #[derive(Clone)]
-pub(in crate::storage) struct Writers(Arc<mpsc::Sender<Arc<Appended>>>);
+pub(super) struct Writers(Arc<mpsc::Sender<Arc<Appended>>>);
 
 impl Writers {
     /// Starts the threads.
@@ -86,10 +75,10 @@ impl Writers {
 }
 
 /// What became of the first write or sync that failed.
-struct Failure(io::ErrorKind, String);
+struct FirstFailure(io::ErrorKind, String);
 
 #[derive(Default)]
-struct State {
+struct AppendState {
     /// Takes what is written; `None` once all is on the disk and nothing more comes.
     filling: Option<Buffer>,
     /// Whether `filling` has bytes that were never on their way to the disk.
@@ -102,33 +91,35 @@ struct State {
     finished: bool,
     /// Why something was lost that was to be written, so that nobody may be told that it is on the
     /// disk.
-    failed: Option<Failure>,
+    failed: Option<FirstFailure>,
 }
 
-impl State {
+impl AppendState {
     fn refuse_if_failed(&self) -> io::Result<()> {
         match &self.failed {
             None => Ok(()),
-            Some(Failure(kind, why)) => {
+            Some(FirstFailure(kind, why)) => {
                 Err(io::Error::new(*kind, format!("{why} (an earlier write to the file)")))
             }
         }
     }
 
     fn fail(&mut self, error: &io::Error) {
-        self.failed.get_or_insert_with(|| Failure(error.kind(), error.to_string()));
+        self.failed.get_or_insert_with(|| FirstFailure(error.kind(), error.to_string()));
     }
 
     /// Lets `filling` leave.
     fn turn_over(&mut self) {
         let Some(mut full) = self.filling.take() else { return };
+        let end = self.leaving.back().map_or(full.start(), |last| last.end());
+        assert!(full.start() <= end, "nothing from {end} to {} is in memory", full.start());
         self.filling = Some(Buffer::following(&full));
         self.unwritten = false;
         full.fill_last_block();
         self.leaving.push_back(Arc::new(full));
     }
 
-    /// Lets go of all memory once it is needed for nothing.
+    /// Frees all memory once nothing needs it.
     fn tidy(&mut self) {
         if self.finished && !self.unwritten && self.leaving.is_empty() {
             self.filling = None;
@@ -141,7 +132,7 @@ struct Appended {
     direct: File,
     /// Whether a write is durable only after a sync, because it may have made the file grow.
     grows: bool,
-    state: Mutex<State>,
+    state: Mutex<AppendState>,
     /// Held while writing; taken before `state`.
     writing: Mutex<()>,
 }
@@ -149,7 +140,7 @@ struct Appended {
 impl Appended {
     /// Writes as many of the buffers that are leaving, oldest first, as `count` says once it is
     /// this one's turn.
-    fn write_out(&self, count: impl FnOnce(&mut State) -> usize) -> io::Result<()> {
+    fn write_out(&self, count: impl FnOnce(&mut AppendState) -> usize) -> io::Result<()> {
         let _turn = lock(&self.writing);
         let count = {
             let mut state = lock(&self.state);
@@ -172,7 +163,7 @@ impl Appended {
         Ok(())
     }
 
-    /// Writes one full buffer; whether there are more. Whoever appends or syncs next learns of an
+    /// Writes one full buffer; whether there are more. The next append or sync returns an
     /// error.
     fn write_behind(&self) -> bool {
         let watch = Watch::new("write of a log");
@@ -207,7 +198,7 @@ impl Appended {
 }
 
 /// A file that is appended to. See the module.
-pub(in crate::storage) struct DirectFile {
+pub(super) struct DirectFile {
     /// For all but appending.
     cached: LocalFile,
     appended: Arc<Appended>,
@@ -217,7 +208,7 @@ pub(in crate::storage) struct DirectFile {
 impl DirectFile {
     /// Opens a file whose blocks have been written before, to append to it from its beginning;
     /// `None` if the file system has no direct I/O.
-    pub(in crate::storage) fn open(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
+    pub(super) fn open(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
         let file = Self::open_with(path, nix::libc::O_DSYNC, writers)?;
         if let Some(file) = &file {
             // With pages of it cached each write would have to look for them.
@@ -227,17 +218,15 @@ impl DirectFile {
     }
 
     /// The same of a file that is empty.
-    pub(in crate::storage) fn open_empty(
-        path: &Path,
-        writers: &Writers,
-    ) -> io::Result<Option<Self>> {
+    pub(super) fn open_empty(path: &Path, writers: &Writers) -> io::Result<Option<Self>> {
         Self::open_with(path, 0, writers)
     }
 
     fn open_with(path: &Path, flags: i32, writers: &Writers) -> io::Result<Option<Self>> {
         let cached = LocalFile(OpenOptions::new().read(true).write(true).open(path)?);
         let Some(direct) = open(path, flags)? else { return Ok(None) };
-        let state = Mutex::new(State { filling: Some(Buffer::new()), ..State::default() });
+        let state =
+            Mutex::new(AppendState { filling: Some(Buffer::new()), ..AppendState::default() });
         let appended = Appended { direct, grows: flags == 0, state, writing: Mutex::default() };
         Ok(Some(Self { cached, appended: Arc::new(appended), writers: writers.clone() }))
     }
@@ -332,9 +321,11 @@ impl DiskFile for DirectFile {
         let _nobody_writes = lock(&self.appended.writing);
         let mut state = lock(&self.appended.state);
         let given_up =
-            Failure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
-        let before =
-            std::mem::replace(&mut *state, State { failed: Some(given_up), ..State::default() });
+            FirstFailure(io::ErrorKind::Other, "what was not on the disk was given up".to_owned());
+        let before = std::mem::replace(
+            &mut *state,
+            AppendState { failed: Some(given_up), ..AppendState::default() },
+        );
         before.failed.is_none()
     }
 

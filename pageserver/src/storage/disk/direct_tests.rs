@@ -1,9 +1,10 @@
 //! Tests of files that are written past the page cache.
 
 use super::*;
+use crate::storage::disk::Disk;
 use crate::storage::disk::buffer::BUFFER_BYTES;
-use crate::storage::disk::sim::Random;
-use crate::storage::disk::{Disk, LocalDisk};
+use crate::storage::disk::local::LocalDisk;
+use crate::storage::disk::random::Random;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,7 +45,8 @@ impl Lab {
     fn open_refusing(&self) -> DirectFile {
         let path = self.directory.join("file");
         let cached = LocalFile(OpenOptions::new().read(true).write(true).open(&path).unwrap());
-        let state = Mutex::new(State { filling: Some(Buffer::new()), ..State::default() });
+        let state =
+            Mutex::new(AppendState { filling: Some(Buffer::new()), ..AppendState::default() });
         let direct = File::open(path).unwrap();
         let appended =
             Arc::new(Appended { direct, grows: false, state, writing: Mutex::default() });

@@ -24,10 +24,10 @@ pub struct Overlay {
 struct OverlayFile {
     /// None if the file was made here.
     base: Option<Arc<dyn DiskFile>>,
-    contents: Mutex<Contents>,
+    contents: Mutex<OverlayContents>,
 }
 
-struct Contents {
+struct OverlayContents {
     length: u64,
     /// Bytes of the base that still show: a file that is cut shows zeros when it grows again.
     shown: u64,
@@ -49,7 +49,7 @@ impl Overlay {
         }
         let base = self.base.open(name)?;
         let length = base.len_bytes()?;
-        let contents = Contents { length, shown: length, blocks: BTreeMap::new() };
+        let contents = OverlayContents { length, shown: length, blocks: BTreeMap::new() };
         let file = Arc::new(OverlayFile { base: Some(base), contents: Mutex::new(contents) });
         names.insert(name.to_owned(), Some(Arc::clone(&file)));
         Ok(file)
@@ -67,7 +67,7 @@ impl Disk for Overlay {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let contents = Contents { length: 0, shown: 0, blocks: BTreeMap::new() };
+        let contents = OverlayContents { length: 0, shown: 0, blocks: BTreeMap::new() };
         let file = Arc::new(OverlayFile { base: None, contents: Mutex::new(contents) });
         lock(&self.names).insert(name.to_owned(), Some(Arc::clone(&file)));
         Ok(file)
@@ -199,6 +199,7 @@ impl DiskFile for OverlayFile {
             }
         }
         contents.length = length;
+        assert!(contents.shown <= length, "shows {} of {length} bytes", contents.shown);
         Ok(())
     }
 
@@ -225,7 +226,8 @@ impl DiskFile for OverlayFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::{Random, SimDisk};
+    use crate::storage::disk::random::Random;
+    use crate::storage::disk::sim::SimDisk;
 
     #[test]
     fn an_overlay_shows_what_a_plain_disk_would_and_changes_nothing_below() {

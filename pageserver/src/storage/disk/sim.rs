@@ -1,5 +1,5 @@
 //! A disk in memory that can lose what was not synced: the twin of
-//! [`LocalDisk`](crate::storage::disk::LocalDisk) for tests.
+//! [`LocalDisk`](crate::storage::disk::local::LocalDisk) for tests.
 //!
 //! It keeps every file twice, as written and as synced, and every directory twice likewise. Faults
 //! it injects: power loss that keeps all, none or a seeded subset of the unsynced 512-byte sectors
@@ -9,59 +9,16 @@
 //! After a failed sync the cache shows what never reached the medium, as Linux does, until it is
 //! dropped.
 
-use crate::storage::disk::direct::{BLOCK_BYTES, ZEROS};
-use crate::storage::disk::sim_contents::{Contents, Image};
-use crate::storage::disk::{Disk, DiskFile, Mapping};
-use std::collections::BTreeMap;
+use crate::locks::lock;
+use crate::storage::disk::random::Random;
+use crate::storage::disk::sim_contents::{SectorImage, SimContents};
+use crate::storage::disk::sim_state::{SimFailure, SimState, Stall, mix_names};
+use crate::storage::disk::{BLOCK_BYTES, Disk, DiskFile, Mapping, ZEROS};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How far from where it should a write goes that is misdirected.
 const MISDIRECTED_BY: usize = 4096;
-
-#[derive(Default)]
-struct State {
-    contents: BTreeMap<u64, Contents>,
-    names: BTreeMap<String, u64>,
-    synced_names: BTreeMap<String, u64>,
-    next_file: u64,
-    /// Which writes and syncs fail, after so many more that do not.
-    failure: Option<(Failure, u64)>,
-    struck: bool,
-    /// Reads left before one fails.
-    read_failure_after: Option<u64>,
-    /// Writes of lanes and layers left before one goes elsewhere.
-    misdirection_after: Option<u64>,
-    /// Syncs left before one says that it was done, and was not.
-    lie_after: Option<u64>,
-    stall: Stall,
-    capacity_bytes: Option<u64>,
-    /// What was done, one line each, for golden tests of the order of durability.
-    trace: Vec<String>,
-}
-
-/// Writes and syncs that fail.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    All,
-    One,
-    /// One of this file.
-    OneOf(&'static str),
-    /// All, because the process that asks is as good as dead; the disk is sound.
-    Stop,
-}
-
-/// A sync that takes its time.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Stall {
-    /// None does.
-    #[default]
-    Not,
-    /// The next one of a lane's file will.
-    Next,
-    /// One has begun.
-    Begun,
-}
 
 /// What a power loss does to sectors written but not synced.
 #[derive(Clone, Copy, Debug)]
@@ -76,11 +33,11 @@ pub enum Unsynced {
 
 /// The simulated disk; clones share it.
 #[derive(Clone, Default)]
-pub struct SimDisk(Arc<Shared>);
+pub struct SimDisk(Arc<SimShared>);
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SimShared {
+    state: Mutex<SimState>,
     /// Told when a sync that takes its time may end.
     ended: Condvar,
 }
@@ -92,14 +49,14 @@ struct SimFile {
 }
 
 impl SimDisk {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, SimState> {
+        lock(&self.0.state)
     }
 
     /// The disk as it is found after a power loss.
     pub fn after_power_loss(&self, unsynced: Unsynced) -> SimDisk {
         let state = self.state();
-        let mut survivor = State { next_file: state.next_file, ..State::default() };
+        let mut survivor = SimState { next_file: state.next_file, ..SimState::default() };
         let mut random = Random(if let Unsynced::Mixed(seed) = unsynced { seed } else { 1 });
         let names = match unsynced {
             Unsynced::Kept => state.names.clone(),
@@ -113,11 +70,11 @@ impl SimDisk {
                 Unsynced::Lost => contents.synced.clone(),
                 Unsynced::Mixed(_) => contents.mix(&mut random),
             };
-            survivor.contents.insert(*number, Contents::synced(image));
+            survivor.contents.insert(*number, SimContents::synced(image));
             survivor.names.insert(name.clone(), *number);
         }
         survivor.synced_names = survivor.names.clone();
-        SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
+        SimDisk(Arc::new(SimShared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
     /// The disk as a process finds it that starts after another was killed: as that wrote it, and
@@ -128,35 +85,35 @@ impl SimDisk {
         for (number, contents) in &mut contents {
             contents.lose_end(state.trace.len() as u64 + number);
         }
-        let survivor = State {
+        let survivor = SimState {
             contents,
             names: state.names.clone(),
             synced_names: state.synced_names.clone(),
             next_file: state.next_file,
-            ..State::default()
+            ..SimState::default()
         };
-        SimDisk(Arc::new(Shared { state: Mutex::new(survivor), ended: Condvar::new() }))
+        SimDisk(Arc::new(SimShared { state: Mutex::new(survivor), ended: Condvar::new() }))
     }
 
     /// Lets `count` more writes and syncs succeed, then fails all; `None` for no more failures.
     pub fn fail_after(&self, count: Option<u64>) {
-        self.state().failure = count.map(|count| (Failure::All, count));
+        self.state().failure = count.map(|count| (SimFailure::All, count));
     }
 
     /// Lets `count` more writes and syncs be done, and the process that asks for more be stopped in
     /// the midst of the next.
     pub fn stop_after(&self, count: u64) {
-        self.state().failure = Some((Failure::Stop, count));
+        self.state().failure = Some((SimFailure::Stop, count));
     }
 
     /// Lets `count` more writes and syncs succeed, fails one, and lets all others succeed.
     pub fn fail_once_after(&self, count: u64) {
-        self.state().failure = Some((Failure::One, count));
+        self.state().failure = Some((SimFailure::One, count));
     }
 
     /// The same, counting only what is done to one file.
     pub fn fail_once_in(&self, name: &'static str, count: u64) {
-        self.state().failure = Some((Failure::OneOf(name), count));
+        self.state().failure = Some((SimFailure::OneOf(name), count));
     }
 
     /// Lets `count` more syncs be done, and one only say so. The next one of the same file or
@@ -234,85 +191,12 @@ impl SimDisk {
         let contents = state.contents.entry(number).or_default();
         let mut bytes = contents.written.to_vec();
         change(&mut bytes);
-        *contents = Contents::synced(Image::from(bytes.as_slice()));
+        *contents = SimContents::synced(SectorImage::from(bytes.as_slice()));
     }
 
     /// The operations since the last call, one line each.
     pub fn take_trace(&self) -> Vec<String> {
         std::mem::take(&mut self.state().trace)
-    }
-}
-
-/// The names in each directory, as they are or as they were synced.
-fn mix_names(state: &State, random: &mut Random) -> BTreeMap<String, u64> {
-    let directory =
-        |name: &str| name.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
-    let mut survived = BTreeMap::new();
-    for name in state.names.keys().chain(state.synced_names.keys()) {
-        survived.entry(directory(name)).or_insert_with(|| random.below(2) == 1);
-    }
-    let kept = |names: &BTreeMap<String, u64>, as_is: bool| {
-        let chosen = names.iter().filter(|(name, _)| survived[&directory(name)] == as_is);
-        chosen.map(|(name, number)| (name.clone(), *number)).collect::<Vec<_>>()
-    };
-    kept(&state.names, true).into_iter().chain(kept(&state.synced_names, false)).collect()
-}
-
-/// A small seeded generator (xorshift64*), so that a failure replays from its seed.
-pub struct Random(pub u64);
-
-#[cfg(test)]
-impl Random {
-    /// So many bytes of rows as they are in tables.
-    pub(in crate::storage) fn rows(&mut self, bytes: usize) -> Vec<u8> {
-        let mut rows = String::new();
-        while rows.len() < bytes {
-            rows += &format!("{:8}|{}|0|{:48}|", self.below(99_999), self.below(9), "paid");
-        }
-        rows.into_bytes()[..bytes].to_vec()
-    }
-}
-
-impl Random {
-    /// The next number below `limit`, which is at least 1.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        let mut x = self.0 | 1;
-        x ^= x >> 12;
-        x ^= x << 25;
-        x ^= x >> 27;
-        self.0 = x;
-        (x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16) % limit
-    }
-}
-
-impl State {
-    fn misdirects(&mut self) -> bool {
-        let now = self.misdirection_after == Some(0);
-        self.misdirection_after = self.misdirection_after.and_then(|left| left.checked_sub(1));
-        now
-    }
-
-    fn lies(&mut self) -> bool {
-        let now = self.lie_after == Some(0);
-        self.lie_after = self.lie_after.and_then(|left| left.checked_sub(1));
-        now
-    }
-
-    /// Notes what is done to a file or directory, and says whether it fails.
-    fn step(&mut self, verb: &str, name: &str, how: &str) -> io::Result<()> {
-        self.trace.push(format!("{verb} {name}{}{how}", if how.is_empty() { "" } else { " " }));
-        let Some((failure, left)) = &mut self.failure else { return Ok(()) };
-        match failure {
-            Failure::OneOf(only) if *only != name => return Ok(()),
-            _ if *left > 0 => {
-                *left -= 1;
-                return Ok(());
-            }
-            Failure::One | Failure::OneOf(_) => self.failure = None,
-            Failure::All | Failure::Stop => {}
-        }
-        self.struck = true;
-        Err(io::Error::other("simulated I/O failure"))
     }
 }
 
@@ -382,7 +266,7 @@ impl DiskFile for SimFile {
             && !lies
             && state.stall == Stall::Next
             && self.name.starts_with("lanes/");
-        let stops = matches!(state.failure, Some((Failure::Stop, _)));
+        let stops = matches!(state.failure, Some((SimFailure::Stop, _)));
         let contents = state.contents.entry(self.number).or_default();
         match &outcome {
             Err(_) if stops => {}
@@ -484,7 +368,7 @@ impl Disk for SimDisk {
         state.step("create", name, "")?;
         let number = state.next_file;
         state.next_file += 1;
-        state.contents.insert(number, Contents::default());
+        state.contents.insert(number, SimContents::default());
         state.names.insert(name.to_owned(), number);
         Ok(Arc::new(SimFile { disk: self.clone(), number, name: name.to_owned() }))
     }

@@ -1,6 +1,6 @@
 //! What a file of the simulated disk holds: as it was written, and as it is on the medium.
 
-use crate::storage::disk::sim::Random;
+use crate::storage::disk::random::Random;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
@@ -15,13 +15,13 @@ static ZEROS: LazyLock<Arc<[u8; CHUNK_BYTES]>> = LazyLock::new(|| Arc::new([0; C
 
 /// The bytes of a file. Copies are cheap: they share what none of them has changed.
 #[derive(Clone, Default)]
-pub(in crate::storage) struct Image {
+pub(super) struct SectorImage {
     chunks: Vec<Arc<[u8; CHUNK_BYTES]>>,
     length: usize,
 }
 
-impl Image {
-    pub(in crate::storage) fn len(&self) -> usize {
+impl SectorImage {
+    pub(super) fn len(&self) -> usize {
         self.length
     }
 
@@ -36,7 +36,7 @@ impl Image {
     }
 
     /// Bytes past the end are not kept: a file that grows again has zeros there.
-    pub(in crate::storage) fn resize(&mut self, length: usize) {
+    pub(super) fn resize(&mut self, length: usize) {
         if length < self.length {
             let last = self.length.min(length.next_multiple_of(CHUNK_BYTES));
             self.put(length..last, |part, _| part.fill(0));
@@ -67,7 +67,7 @@ impl Image {
     }
 
     /// Reads a range; false if the file ends before it does.
-    pub(in crate::storage) fn read(&self, start: usize, buffer: &mut [u8]) -> bool {
+    pub(super) fn read(&self, start: usize, buffer: &mut [u8]) -> bool {
         let Some(end) = start.checked_add(buffer.len()).filter(|end| *end <= self.length) else {
             return false;
         };
@@ -89,7 +89,7 @@ impl Image {
         })
     }
 
-    pub(in crate::storage) fn to_vec(&self) -> Vec<u8> {
+    pub(super) fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.length];
         self.read(0, &mut bytes);
         bytes
@@ -114,7 +114,7 @@ impl Image {
     }
 }
 
-impl From<&[u8]> for Image {
+impl From<&[u8]> for SectorImage {
     fn from(bytes: &[u8]) -> Self {
         let mut image = Self::default();
         image.resize(bytes.len());
@@ -125,9 +125,9 @@ impl From<&[u8]> for Image {
 
 /// A file as it was written and as it was synced.
 #[derive(Clone, Default)]
-pub(in crate::storage) struct Contents {
-    pub(in crate::storage) written: Image,
-    pub(in crate::storage) synced: Image,
+pub(super) struct SimContents {
+    pub(super) written: SectorImage,
+    pub(super) synced: SectorImage,
     /// Sectors written since the last sync.
     dirty: BTreeSet<usize>,
     /// Whether a sync failed, so that what was not synced will never be.
@@ -136,26 +136,26 @@ pub(in crate::storage) struct Contents {
     appended: bool,
 }
 
-impl Contents {
+impl SimContents {
     /// What is on the medium.
-    pub(in crate::storage) fn synced(image: Image) -> Self {
+    pub(super) fn synced(image: SectorImage) -> Self {
         Self { written: image.clone(), synced: image, ..Self::default() }
     }
 
-    pub(in crate::storage) fn write(&mut self, start: usize, bytes: &[u8]) {
+    pub(super) fn write(&mut self, start: usize, bytes: &[u8]) {
         self.written.resize(self.written.len().max(start + bytes.len()));
         self.written.write(start, bytes);
         self.dirty.extend(start / SECTOR_BYTES..(start + bytes.len()).div_ceil(SECTOR_BYTES));
     }
 
     /// From now on it is appended to, by one who keeps what is written in memory for a while.
-    pub(in crate::storage) fn begin_appending(&mut self) {
+    pub(super) fn begin_appending(&mut self) {
         self.appended = true;
     }
 
     /// Whoever appended to it has ended, and of what was not synced, in order, an end was only in
     /// memory.
-    pub(in crate::storage) fn lose_end(&mut self, seed: u64) {
+    pub(super) fn lose_end(&mut self, seed: u64) {
         if !std::mem::take(&mut self.appended) {
             return;
         }
@@ -170,13 +170,13 @@ impl Contents {
     }
 
     /// Changes the length. What is cut off may come back as zeros.
-    pub(in crate::storage) fn set_len(&mut self, length: usize) {
+    pub(super) fn set_len(&mut self, length: usize) {
         self.dirty.extend(length / SECTOR_BYTES..self.written.len().div_ceil(SECTOR_BYTES));
         self.written.resize(length);
     }
 
     /// What is found after a power loss that keeps some of what was not synced.
-    pub(in crate::storage) fn mix(&self, random: &mut Random) -> Image {
+    pub(super) fn mix(&self, random: &mut Random) -> SectorImage {
         let grown = self.written.len().saturating_sub(self.synced.len()) as u64;
         let length = self.synced.len() + usize::try_from(random.below(grown + 1)).unwrap_or(0);
         let mut image = self.synced.clone();
@@ -190,12 +190,12 @@ impl Contents {
     }
 
     /// What a sync that begins now has to reach.
-    pub(in crate::storage) fn begin_sync(&self) -> Vec<(usize, Vec<u8>)> {
+    pub(super) fn begin_sync(&self) -> Vec<(usize, Vec<u8>)> {
         self.dirty.iter().map(|nth| (*nth, self.written.sector(*nth).to_vec())).collect()
     }
 
     /// Ends a sync. What was written since it began is no more on the medium than before.
-    pub(in crate::storage) fn end_sync(&mut self, begun: &[(usize, Vec<u8>)], length: usize) {
+    pub(super) fn end_sync(&mut self, begun: &[(usize, Vec<u8>)], length: usize) {
         self.synced.resize(self.synced.len().max(length));
         for (nth, bytes) in begun {
             self.synced.write(nth * SECTOR_BYTES, bytes);
@@ -205,14 +205,14 @@ impl Contents {
         }
     }
 
-    pub(in crate::storage) fn sync(&mut self) {
+    pub(super) fn sync(&mut self) {
         self.synced.resize(self.written.len());
         self.dirty.iter().for_each(|sector| self.synced.copy(&self.written, *sector));
         self.dirty.clear();
     }
 
     /// All, none or some of it is on the medium; the rest the system takes for written from now on.
-    pub(in crate::storage) fn fail(&mut self, seed: u64) {
+    pub(super) fn fail(&mut self, seed: u64) {
         match seed % 4 {
             0 => self.sync(),
             1 => {}
@@ -223,7 +223,7 @@ impl Contents {
     }
 
     /// After a failed sync the file is found as it is on the medium, and as it was written since.
-    pub(in crate::storage) fn drop_cache(&mut self) {
+    pub(super) fn drop_cache(&mut self) {
         if std::mem::take(&mut self.failed) {
             // The system knows the length without the medium.
             let mut found = self.synced.clone();

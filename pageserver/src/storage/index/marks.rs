@@ -28,14 +28,14 @@ pub struct Marks(Vec<Mark>);
 
 impl Marks {
     /// Adds a mark that is newer than all others.
-    pub(in crate::storage) fn add(&mut self, mark: Mark) {
+    pub(super) fn add(&mut self, mark: Mark) {
         let newest = self.newest().map_or(0, |newest| newest.position);
         assert!(mark.position > newest, "mark {} after {newest}", mark.position);
         self.0.push(mark);
     }
 
     /// Removes the mark at this position; false if there is none.
-    pub(in crate::storage) fn remove(&mut self, position: Position) -> bool {
+    pub(super) fn remove(&mut self, position: Position) -> bool {
         let found = self.0.binary_search_by_key(&position, |mark| mark.position);
         found.map(|at| self.0.remove(at)).is_ok()
     }
@@ -71,7 +71,7 @@ impl Marks {
         self.0.iter().filter(due).map(|mark| mark.position).collect()
     }
 
-    /// Those to let go of in a timeline that rests: thinned once when the newest is old enough, and
+    /// Those to forget in a timeline that rests: thinned once when the newest is old enough, and
     /// all but the newest when all are too old. In between each would cost it its rest.
     pub(in crate::storage) fn due_at_rest(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
         match self.newest().map(|newest| now_ns.saturating_sub(newest.time_ns)) {
@@ -81,7 +81,7 @@ impl Marks {
         }
     }
 
-    /// From when on marks are let go of at rest, if the newest is of this time.
+    /// From when on marks are forgotten at rest, if the newest is of this time.
     pub(in crate::storage) fn due_at_rest_ns(newest_ns: i64, window_ns: i64) -> i64 {
         newest_ns.saturating_add(FINE_NS.min(window_ns))
     }

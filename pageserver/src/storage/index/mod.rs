@@ -11,9 +11,9 @@ pub(in crate::storage) mod versions;
 use crate::storage::index::marks::{Mark, Marks};
 use crate::storage::index::versions::{Retained, Versions};
 use crate::storage::log::format::{
-    Attributes, Change, FileKind, PART_HEAD_BYTES, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, TO_END,
-    encoded_bytes,
+    Attributes, Change, FileKind, PART_HEAD_BYTES, TO_END, encoded_bytes,
 };
+use crate::storage::log::record::{RECORD_ALIGNMENT, RECORD_HEADER_BYTES};
 use crate::storage::page::{HEAD, PAGE_BYTES, Position, inode_created};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -81,7 +81,7 @@ struct Inode {
     cuts: Vec<(Position, u32)>,
 }
 
-type Names = BTreeMap<Vec<u8>, Versions<Option<Target>>>;
+type DirectoryNames = BTreeMap<Vec<u8>, Versions<Option<Target>>>;
 
 /// Versions of blocks by inode and block.
 pub(in crate::storage) type Blocks = HashMap<u64, BTreeMap<u32, Versions<Block>>>;
@@ -90,7 +90,7 @@ pub(in crate::storage) type Blocks = HashMap<u64, BTreeMap<u32, Versions<Block>>
 #[derive(Default)]
 pub struct Index {
     inodes: HashMap<u64, Inode>,
-    directories: HashMap<u64, Names>,
+    directories: HashMap<u64, DirectoryNames>,
     blocks: Blocks,
     /// Blocks of the part of the log that is being sealed: nothing is added here.
     frozen: Arc<Blocks>,
@@ -251,6 +251,8 @@ impl Index {
 
     fn cut(&mut self, position: Position, number: u64, from: u32) {
         let inode = self.inodes.entry(number).or_default();
+        let newest = inode.cuts.last().map_or(0, |(at, _)| *at);
+        assert!(newest <= position, "a cut at {position} after {newest}");
         let retained = &self.retained;
         let unseen = |at: Position| !retained.sees(at, position);
         if let Some(blocks) = self.blocks.get_mut(&number) {

@@ -41,7 +41,7 @@ impl Retained {
     }
 
     /// Whether some point sees a version of `from` that is replaced at `to`.
-    pub(in crate::storage) fn sees(&self, from: Position, to: Position) -> bool {
+    pub(super) fn sees(&self, from: Position, to: Position) -> bool {
         let at = self.0.partition_point(|point| *point < from);
         self.0.get(at).is_some_and(|point| *point < to)
     }
@@ -55,7 +55,7 @@ pub(in crate::storage) enum Versions<T> {
 }
 
 impl<T> Versions<T> {
-    pub(in crate::storage) fn newest(&self) -> (Position, &T) {
+    pub(super) fn newest(&self) -> (Position, &T) {
         match self {
             Versions::One(position, value) => (*position, value),
             Versions::Many(list) => {
@@ -66,7 +66,7 @@ impl<T> Versions<T> {
     }
 
     /// All versions, oldest first.
-    pub(in crate::storage) fn all(&self) -> impl Iterator<Item = (Position, &T)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (Position, &T)> {
         let (one, many) = match self {
             Versions::One(position, value) => (Some((*position, value)), None),
             Versions::Many(list) => {
@@ -88,12 +88,13 @@ impl<T> Versions<T> {
         self.all().zip(ends).filter(seen).map(|(version, _)| version)
     }
 
-    /// Lets go of the versions that nobody sees any more.
-    pub(in crate::storage) fn trim(&mut self, retained: &Retained) {
+    /// Drops the versions that nobody sees any more.
+    pub(super) fn trim(&mut self, retained: &Retained) {
         if let Versions::Many(list) = self {
             let ends: Vec<Position> = list.iter().skip(1).map(|(at, _)| *at).collect();
             let mut ends = ends.into_iter();
             list.retain(|(at, _)| ends.next().is_none_or(|end| retained.sees(*at, end)));
+            assert!(!list.is_empty(), "the newest version went too");
             if list.len() == 1
                 && let Some((at, value)) = list.pop()
             {
@@ -102,7 +103,7 @@ impl<T> Versions<T> {
         }
     }
 
-    pub(in crate::storage) fn at(&self, position: Position) -> Option<(Position, &T)> {
+    pub(super) fn at(&self, position: Position) -> Option<(Position, &T)> {
         match self {
             Versions::One(at, value) => (*at <= position).then_some((*at, value)),
             Versions::Many(list) => {
@@ -114,7 +115,7 @@ impl<T> Versions<T> {
     }
 
     /// Adds a version; those before it go that no retained point sees.
-    pub(in crate::storage) fn put(&mut self, position: Position, value: T, retained: &Retained) {
+    pub(super) fn put(&mut self, position: Position, value: T, retained: &Retained) {
         let (newest, _) = self.newest();
         assert!(newest <= position, "version {position} after {newest}");
         let keep = retained.sees(newest, position);

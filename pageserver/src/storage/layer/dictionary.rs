@@ -13,7 +13,7 @@ use zstd::zstd_safe::{DCtx, DDict};
 
 /// zstd's fastest ordinary level: pages are written once and read often, but sealing shares two
 /// cores with Postgres.
-pub(in crate::storage) const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 /// Pages that are compressed together where they have no dictionary, or where much is saved by it.
 /// A read of one unpacks all.
 pub(in crate::storage) const PAGES_TOGETHER: usize = 2;
@@ -27,7 +27,7 @@ const LEAST_VERSIONS: u64 = 1024;
 /// Bytes of one. With twice as many, an index took a third more.
 const DICTIONARY_BYTES: usize = 8 << 10;
 /// Most bytes of one that is read.
-pub(in crate::storage) const MAX_DICTIONARY_BYTES: u32 = 64 << 10;
+pub(super) const MAX_DICTIONARY_BYTES: u32 = 64 << 10;
 
 /// Some pages of a layer with so many versions of blocks: neighbours, at places from all over; none
 /// if there are few. `read` reads the nth version and says whether it has a page that could be
@@ -51,17 +51,17 @@ pub(in crate::storage) fn sample(
 }
 
 /// How pages are packed.
-pub(in crate::storage) struct Packing {
+pub(super) struct Packing {
     /// Empty if there is none.
-    pub(in crate::storage) dictionary: Vec<u8>,
+    pub(super) dictionary: Vec<u8>,
     /// How many to compress together.
-    pub(in crate::storage) together: usize,
-    pub(in crate::storage) compressor: Compressor<'static>,
+    pub(super) together: usize,
+    pub(super) compressor: Compressor<'static>,
 }
 
 impl Packing {
     /// The way for pages like the `samples`.
-    pub(in crate::storage) fn of(samples: &[u8]) -> io::Result<Self> {
+    pub(super) fn of(samples: &[u8]) -> io::Result<Self> {
         // Of few pages, or of some that have nothing in common, no dictionary can be made.
         sys::when_idle(|| Self::with_dictionary(samples)).or_else(|_| {
             let compressor = Compressor::new(LEVEL)?;
@@ -118,7 +118,7 @@ impl Unpacker {
 }
 
 /// Calls `take` with the pages of a group, at most so many bytes; with `None` if it is none.
-pub(in crate::storage) fn unpack<T>(
+pub(super) fn unpack<T>(
     bytes: &[u8],
     dictionary: Option<&DDict<'_>>,
     most: usize,
@@ -130,7 +130,7 @@ pub(in crate::storage) fn unpack<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
 
     /// Pages of rows as they are in tables, of which each is repeated so many times.
     fn pages(count: usize, repeated: usize) -> Vec<u8> {

@@ -7,12 +7,13 @@
 use crate::error::{Error, Result};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::layer::dictionary::{LEVEL, PAGES_TOGETHER, Packing};
-use crate::storage::layer::{
-    self, BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, BLOCK_HEAD_BYTES, Entry, Footer, GROUP_PAGES,
-    HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerId, LayerPage, MAX_META_BYTES,
+use crate::storage::layer::format::{
+    BLOCK_BYTES, BLOCK_ENTRIES, BLOCK_GROUPS, BLOCK_HEAD_BYTES, ENTRY_BYTES, Footer,
+    GROUP_ENTRY_BYTES, GROUP_PAGES, HEADER_BYTES, LAYER_MAGIC, LAYERS_DIRECTORY, LayerEntry,
+    LayerId, LayerPage, MAX_META_BYTES, encode_entry, seal_block,
 };
-use crate::storage::log::format::{self, Change, LaneKind};
-use crate::storage::page::{PAGE_BYTES, Position};
+use crate::storage::log::format::{self, Change};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position};
 use crate::storage::sabotage::{self, Defect};
 use crate::sys;
 use std::sync::Arc;
@@ -57,6 +58,7 @@ impl<'d> LayerWriter<'d> {
         range: (Position, Position),
         samples: &[u8],
     ) -> Result<Self> {
+        assert!(range.0 <= range.1, "{} from {} to {}", id.path(), range.0, range.1);
         let unfinished = format!("{LAYERS_DIRECTORY}/{UNFINISHED_PREFIX}{:016x}", id.number);
         let failed = |e| Error::io(format!("create {unfinished}"), &e);
         let packing =
@@ -116,7 +118,7 @@ impl<'d> LayerWriter<'d> {
                 Some(LayerPage { group: self.group_count, slot, crc: crc32fast::hash(bytes) })
             }
         };
-        put(&mut self.index, &layer::encode_entry(&Entry { inode, block, position, page }));
+        put(&mut self.index, &encode_entry(&LayerEntry { inode, block, position, page }));
         self.entries += 1;
         if self.group.len() == self.packing.together * PAGE_BYTES {
             self.end_group()
@@ -129,6 +131,8 @@ impl<'d> LayerWriter<'d> {
         if self.group.is_empty() {
             return Ok(());
         }
+        let pages = self.group.len() / PAGE_BYTES;
+        assert!(pages <= GROUP_PAGES, "{pages} pages in a group");
         let failed = |e| Error::io("compress a group of pages", &e);
         let compressed =
             sys::when_idle(|| self.packing.compressor.compress(&self.group)).map_err(failed)?;
@@ -182,6 +186,9 @@ impl<'d> LayerWriter<'d> {
 
     fn finish_file(&mut self, metadata: &[(Position, Change)]) -> Result<u64> {
         self.end_group()?;
+        assert!(metadata.is_sorted_by_key(|(at, _)| *at), "metadata of {}", self.id.path());
+        let (newest, to) = (metadata.last().map_or(0, |(at, _)| *at), self.range.1);
+        assert!(newest <= to, "metadata of {newest} in {}, which ends at {to}", self.id.path());
         let raw = format::encode_history(metadata);
         if raw.len() > MAX_META_BYTES {
             return Err(Error::unavailable(
@@ -198,6 +205,8 @@ impl<'d> LayerWriter<'d> {
         let padding = (self.offset + self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES as u64)
             - (self.offset + self.buffer.len() as u64);
         self.buffer.resize(self.buffer.len() + usize::try_from(padding).unwrap_or(0), 0);
+        let index_offset = self.offset + self.buffer.len() as u64;
+        assert!(index_offset.is_multiple_of(BLOCK_BYTES as u64), "an index at {index_offset}");
         let footer = Footer {
             store: self.store,
             id: self.id,
@@ -210,13 +219,13 @@ impl<'d> LayerWriter<'d> {
             dictionary_bytes: format::u32_of(dictionary.len()),
             dictionary_crc: if dictionary.is_empty() { 0 } else { crc32fast::hash(&dictionary) },
             groups: self.group_count,
-            index_offset: self.offset + self.buffer.len() as u64,
+            index_offset,
             entries: self.entries,
         };
         let index = std::mem::take(&mut self.index);
         let groups = std::mem::take(&mut self.groups);
-        let mut tables = sealed(index, layer::ENTRY_BYTES, BLOCK_ENTRIES);
-        tables.extend(sealed(groups, layer::GROUP_ENTRY_BYTES, BLOCK_GROUPS));
+        let mut tables = sealed(index, ENTRY_BYTES, BLOCK_ENTRIES);
+        tables.extend(sealed(groups, GROUP_ENTRY_BYTES, BLOCK_GROUPS));
         self.flush()?;
         let failed = |e| Error::io(format!("finish {}", self.id.path()), &e);
         let footer = footer.encode();
@@ -250,10 +259,11 @@ fn put(blocks: &mut Vec<u8>, entry: &[u8]) {
 /// Fills up the last block and seals all.
 fn sealed(mut blocks: Vec<u8>, entry_bytes: usize, most: usize) -> Vec<u8> {
     let last = (blocks.len() % BLOCK_BYTES).saturating_sub(BLOCK_HEAD_BYTES) / entry_bytes;
+    assert!(last <= most, "{last} entries in a block of {most}");
     let whole = blocks.len() / BLOCK_BYTES;
     blocks.resize(blocks.len().next_multiple_of(BLOCK_BYTES), 0);
     for (nth, block) in blocks.chunks_exact_mut(BLOCK_BYTES).enumerate() {
-        layer::seal_block(block, if nth < whole { most } else { last });
+        seal_block(block, if nth < whole { most } else { last });
     }
     blocks
 }

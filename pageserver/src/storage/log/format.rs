@@ -1,20 +1,11 @@
-//! Encoding and decoding of lane files: the file header, the record header and the changes in a
-//! record.
+//! Encoding and decoding of changes, which records and the metadata of layers hold.
 //!
 //! `docs/format.md` is the description of every byte; this module is its only implementation.
 //! Decoding trusts nothing: each length is checked against its limit and against what is there
 //! before it is used.
 
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::page::{PAGE_BYTES, Position};
 
-/// Version of the lane file format, in every file header.
-pub const FORMAT_VERSION: u32 = 1;
-/// Bytes of a lane file's header; the first record follows it.
-pub const FILE_HEADER_BYTES: usize = 64;
-/// Bytes of a record's header.
-pub const RECORD_HEADER_BYTES: usize = 48;
-/// Records start at multiples of this.
-pub const RECORD_ALIGNMENT: usize = 8;
 /// Most bytes of changes in a record.
 pub const MAX_CHANGES_BYTES: usize = 1 << 16;
 /// Most pages in a record.
@@ -30,36 +21,8 @@ pub const MAX_PART_BYTES: usize = PAGE_BYTES / 2;
 /// A count of blocks that means "to the end of the file, however long it was".
 pub const TO_END: u32 = u32::MAX;
 
-const FILE_MAGIC: [u8; 8] = *b"COPPICEL";
 /// Bytes of an encoded part before those of the page.
 pub const PART_HEAD_BYTES: usize = 21;
-/// First bytes of each record.
-pub const RECORD_MAGIC: [u8; 4] = *b"CREC";
-
-/// The two logs of a timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LaneKind {
-    /// Everything but the write-ahead log.
-    Data = 0,
-    /// Everything below `pg_wal`.
-    Wal = 1,
-}
-
-impl LaneKind {
-    /// Both lanes, in the order in which their locks are taken.
-    pub const ALL: [LaneKind; 2] = [LaneKind::Data, LaneKind::Wal];
-}
-
-/// Which file of which log this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LaneFileId {
-    /// The timeline that writes it.
-    pub timeline: TimelineId,
-    /// The lane of the timeline.
-    pub lane: LaneKind,
-    /// Place in the lane, from 0.
-    pub sequence: u32,
-}
 
 /// Kind of a file system object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +92,20 @@ impl Change {
         matches!(self, Change::Mark { .. } | Change::NoMark { .. })
     }
 
+    /// The file or directory that it is of; none of a mark.
+    pub fn inode(&self) -> Option<u64> {
+        match self {
+            Change::Pages { inode, .. }
+            | Change::Part { inode, .. }
+            | Change::Zeros { inode, .. }
+            | Change::Attributes { inode, .. }
+            | Change::Size { inode, .. }
+            | Change::Gone { inode } => Some(*inode),
+            Change::Name { directory, .. } | Change::NoName { directory, .. } => Some(*directory),
+            Change::Mark { .. } | Change::NoMark { .. } => None,
+        }
+    }
+
     /// Whether it changes the contents of a file.
     pub fn is_of_blocks(&self) -> bool {
         matches!(
@@ -136,174 +113,6 @@ impl Change {
             Change::Pages { .. } | Change::Part { .. } | Change::Zeros { .. } | Change::Gone { .. }
         )
     }
-}
-
-/// The fixed part of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordHeader {
-    /// Checksum over the rest of the header and the changes, begun with the file's salt.
-    pub crc: u32,
-    /// Place in the order of the store.
-    pub position: Position,
-    /// Position of the record before it in this lane; 0 for the first.
-    pub previous: Position,
-    /// This lane was synced up to here when the record was written.
-    pub durable: Position,
-    /// Bytes of changes behind the header.
-    pub changes_bytes: usize,
-    /// Pages behind the changes.
-    pub pages: usize,
-}
-
-impl RecordHeader {
-    /// Offset of the first page from the start of the record.
-    pub fn pages_offset(&self) -> usize {
-        RECORD_HEADER_BYTES + self.changes_bytes
-    }
-
-    /// Bytes of the record; the changes are padded, so that the next record is aligned.
-    pub fn total_bytes(&self) -> usize {
-        self.pages_offset() + self.pages * PAGE_BYTES
-    }
-}
-
-/// The value that begins each checksum of a file, so that records of an earlier use of a recycled
-/// file do not check.
-pub fn salt(store: u64, file: LaneFileId) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&store.to_le_bytes());
-    hasher.update(&file.timeline.0.to_le_bytes());
-    hasher.update(&(file.lane as u32).to_le_bytes());
-    hasher.update(&file.sequence.to_le_bytes());
-    hasher.finalize()
-}
-
-/// Encodes a lane file's header.
-pub fn encode_file_header(store: u64, file: LaneFileId) -> [u8; FILE_HEADER_BYTES] {
-    let mut bytes = [0; FILE_HEADER_BYTES];
-    bytes[0..8].copy_from_slice(&FILE_MAGIC);
-    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes[16..24].copy_from_slice(&store.to_le_bytes());
-    bytes[24..32].copy_from_slice(&file.timeline.0.to_le_bytes());
-    bytes[32..36].copy_from_slice(&(file.lane as u32).to_le_bytes());
-    bytes[36..40].copy_from_slice(&file.sequence.to_le_bytes());
-    let crc = crc32fast::hash(&bytes[16..]);
-    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-/// Why a lane file's header is not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderFault {
-    /// A sound header of a format that this build does not know.
-    Version(u32),
-    /// Not the header of this file: never written, torn, of an earlier use, or damaged.
-    Damaged,
-}
-
-/// Whether `bytes` are the header of `file`.
-pub fn check_file_header(bytes: &[u8], store: u64, file: LaneFileId) -> Result<(), HeaderFault> {
-    let expected = encode_file_header(store, file);
-    if bytes.len() < FILE_HEADER_BYTES
-        || bytes[0..8] != FILE_MAGIC
-        || bytes[12..64] != expected[12..]
-    {
-        return Err(HeaderFault::Damaged);
-    }
-    let version = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-    if version == FORMAT_VERSION { Ok(()) } else { Err(HeaderFault::Version(version)) }
-}
-
-/// Encodes a record's header and changes; the pages follow them unchanged.
-pub fn encode_record(
-    salt: u32,
-    position: Position,
-    previous: Position,
-    durable: Position,
-    changes: &[Change],
-    pages: usize,
-) -> Vec<u8> {
-    assert!(pages <= MAX_PAGES, "{pages} pages in a record");
-    assert!(
-        position > previous && previous >= durable,
-        "{position} {previous} {durable} out of order"
-    );
-    let mut bytes = vec![0; RECORD_HEADER_BYTES];
-    for change in changes {
-        let before = bytes.len();
-        encode_change(change, &mut bytes);
-        assert_eq!(bytes.len() - before, encoded_bytes(change), "length of an encoded change");
-    }
-    // Padded, so that pages and the next record keep the alignment.
-    bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGNMENT), 0);
-    let changes_bytes = bytes.len() - RECORD_HEADER_BYTES;
-    assert!(changes_bytes <= MAX_CHANGES_BYTES, "{changes_bytes} bytes of changes");
-    bytes[0..4].copy_from_slice(&RECORD_MAGIC);
-    bytes[8..16].copy_from_slice(&position.to_le_bytes());
-    bytes[16..24].copy_from_slice(&previous.to_le_bytes());
-    bytes[24..32].copy_from_slice(&durable.to_le_bytes());
-    bytes[32..36].copy_from_slice(&u32_of(changes_bytes).to_le_bytes());
-    bytes[36..40].copy_from_slice(&u32_of(pages).to_le_bytes());
-    let crc = record_crc(salt, &bytes);
-    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-/// Reads the fixed part of a record; `None` if this cannot be one.
-pub fn decode_header(bytes: &[u8]) -> Option<RecordHeader> {
-    if bytes.len() < RECORD_HEADER_BYTES || bytes[0..4] != RECORD_MAGIC {
-        return None;
-    }
-    let mut reader = Reader(&bytes[4..]);
-    let header = RecordHeader {
-        crc: reader.u32()?,
-        position: reader.u64()?,
-        previous: reader.u64()?,
-        durable: reader.u64()?,
-        changes_bytes: reader.u32()? as usize,
-        pages: reader.u32()? as usize,
-    };
-    let sound = header.changes_bytes <= MAX_CHANGES_BYTES
-        && header.changes_bytes.is_multiple_of(RECORD_ALIGNMENT)
-        && header.pages <= MAX_PAGES
-        && header.position > header.previous
-        && header.previous >= header.durable;
-    sound.then_some(header)
-}
-
-/// Whether the header and changes in `bytes` are what was written under `salt`.
-pub fn record_checks(header: &RecordHeader, salt: u32, bytes: &[u8]) -> bool {
-    bytes.len() >= header.pages_offset()
-        && record_crc(salt, &bytes[..header.pages_offset()]) == header.crc
-}
-
-fn record_crc(salt: u32, header_and_changes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
-    hasher.update(&header_and_changes[8..]);
-    hasher.finalize()
-}
-
-/// Reads the changes of a record, or says what is wrong with them.
-pub fn decode_changes(header: &RecordHeader, bytes: &[u8]) -> Result<Vec<Change>, String> {
-    let mut reader = Reader(bytes);
-    let mut changes = Vec::new();
-    let mut pages = 0;
-    while let Some(tag) = reader.u8() {
-        // The padding behind the last change.
-        if tag == 0 {
-            break;
-        }
-        let change =
-            decode_change(tag, &mut reader).ok_or_else(|| format!("bad change of kind {tag}"))?;
-        if let Change::Pages { crcs, .. } = &change {
-            pages += crcs.len();
-        }
-        changes.push(change);
-    }
-    if pages != header.pages {
-        return Err(format!("changes name {pages} pages, the record holds {}", header.pages));
-    }
-    Ok(changes)
 }
 
 /// Bytes that a change takes in a record.
@@ -322,7 +131,7 @@ pub fn encoded_bytes(change: &Change) -> usize {
     }
 }
 
-fn encode_change(change: &Change, out: &mut Vec<u8>) {
+pub(super) fn encode_change(change: &Change, out: &mut Vec<u8>) {
     match change {
         Change::Pages { inode, block, crcs } => {
             out.push(1);
@@ -365,14 +174,7 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             encode_name(name, out);
         }
         Change::Part { inode, block, start, crc, bytes } => {
-            assert!((1..=MAX_PART_BYTES).contains(&bytes.len()), "a part of {} bytes", bytes.len());
-            out.push(8);
-            out.extend_from_slice(&inode.to_le_bytes());
-            out.extend_from_slice(&block.to_le_bytes());
-            out.extend_from_slice(&crc.to_le_bytes());
-            out.extend_from_slice(&start.to_le_bytes());
-            out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
-            out.extend_from_slice(bytes);
+            encode_part((*inode, *block), *start, *crc, bytes, out);
         }
         Change::Mark { time_ns, kept } => {
             out.push(9);
@@ -384,6 +186,17 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) {
             out.extend_from_slice(&mark.to_le_bytes());
         }
     }
+}
+
+fn encode_part((inode, block): (u64, u32), start: u16, crc: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    assert!((1..=MAX_PART_BYTES).contains(&bytes.len()), "a part of {} bytes", bytes.len());
+    out.push(8);
+    out.extend_from_slice(&inode.to_le_bytes());
+    out.extend_from_slice(&block.to_le_bytes());
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&start.to_le_bytes());
+    out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes());
+    out.extend_from_slice(bytes);
 }
 
 fn encode_attributes(attributes: &Attributes, out: &mut Vec<u8>) {
@@ -410,7 +223,7 @@ fn encode_name(name: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(name);
 }
 
-fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
+pub(super) fn decode_change(tag: u8, reader: &mut Reader<'_>) -> Option<Change> {
     Some(match tag {
         1 => {
             let (inode, block) = (reader.u64()?, reader.u32()?);
@@ -505,15 +318,35 @@ pub fn encode_history(changes: &[(Position, Change)]) -> Vec<u8> {
     bytes
 }
 
-/// Reads what [`encode_history`] wrote; `None` if it did not.
-pub fn decode_history(bytes: &[u8]) -> Option<Vec<(Position, Change)>> {
+/// Reads what [`encode_history`] wrote, or says what is wrong with it. An index can take in what
+/// comes out: positions ascend, no two marks share one, and no change refers to bytes of a log.
+pub fn decode_history(bytes: &[u8]) -> Result<Vec<(Position, Change)>, &'static str> {
     let mut reader = Reader(bytes);
+    let (mut newest, mut newest_mark) = (0, 0);
     let mut changes = Vec::new();
     while !reader.0.is_empty() {
-        let (position, tag) = (reader.u64()?, reader.u8()?);
-        changes.push((position, decode_change(tag, &mut reader)?));
+        let next = |reader: &mut Reader<'_>| {
+            let (position, tag) = (reader.u64()?, reader.u8()?);
+            Some((position, decode_change(tag, reader)?))
+        };
+        let (position, change) = next(&mut reader).ok_or("a change of it cannot be read")?;
+        if position < newest {
+            return Err("its positions do not ascend");
+        }
+        match change {
+            Change::Pages { .. } | Change::Part { .. } => {
+                return Err("it refers to pages of a log");
+            }
+            Change::Mark { .. } if position <= newest_mark => {
+                return Err("its marks do not ascend");
+            }
+            Change::Mark { .. } => newest_mark = position,
+            _ => {}
+        }
+        newest = position;
+        changes.push((position, change));
     }
-    Some(changes)
+    Ok(changes)
 }
 
 /// Takes values off the front of a slice; `None` when it is too short.
@@ -530,7 +363,7 @@ impl<'a> Reader<'a> {
         self.take(N)?.try_into().ok()
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
@@ -547,9 +380,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
-const _: () = assert!(FILE_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT));
-const _: () = assert!(PAGE_BYTES.is_multiple_of(RECORD_ALIGNMENT));
 /// The largest change, a run of the most pages, fits a record.
 const _: () = assert!(
     17 + 4 * MAX_PAGES + MAX_TARGET_BYTES + PART_HEAD_BYTES + MAX_PART_BYTES < MAX_CHANGES_BYTES

@@ -1,84 +1,23 @@
-//! Tests of records as bytes.
+//! Tests of changes as bytes.
 
 use super::*;
 
-const SALT: u32 = 7;
-
-fn all_changes() -> Vec<Change> {
-    let attributes = Attributes {
-        kind: FileKind::Symlink,
-        mode: 0o777,
-        uid: 1,
-        gid: 2,
-        links: 1,
-        size: 5,
-        modified_ns: -4,
-        changed_ns: 9,
-        target: b"../ts".to_vec(),
-    };
-    vec![
-        Change::Pages { inode: 9, block: 3, crcs: vec![1, 2] },
-        Change::Zeros { inode: 9, block: 5, count: TO_END },
-        Change::Attributes { inode: 10, attributes },
-        Change::Size { inode: 9, size: 1 << 40, modified_ns: 1 },
-        Change::Gone { inode: 11 },
-        Change::Name { directory: 1, name: b"base".to_vec(), inode: 12, kind: FileKind::Directory },
-        Change::NoName { directory: 1, name: b"x".to_vec() },
-        Change::Part { inode: 9, block: 6, start: 8000, crc: 3, bytes: b"commit".to_vec() },
-        Change::Mark { time_ns: -5, kept: true },
-        Change::NoMark { mark: 17 },
-    ]
-}
-
 #[test]
-fn a_record_reads_back() {
-    let bytes = encode_record(SALT, 30, 20, 10, &all_changes(), 2);
-    let header = decode_header(&bytes).unwrap();
-    assert_eq!((header.position, header.previous, header.durable, header.pages), (30, 20, 10, 2));
-    assert!(record_checks(&header, SALT, &bytes));
-    assert!(!record_checks(&header, SALT + 1, &bytes), "another file's salt");
-    let changes = &bytes[RECORD_HEADER_BYTES..header.pages_offset()];
-    assert_eq!(decode_changes(&header, changes).unwrap(), all_changes());
-}
-
-#[test]
-fn each_flipped_bit_is_noticed() {
-    let bytes = encode_record(SALT, 30, 20, 10, &all_changes(), 2);
-    for bit in 0..(bytes.len() * 8) {
-        let mut damaged = bytes.clone();
-        damaged[bit / 8] ^= 1 << (bit % 8);
-        let sound = decode_header(&damaged).is_some_and(|h| record_checks(&h, SALT, &damaged));
-        // Bytes 40..48 of the header are reserved but still covered.
-        assert!(!sound, "bit {bit} passed unnoticed");
-    }
-}
-
-#[test]
-fn a_cut_record_does_not_check() {
-    let bytes = encode_record(SALT, 30, 20, 10, &all_changes(), 2);
-    for length in 0..bytes.len() {
-        let cut = &bytes[..length];
-        assert!(
-            !decode_header(cut).is_some_and(|h| record_checks(&h, SALT, cut)),
-            "cut at {length}"
-        );
-    }
-}
-
-#[test]
-fn a_file_header_belongs_to_one_file() {
-    let file = LaneFileId { timeline: TimelineId(3), lane: LaneKind::Wal, sequence: 4 };
-    let bytes = encode_file_header(99, file);
-    check_file_header(&bytes, 99, file).unwrap();
-    for other in [
-        LaneFileId { timeline: TimelineId(4), ..file },
-        LaneFileId { lane: LaneKind::Data, ..file },
-        LaneFileId { sequence: 5, ..file },
+fn a_history_that_no_index_can_take_in_is_refused() {
+    let mark = |position, time_ns| (position, Change::Mark { time_ns, kept: false });
+    let name = |position| (position, Change::NoName { directory: 1, name: b"x".to_vec() });
+    let part = Change::Part { inode: 9, block: 0, start: 0, crc: 1, bytes: vec![1] };
+    let sound = [name(3), mark(3, 5), name(3), mark(4, 5), name(9)];
+    assert_eq!(decode_history(&encode_history(&sound)).as_deref(), Ok(&sound[..]));
+    for (wrong, expected) in [
+        (vec![name(4), name(3)], "positions do not ascend"),
+        (vec![mark(3, 1), name(3), mark(3, 2)], "marks do not ascend"),
+        (vec![(3, Change::Pages { inode: 9, block: 0, crcs: vec![1] })], "pages of a log"),
+        (vec![(3, part)], "pages of a log"),
     ] {
-        assert!(check_file_header(&bytes, 99, other).is_err());
+        let error = decode_history(&encode_history(&wrong)).unwrap_err();
+        assert!(error.contains(expected), "{error}");
     }
-    assert!(check_file_header(&bytes, 98, file).is_err());
-    let mut newer = bytes;
-    newer[8] = 2;
-    assert_eq!(check_file_header(&newer, 99, file), Err(HeaderFault::Version(2)));
+    let cut = &encode_history(&sound)[..20];
+    assert!(decode_history(cut).unwrap_err().contains("cannot be read"));
 }

@@ -6,26 +6,39 @@
 
 pub mod files;
 pub mod format;
+pub mod names;
+pub mod record;
 pub mod recovery;
+mod spares;
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
-use crate::storage::log::files::{DATA_FILE_BYTES, LaneFiles, Leaving, WAL_FILE_BYTES};
-use crate::storage::log::format::{Change, FILE_HEADER_BYTES, LaneFileId, LaneKind};
-use crate::storage::log::recovery::Start;
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::log::files::{LaneFiles, Leaving};
+use crate::storage::log::format::Change;
+use crate::storage::log::names::{DATA_FILE_BYTES, WAL_FILE_BYTES};
+use crate::storage::log::record::{FILE_HEADER_BYTES, LaneFileId, RECORD_ALIGNMENT};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Where a lane's log begins: behind what is sealed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// Position of the newest record that is sealed, 0 for none.
+    pub sealed: Position,
+    /// First file of the log.
+    pub sequence: u32,
+}
+
 /// Where the next record goes.
-pub(in crate::storage) struct Tail {
-    pub(in crate::storage) sequence: u32,
-    pub(in crate::storage) file: Arc<dyn DiskFile>,
-    pub(in crate::storage) salt: u32,
-    pub(in crate::storage) offset: u64,
+struct LogTail {
+    sequence: u32,
+    file: Arc<dyn DiskFile>,
+    salt: u32,
+    offset: u64,
     /// Whether the file was written out before its use.
-    pub(in crate::storage) written_out: bool,
+    written_out: bool,
 }
 
 /// What must be synced for everything appended so far to be durable.
@@ -56,12 +69,12 @@ impl SyncWork {
 /// Invariants: positions strictly increase; `tail` is the file of the highest sequence; files but
 /// the tail are full.
 pub struct Log {
-    pub(in crate::storage) lane_files: Arc<LaneFiles>,
-    pub(in crate::storage) timeline: TimelineId,
+    lane_files: Arc<LaneFiles>,
+    timeline: TimelineId,
     pub(in crate::storage) lane: LaneKind,
     pub(in crate::storage) files: BTreeMap<u32, Arc<dyn DiskFile>>,
-    pub(in crate::storage) tail: Option<Tail>,
-    pub(in crate::storage) last: Position,
+    tail: Option<LogTail>,
+    last: Position,
     /// First file that counts; those before are sealed and gone.
     first: u32,
     /// Files before the tail with bytes that no sync has reached.
@@ -169,7 +182,7 @@ impl Log {
         assert!(page_bytes.is_multiple_of(PAGE_BYTES), "{page_bytes} bytes are no whole pages");
         let id = self.tail.as_ref().map(|tail| tail.salt);
         let encode = |salt| {
-            format::encode_record(
+            record::encode_record(
                 salt,
                 position,
                 self.last,
@@ -182,11 +195,12 @@ impl Log {
         let mut head = id.map(encode).unwrap_or_default();
         if head.is_empty() || !self.tail_holds(length(&head)) {
             let sequence = self.next_sequence();
-            head = encode(format::salt(self.lane_files.store(), self.id(sequence)));
+            head = encode(record::salt(self.lane_files.store(), self.id(sequence)));
             self.begin_file(sequence)?;
         }
         let Some(tail) = &mut self.tail else { unreachable!("a file was begun above") };
         let (sequence, offset) = (tail.sequence, tail.offset);
+        assert!(offset.is_multiple_of(RECORD_ALIGNMENT as u64), "a record at {offset}");
         let mut parts = Vec::with_capacity(1 + pages.len());
         parts.push(head.as_slice());
         parts.extend_from_slice(pages);
@@ -214,8 +228,11 @@ impl Log {
         (self.files.clone(), Start { sealed: self.last, sequence: self.next_sequence() })
     }
 
-    /// Lets go of the files before `start`, which are sealed; returns them with their lengths.
+    /// Forgets the files before `start`, which are sealed; returns them with their lengths.
     pub fn forget_before(&mut self, start: Start) -> Vec<Leaving> {
+        let (first, last) = (self.first, self.last);
+        assert!(start.sequence >= first, "forgets before {start:?}, begins at file {first}");
+        assert!(start.sealed <= last, "forgets before {start:?}, ends at {last}");
         let kept = self.files.split_off(&start.sequence);
         let gone = std::mem::replace(&mut self.files, kept);
         self.first = start.sequence;
@@ -239,7 +256,7 @@ impl Log {
         };
         // A write-ahead lane gets away from a file that grows, where each sync is dear, as soon as
         // it can.
-        let stay = |tail: &Tail| {
+        let stay = |tail: &LogTail| {
             self.lane == LaneKind::Data || tail.written_out || !self.lane_files.has_spare()
         };
         self.tail.as_ref().is_some_and(|tail| tail.offset + length <= limit && stay(tail))
@@ -258,26 +275,29 @@ impl Log {
         let id = self.id(sequence);
         let (file, written_out) = self.lane_files.create_file(id)?;
         let store = self.lane_files.store();
-        let header = format::encode_file_header(store, id);
+        let header = record::encode_file_header(store, id);
         if let Err(error) = file.write_all_at(&[&header], 0) {
             // The timeline is latched now; its next opening must not find half a file of it in the
             // way.
             let _ = self.lane_files.remove(id);
             return Err(Error::io(format!("begin {}", LaneFiles::describe(id)), &error));
         }
+        let newest = self.files.keys().next_back();
+        assert!(newest.is_none_or(|newest| *newest < sequence), "file {sequence} after {newest:?}");
         self.leave_tail();
         self.directory_unsynced = true;
         self.tail_unsynced = true;
         self.files.insert(sequence, Arc::clone(&file));
-        let salt = format::salt(store, id);
+        let salt = record::salt(store, id);
         self.tail =
-            Some(Tail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
+            Some(LogTail { sequence, file, salt, offset: FILE_HEADER_BYTES as u64, written_out });
         Ok(())
     }
 
     /// What a sync of everything appended so far has to reach; counts as begun. If it fails the
     /// caller must stop using the log: what did not become durable is not remembered here.
     pub fn begin_sync(&mut self) -> SyncWork {
+        assert!(!self.tail_unsynced || self.tail.is_some(), "bytes of no file are to be synced");
         let mut files = std::mem::take(&mut self.unsynced);
         if let Some(tail) = &self.tail
             && self.tail_unsynced

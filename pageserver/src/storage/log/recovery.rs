@@ -8,12 +8,12 @@
 
 use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
-use crate::storage::log::files::{LaneFiles, WAL_FILE_BYTES};
-use crate::storage::log::format::{
-    self, Change, FILE_HEADER_BYTES, HeaderFault, LaneFileId, LaneKind, RecordHeader,
-};
-use crate::storage::log::{Log, Tail};
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::log::files::LaneFiles;
+use crate::storage::log::format::{Change, MAX_CHANGES_BYTES};
+use crate::storage::log::names::WAL_FILE_BYTES;
+use crate::storage::log::record::{self, FILE_HEADER_BYTES, HeaderFault, LaneFileId, RecordHeader};
+use crate::storage::log::{Log, LogTail, Start};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 use crate::storage::sabotage::{self, Defect};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use std::sync::Arc;
 /// Bytes read at once while scanning.
 const WINDOW_BYTES: usize = 256 << 10;
 /// Header and changes of the longest record.
-const MAX_HEAD_BYTES: usize = format::RECORD_HEADER_BYTES + format::MAX_CHANGES_BYTES;
+const MAX_HEAD_BYTES: usize = record::RECORD_HEADER_BYTES + MAX_CHANGES_BYTES;
 
 /// A record as found on disk.
-pub struct Found {
+pub struct FoundRecord {
     /// The fixed part.
     pub header: RecordHeader,
     /// What it changes.
@@ -35,7 +35,7 @@ pub struct Found {
     pub offset: u64,
 }
 
-impl Found {
+impl FoundRecord {
     /// Where its first page is in the file.
     pub fn pages_offset(&self) -> usize {
         usize::try_from(self.offset).unwrap_or(usize::MAX) + self.header.pages_offset()
@@ -60,9 +60,9 @@ impl Scanner {
             (scanner, Ok(())) => Ok(Some(scanner)),
             (_, Err(HeaderFault::Version(version))) => Err(Error::corrupt(format!(
                 "{} has format version {version}, this build reads {}: use the build that wrote \
-                 the store",
+                 it, or newer",
                 LaneFiles::describe(id),
-                format::FORMAT_VERSION
+                record::FORMAT_VERSION
             ))),
             (_, Err(HeaderFault::Damaged)) => Ok(None),
         }
@@ -74,16 +74,20 @@ impl Scanner {
     ) -> Result<(Self, std::result::Result<(), HeaderFault>)> {
         let file = lane_files.open_file(id)?;
         let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
+        if length > u64::from(u32::MAX) {
+            let name = LaneFiles::describe(id);
+            return Err(Error::corrupt(format!("{name} is longer than any lane file: {length}")));
+        }
         let mut scanner = Scanner {
             file,
-            salt: format::salt(lane_files.store(), id),
+            salt: record::salt(lane_files.store(), id),
             length,
             offset: FILE_HEADER_BYTES as u64,
             window: Vec::new(),
             window_start: 0,
         };
         let header =
-            format::check_file_header(scanner.bytes(0, FILE_HEADER_BYTES)?, lane_files.store(), id);
+            record::check_file_header(scanner.bytes(0, FILE_HEADER_BYTES)?, lane_files.store(), id);
         Ok((scanner, header))
     }
 
@@ -104,7 +108,7 @@ impl Scanner {
 
     /// The record at `offset` if one checks there.
     fn record_at(&mut self, offset: u64) -> Result<Option<(RecordHeader, Vec<u8>)>> {
-        let Some(header) = format::decode_header(self.bytes(offset, format::RECORD_HEADER_BYTES)?)
+        let Some(header) = record::decode_header(self.bytes(offset, record::RECORD_HEADER_BYTES)?)
         else {
             return Ok(None);
         };
@@ -113,14 +117,14 @@ impl Scanner {
         }
         let (salt, head) =
             (self.salt, self.bytes(offset, header.pages_offset().min(MAX_HEAD_BYTES))?);
-        let checks = format::record_checks(&header, salt, head);
-        Ok(checks.then(|| (header, head[format::RECORD_HEADER_BYTES..].to_vec())))
+        let checks = record::record_checks(&header, salt, head);
+        Ok(checks.then(|| (header, head[record::RECORD_HEADER_BYTES..].to_vec())))
     }
 
     /// What the window holds from `offset` on, at least a record's header; reads on if it holds
     /// less.
     fn held_from(&mut self, offset: u64) -> Result<&[u8]> {
-        self.bytes(offset, format::RECORD_HEADER_BYTES)?;
+        self.bytes(offset, record::RECORD_HEADER_BYTES)?;
         let start = usize::try_from(offset - self.window_start).unwrap_or(0);
         Ok(&self.window[start..])
     }
@@ -129,12 +133,12 @@ impl Scanner {
     /// than `last`.
     fn claim_beyond(&mut self, mut offset: u64, last: Position) -> Result<Position> {
         let mut claim = 0;
-        while offset + (format::RECORD_HEADER_BYTES as u64) <= self.length {
+        while offset + (record::RECORD_HEADER_BYTES as u64) <= self.length {
             let chunk = self.held_from(offset)?;
-            let starts = (0..chunk.len()).step_by(format::RECORD_ALIGNMENT);
-            let magic = starts.clone().find(|at| chunk[*at..].starts_with(&format::RECORD_MAGIC));
+            let starts = (0..chunk.len()).step_by(record::RECORD_ALIGNMENT);
+            let magic = starts.clone().find(|at| chunk[*at..].starts_with(&record::RECORD_MAGIC));
             let Some(at) = magic else {
-                offset += chunk.len().next_multiple_of(format::RECORD_ALIGNMENT) as u64;
+                offset += chunk.len().next_multiple_of(record::RECORD_ALIGNMENT) as u64;
                 continue;
             };
             offset += at as u64;
@@ -144,7 +148,7 @@ impl Scanner {
                 claim = claim.max(header.durable);
             }
             // What is searched next is mostly in the window already.
-            offset += format::RECORD_ALIGNMENT as u64;
+            offset += record::RECORD_ALIGNMENT as u64;
         }
         Ok(claim)
     }
@@ -152,23 +156,23 @@ impl Scanner {
 
 /// Where the readable part of a lane ends.
 #[derive(Clone, Copy)]
-struct End {
+struct LogEnd {
     sequence: u32,
     offset: u64,
     last: Position,
 }
 
 /// What receives the records that count, in order, with the file they are in.
-pub type Visit<'a> = dyn FnMut(&Found, &Arc<dyn DiskFile>) -> Result<()> + 'a;
+pub type Visitor<'a> = dyn FnMut(&FoundRecord, &Arc<dyn DiskFile>) -> Result<()> + 'a;
 
 /// A pass over the files of a lane. Records wait in `pending` until a later one, or the caller,
 /// proves them synced.
 struct Replay<'a, 'v> {
     lane_files: &'a LaneFiles,
-    visit: &'a mut Visit<'v>,
+    visit: &'a mut Visitor<'v>,
     durable: Position,
-    pending: VecDeque<(Found, Arc<dyn DiskFile>)>,
-    end: End,
+    pending: VecDeque<(FoundRecord, Arc<dyn DiskFile>)>,
+    end: LogEnd,
 }
 
 impl Replay<'_, '_> {
@@ -183,15 +187,16 @@ impl Replay<'_, '_> {
                 break;
             }
             let offset = scanner.offset;
-            let changes = format::decode_changes(&header, &changes).map_err(|reason| {
+            let changes = record::decode_changes(&header, &changes).map_err(|reason| {
                 Error::corrupt(format!("{} at {offset}: {reason}", LaneFiles::describe(id)))
             })?;
             self.durable = self.durable.max(header.durable);
-            let found = Found { header, changes, sequence: id.sequence, offset };
+            let found = FoundRecord { header, changes, sequence: id.sequence, offset };
             self.pending.push_back((found, Arc::clone(&scanner.file)));
             self.release()?;
             scanner.offset += header.total_bytes() as u64;
-            self.end = End { sequence: id.sequence, offset: scanner.offset, last: header.position };
+            self.end =
+                LogEnd { sequence: id.sequence, offset: scanner.offset, last: header.position };
         }
         Ok(self.end.last != before)
     }
@@ -211,7 +216,7 @@ impl Replay<'_, '_> {
     fn finish(&mut self) -> Result<()> {
         while let Some((found, file)) = self.pending.pop_front() {
             if first_bad_page(&found, &*file)?.is_some() {
-                self.end = End {
+                self.end = LogEnd {
                     sequence: found.sequence,
                     offset: found.offset,
                     last: found.header.previous,
@@ -255,7 +260,7 @@ impl Replay<'_, '_> {
 }
 
 /// Block index within the record of its first page that is not what was written, if any.
-pub fn first_bad_page(found: &Found, file: &dyn DiskFile) -> Result<Option<usize>> {
+pub fn first_bad_page(found: &FoundRecord, file: &dyn DiskFile) -> Result<Option<usize>> {
     let crcs = found.changes.iter().filter_map(|change| match change {
         Change::Pages { crcs, .. } => Some(crcs),
         _ => None,
@@ -271,24 +276,15 @@ pub fn first_bad_page(found: &Found, file: &dyn DiskFile) -> Result<Option<usize
     Ok(None)
 }
 
-/// Where a lane's log begins: behind what is sealed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Start {
-    /// Position of the newest record that is sealed, 0 for none.
-    pub sealed: Position,
-    /// First file of the log.
-    pub sequence: u32,
-}
-
 fn replay(
     lane_files: &LaneFiles,
     lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
     (start, required): (Start, Position),
-    visit: &mut Visit<'_>,
-) -> Result<End> {
+    visit: &mut Visitor<'_>,
+) -> Result<LogEnd> {
     let first = start.sequence;
-    let end = End { sequence: first, offset: FILE_HEADER_BYTES as u64, last: start.sealed };
+    let end = LogEnd { sequence: first, offset: FILE_HEADER_BYTES as u64, last: start.sealed };
     let mut replay = Replay { lane_files, visit, durable: required, pending: VecDeque::new(), end };
     for (id, expected) in ids.iter().zip(first..) {
         if id.sequence != expected || !replay.file(*id)? {
@@ -306,7 +302,7 @@ pub fn inspect(
     lane: (TimelineId, LaneKind),
     ids: &[LaneFileId],
     from: (Start, Position),
-    visit: &mut Visit<'_>,
+    visit: &mut Visitor<'_>,
 ) -> Result<()> {
     replay(lane_files, lane, ids, from, visit).map(|_| ())
 }
@@ -316,7 +312,7 @@ pub fn inspect(
 fn wipe(file: &dyn DiskFile, offset: u64) -> Result<()> {
     let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
     let left = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX);
-    let mut head = vec![0; left.min(format::RECORD_HEADER_BYTES)];
+    let mut head = vec![0; left.min(record::RECORD_HEADER_BYTES)];
     file.read_exact_at(&mut head, offset).map_err(|e| Error::io("read a lane file", &e))?;
     if head.iter().any(|byte| *byte != 0) {
         head.fill(0);
@@ -334,7 +330,7 @@ pub fn recover(
     (timeline, lane): (TimelineId, LaneKind),
     ids: &[LaneFileId],
     (start, required): (Start, Position),
-    visit: &mut Visit<'_>,
+    visit: &mut Visitor<'_>,
 ) -> Result<Log> {
     assert!(
         ids.is_sorted() && ids.iter().all(|id| (id.timeline, id.lane) == (timeline, lane)),
@@ -346,6 +342,8 @@ pub fn recover(
         return Ok(log);
     }
     let end = replay(lane_files, (timeline, lane), ids, (start, required), visit)?;
+    assert!(end.last >= start.sealed, "ends at {}, begins at {start:?}", end.last);
+    assert!(end.sequence >= start.sequence, "ends in {}, begins at {start:?}", end.sequence);
     for id in ids {
         if id.sequence <= end.sequence && end.last > start.sealed {
             log.files.insert(id.sequence, lane_files.open_file(*id)?);
@@ -358,15 +356,15 @@ pub fn recover(
     if let Some(file) = log.files.get(&end.sequence) {
         wipe(&**file, end.offset)?;
     }
-    // What was read may so far be only in the cache, in any of the files; whoever reads it from now
-    // on may rely on it.
+    // The cache may hold bytes of any of the files that are not on the medium yet. The index relies
+    // on them, so they become durable now.
     for file in log.files.values().filter(|_| !sabotage::active(Defect::RecoverySync)) {
         file.sync().map_err(|e| Error::io("sync a recovered lane file", &e))?;
     }
     if let Some(file) = log.files.get(&end.sequence) {
-        let salt = format::salt(lane_files.store(), log.id(end.sequence));
+        let salt = record::salt(lane_files.store(), log.id(end.sequence));
         let length = file.len_bytes().map_err(|e| Error::io("measure a lane file", &e))?;
-        log.tail = Some(Tail {
+        log.tail = Some(LogTail {
             sequence: end.sequence,
             file: Arc::clone(file),
             salt,

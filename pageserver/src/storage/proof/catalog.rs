@@ -4,11 +4,11 @@
 //! same; a catalog that checks still does when its branches are removed one by one, and nothing of
 //! it is left then.
 
-use crate::storage::catalog::change::Change;
+use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::records::{
     BranchRecord, Record, Row, TABLES, TimelineRecord, Update, encode,
 };
-use crate::storage::catalog::state::State;
+use crate::storage::catalog::state::CatalogState;
 use crate::storage::page::TimelineId;
 
 /// Most values that are taken for a catalog, so that no input takes long.
@@ -20,7 +20,8 @@ const VALUES_MAX: usize = 64;
 /// # Panics
 /// If something does not hold.
 pub fn catalog(bytes: &[u8]) {
-    let mut state = State::default();
+    let mut state = CatalogState::default();
+    state.next.insert("timeline", VALUES_MAX as u64 + 1);
     for (nth, line) in (1..).zip(bytes.split(|byte| *byte == b'\n').take(VALUES_MAX)) {
         for table in TABLES {
             let timeline = *table == TimelineRecord::TABLE;
@@ -43,7 +44,7 @@ fn round_trip(table: &str, key: &str, json: &[u8]) -> Option<Row> {
     Some(row)
 }
 
-fn take_apart(mut state: State) {
+fn take_apart(mut state: CatalogState) {
     // Timelines that nothing needs, such as those of imports that a crash cut off.
     let release = state.timelines.keys().map(|id| TimelineId(*id)).collect();
     remove(&mut state, Update { release, ..Update::default() });
@@ -55,18 +56,18 @@ fn take_apart(mut state: State) {
     assert!(left.is_empty() && state.names.is_empty(), "timelines {left:?} are left");
 }
 
-fn remove(state: &mut State, update: Update) {
+fn remove(state: &mut CatalogState, update: Update) {
     let freed = state.freed_by(&update);
     let sound = state.timelines_after(&update).map(|put| put.len());
     assert_eq!(sound.ok(), Some(0), "a removal changes no timeline");
-    state.apply(Change::new(update, Vec::new(), &freed, &state.next.clone()));
+    state.apply(CatalogChange::new(update, Vec::new(), &freed, &state.next.clone()));
     state.check().expect("a catalog without a branch is sound");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
 
     const ROOT: &str = r#"{"ancestor":null}"#;
 

@@ -1,27 +1,30 @@
 //! What must hold for any bytes of a sealed layer's file.
 //!
 //! Invariants checked: nothing panics; entries, groups and pages are bounded by the file; a page
-//! that is given out has the checksum of its entry; metadata that decodes encodes to the same;
-//! after one flipped bit each part is what it was or an error.
+//! that is given out has the checksum of its entry; metadata that decodes encodes to the same, and
+//! an index takes it in; after one flipped bit each part is what it was or an error.
 
-use super::{STORE, flip_a_bit};
+use super::bits::{STORE, flip_a_bit};
 use crate::error::Result;
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::SimDisk;
-use crate::storage::layer::{
-    self, Access, BLOCK_BYTES, Entry, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, Layer,
-    LayerId,
+use crate::storage::index::Index;
+use crate::storage::index::versions::Retained;
+use crate::storage::layer::format::{
+    BLOCK_BYTES, ENTRY_BYTES, FOOTER_BYTES, Footer, GROUP_PAGES, HEADER_BYTES, LayerEntry, LayerId,
+    seal_block,
 };
-use crate::storage::log::format::{self, Change, LaneKind};
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::layer::{Access, Layer};
+use crate::storage::log::format::{self, Change};
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
 
 /// Most pages that are read of a layer, so that no input takes long.
 const PAGES_MAX: usize = 16;
 const ID: LayerId = LayerId { timeline: TimelineId(3), lane: LaneKind::Data, number: 5 };
 
 /// What a layer says, each part as far as it can be read.
-struct Contents {
-    entries: Vec<Result<Entry>>,
+struct LayerContents {
+    entries: Vec<Result<LayerEntry>>,
     /// Of entries all over the layer.
     pages: Vec<Option<Vec<u8>>>,
     metadata: Option<Vec<(Position, Change)>>,
@@ -61,15 +64,15 @@ pub fn layer(bytes: &[u8]) {
 }
 
 /// Reads all that a layer of these bytes has; none if it does not open.
-fn look(bytes: &[u8]) -> Option<Contents> {
+fn look(bytes: &[u8]) -> Option<LayerContents> {
     let disk = SimDisk::default();
     drop(disk.create(&ID.path()).expect("the disk is empty"));
     disk.alter(&ID.path(), |file| *file = bytes.to_vec());
     let layer = Layer::open(&disk, STORE, ID).ok()?;
     assert_eq!((layer.id(), layer.bytes()), (ID, bytes.len() as u64));
     assert!(layer.from() <= layer.to(), "{} to {}", layer.from(), layer.to());
-    let entries: Vec<Result<Entry>> = layer.scan().collect();
-    assert!(entries.len() <= bytes.len() / layer::ENTRY_BYTES, "{} entries", entries.len());
+    let entries: Vec<Result<LayerEntry>> = layer.scan().collect();
+    assert!(entries.len() <= bytes.len() / ENTRY_BYTES, "{} entries", entries.len());
     let step = entries.len().div_ceil(PAGES_MAX).max(1);
     let pages =
         entries.iter().step_by(step).map(|entry| page(&layer, entry.as_ref().ok()?)).collect();
@@ -77,13 +80,24 @@ fn look(bytes: &[u8]) -> Option<Contents> {
     let metadata = layer.metadata().ok();
     if let Some(changes) = &metadata {
         let again = format::decode_history(&format::encode_history(changes));
-        assert_eq!(again.as_ref(), Some(changes));
+        assert_eq!(again.as_ref(), Ok(changes));
+        apply(changes);
     }
-    Some(Contents { entries, pages, metadata })
+    Some(LayerContents { entries, pages, metadata })
+}
+
+/// Takes the metadata in, as an opening of the timeline does, and sweeps it.
+fn apply(changes: &[(Position, Change)]) {
+    let mut index = Index::new(0, Retained::default());
+    for (position, change) in changes {
+        index.apply(*position, std::slice::from_ref(change), 0, 0);
+    }
+    index.sweep();
+    assert!(index.metadata().is_sorted_by_key(|(position, _)| *position));
 }
 
 /// The page of an entry as it is read on the way to Postgres.
-fn page(layer: &Layer, entry: &Entry) -> Option<Vec<u8>> {
+fn page(layer: &Layer, entry: &LayerEntry) -> Option<Vec<u8>> {
     let mut page = vec![0xee; PAGE_BYTES];
     let Some(at) = entry.page else {
         layer.take_page(&Ok(&[]), entry, &mut page).expect("zeros need no group");
@@ -106,7 +120,7 @@ fn page(layer: &Layer, entry: &Entry) -> Option<Vec<u8>> {
 }
 
 /// What is found is among what is there, at or before the position asked for.
-fn find(layer: &Layer, entries: &[Result<Entry>]) {
+fn find(layer: &Layer, entries: &[Result<LayerEntry>]) {
     let Some(Ok(middle)) = entries.get(entries.len() / 2) else { return };
     let blocks = middle.block.saturating_sub(2)..middle.block.saturating_add(2);
     let mut found = Vec::new();
@@ -117,10 +131,9 @@ fn find(layer: &Layer, entries: &[Result<Entry>]) {
     for entry in found {
         assert!(entry.inode == middle.inode && blocks.contains(&entry.block), "{entry:?}");
         assert!(entry.position <= middle.position, "{entry:?} is later than {}", middle.position);
-        assert!(
-            entries.iter().flatten().any(|known| *known == entry),
-            "{entry:?} is not in the layer"
-        );
+        let known = entries.iter().flatten().any(|known| *known == entry);
+        // A scan keeps back what is out of order.
+        assert!(known || entries.iter().any(Result::is_err), "{entry:?} is not in the layer");
     }
 }
 
@@ -143,7 +156,7 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
     let (first, second) = tables.split_at_mut(tables.len() / 2);
     for block in first.chunks_exact_mut(BLOCK_BYTES) {
         let count = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-        layer::seal_block(block, count as usize);
+        seal_block(block, count as usize);
     }
     if first.len() == second.len() {
         second.copy_from_slice(first);
@@ -158,7 +171,7 @@ fn seal(bytes: &mut [u8]) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::sim::Random;
+    use crate::storage::disk::random::Random;
     use crate::storage::layer::dictionary::PAGES_TOGETHER;
     use crate::storage::layer::writer::LayerWriter;
     use crate::storage::page::ROOT_INODE;
@@ -251,7 +264,7 @@ mod tests {
         let whole = made_with_dictionary(10, 1);
         let end = whole.len() - 2 * FOOTER_BYTES;
         let footer = Footer::of(&whole[end..end + FOOTER_BYTES], ID).unwrap();
-        let first = layer::HEADER_BYTES;
+        let first = HEADER_BYTES;
         let copy = usize::try_from(footer.meta_offset).unwrap() + footer.meta_bytes as usize;
         let pages = look(&whole).unwrap().pages;
         for (damaged, read) in
@@ -289,7 +302,7 @@ mod tests {
                 }
                 // Where the pages are.
                 let at = usize::try_from(random.below(256)).unwrap();
-                bytes[layer::HEADER_BYTES + at] ^= 1 << random.below(8);
+                bytes[HEADER_BYTES + at] ^= 1 << random.below(8);
                 layer(&bytes);
             }
             layer(&whole[..whole.len() - 1]);
@@ -314,6 +327,52 @@ mod tests {
             seal(&mut bytes).unwrap();
             assert!(look(&bytes).is_none(), "the index names group {group}");
         }
+    }
+
+    fn opened(bytes: &[u8]) -> Result<Layer> {
+        let disk = SimDisk::default();
+        drop(disk.create(&ID.path()).unwrap());
+        disk.alter(&ID.path(), |file| *file = bytes.to_vec());
+        Layer::open(&disk, STORE, ID)
+    }
+
+    #[test]
+    fn an_index_that_does_not_ascend_is_refused() {
+        let whole = made(300, 1);
+        let footer = whole.len() - 2 * FOOTER_BYTES;
+        let index =
+            usize::try_from(Footer::of(&whole[footer..][..FOOTER_BYTES], ID).unwrap().index_offset)
+                .unwrap();
+        // Two entries of a block, then two blocks.
+        let mut bytes = whole.clone();
+        bytes[index + 32 + ENTRY_BYTES..][..2 * ENTRY_BYTES].rotate_left(ENTRY_BYTES);
+        seal(&mut bytes).unwrap();
+        let error = opened(&bytes).unwrap().scan().find_map(Result::err).unwrap();
+        assert!(error.detail.contains("does not ascend"), "{error}");
+        let mut bytes = whole;
+        bytes[index..][..2 * BLOCK_BYTES].rotate_left(BLOCK_BYTES);
+        seal(&mut bytes).unwrap();
+        let error = opened(&bytes).err().unwrap();
+        assert!(error.detail.contains("do not ascend"), "{error}");
+    }
+
+    #[test]
+    fn metadata_that_is_newer_than_its_layer_is_refused() {
+        let mut bytes = made(1, 1);
+        let footer = bytes.len() - 2 * FOOTER_BYTES;
+        bytes[footer + 56..][..8].copy_from_slice(&11_u64.to_le_bytes());
+        seal(&mut bytes).unwrap();
+        let error = opened(&bytes).unwrap().metadata().unwrap_err();
+        assert!(error.detail.contains("newer than the layer"), "{error}");
+    }
+
+    #[test]
+    fn a_layer_of_a_later_version_is_refused_by_name() {
+        let mut bytes = made(1, 1);
+        let footers = bytes.len() - 2 * FOOTER_BYTES;
+        (bytes[footers + 8], bytes[footers + FOOTER_BYTES + 8]) = (3, 3);
+        let error = opened(&bytes).err().unwrap();
+        assert!(error.detail.contains("use the build that wrote it, or newer"), "{error}");
     }
 
     /// Writes the kept corpus of the fuzz target `layer` to the directory `COPPICE_CORPUS`.

@@ -5,7 +5,7 @@ use crate::storage::catalog::records::{NoteRecord, Row, Stored};
 use crate::storage::catalog::{AncestorRecord, BranchRecord, Catalog, TimelineRecord, Update};
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
-use crate::storage::page::TimelineId;
+use crate::storage::page::{PerLane, TimelineId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -63,11 +63,11 @@ fn some(left: Left) -> (SimDisk, Said) {
         let fresh = catalog.new_timeline();
         let ancestor = AncestorRecord {
             timeline: 1,
-            at: [9, 9],
-            synced: [8, 8],
+            at: PerLane::both(9),
+            synced: PerLane::both(8),
             time_ns: 7,
             begins_ns: 8,
-            logical_bytes: [5, 6],
+            logical_bytes: PerLane { data: 5, wal: 6 },
         };
         let ancestor = (nth > 0).then_some(ancestor);
         let record = BranchRecord {

@@ -2,7 +2,7 @@
 //! meanwhile.
 
 use super::*;
-use crate::storage::page::Position;
+use crate::storage::page::{PerLane, Position};
 use crate::storage::store::{Origin, Past};
 use std::time::Duration;
 
@@ -102,9 +102,9 @@ impl World {
         let some = known.get(usize::try_from(self.random.below(30)).unwrap()).copied();
         match (self.random.below(13), some) {
             (0..2, _) => self.mark(),
-            (2, Some(mark)) => self.main.timeline().let_go(&[mark]).unwrap(),
+            (2, Some(mark)) => self.main.timeline().forget_marks(&[mark]).unwrap(),
             (3, Some(mark)) if self.children.len() < 8 => {
-                let past = Some(Past { at: [mark; 2], time_ns: 0 });
+                let past = Some(Past { at: PerLane::both(mark), time_ns: 0 });
                 let name = format!("c{}", self.children.len());
                 let origin = Origin { timeline: id, past, unfinished: false };
                 let (child, _) = self.store.fork(origin, |t| named(&name, t)).unwrap();
@@ -132,7 +132,7 @@ impl World {
         let timeline = store.timeline(self.timeline()).unwrap();
         let marks = timeline.marks();
         for mark in &marks {
-            let seen = image(&Tree::new(timeline.view([mark.position; 2])));
+            let seen = image(&Tree::new(timeline.view(PerLane::both(mark.position))));
             let expected = &self.marks[&mark.position];
             assert!(seen[0] == expected[0], "{what}: data of mark {}", mark.position);
             // The other lane may have lost its end, as in any crash; Postgres had not been told
@@ -193,7 +193,7 @@ fn a_mark_that_was_let_go_of_stays_away_once_its_versions_are_dropped() {
     let mark = *world.marks.keys().next().unwrap();
     world.main.timeline().sync_and_wait().unwrap();
     world.synced = world.store.newest_position();
-    world.main.timeline().let_go(&[mark]).unwrap();
+    world.main.timeline().forget_marks(&[mark]).unwrap();
     world.main.write(inode, 0, &[2; PAGE_BYTES]).unwrap();
     world.store.seal(id, LaneKind::Wal, &mut |_| Ok(())).unwrap();
     let crashed = open(&world.disk.after_power_loss(Unsynced::Lost)).unwrap();
@@ -228,7 +228,7 @@ fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
     let at = |name: &str| {
         let origin = Origin {
             timeline: id,
-            past: Some(Past { at: [mark; 2], time_ns: 0 }),
+            past: Some(Past { at: PerLane::both(mark), time_ns: 0 }),
             unfinished: false,
         };
         world.store.fork(origin, |t| named(name, t)).unwrap().0
@@ -244,7 +244,7 @@ fn a_child_that_the_parent_never_knew_takes_nobody_elses_point_along() {
     // The parent is opened between the two, and knows of one child only.
     let main = tree(&store, id);
     store.free(&freed);
-    main.timeline().let_go(&[mark]).unwrap();
+    main.timeline().forget_marks(&[mark]).unwrap();
     let inode = make(&main, b"g");
     for fill in 1..4 {
         main.write(inode, 0, &[fill; 20_000]).unwrap();
@@ -270,15 +270,15 @@ fn nobody_forks_from_a_moment_that_was_let_go_of() {
         unfinished: false,
     };
     let fork = |at| world.store.fork(origin(at), |_| Update::default());
-    fork([mark; 2]).unwrap();
-    assert_eq!(fork([mark, mark - 1]).unwrap_err().code, "moment_gone");
-    world.main.timeline().let_go(&[mark]).unwrap();
+    fork(PerLane::both(mark)).unwrap();
+    assert_eq!(fork(PerLane { data: mark, wal: mark - 1 }).unwrap_err().code, "moment_gone");
+    world.main.timeline().forget_marks(&[mark]).unwrap();
     // The child keeps it.
-    fork([mark; 2]).unwrap();
+    fork(PerLane::both(mark)).unwrap();
     for child in 2..4 {
         world.store.free(&world.store.release(TimelineId(child)).unwrap());
     }
-    assert_eq!(fork([mark; 2]).unwrap_err().code, "moment_gone");
+    assert_eq!(fork(PerLane::both(mark)).unwrap_err().code, "moment_gone");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn a_removal_is_marked_once_for_each_sync_of_the_data() {
     assert_eq!(count(), 2);
     assert!(timeline.marks().iter().all(|mark| mark.kept));
     let (directory, _) = world.main.lookup(ROOT_INODE, b"pg_wal").unwrap();
-    let seen = Tree::new(timeline.view([timeline.marks()[1].position; 2]));
+    let seen = Tree::new(timeline.view(PerLane::both(timeline.marks()[1].position)));
     assert!(seen.lookup(directory, b"4").is_ok() && seen.lookup(directory, b"3").is_err());
 }
 
@@ -446,7 +446,7 @@ fn a_timeline_at_the_end_of_a_long_chain_stands_on_its_own() {
                 let timeline = store.timeline(*id).unwrap();
                 assert!(!timeline.marks().is_empty());
                 for mark in timeline.marks() {
-                    let seen = image(&Tree::new(timeline.view([mark.position; 2])));
+                    let seen = image(&Tree::new(timeline.view(PerLane::both(mark.position))));
                     assert!(
                         seen == marks[&mark.position],
                         "seed {seed}: mark {} of {id}",

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Error;
-use crate::storage::layer;
+use crate::storage::layer::format::FOOTER_BYTES;
 use crate::storage::store::{Origin, Past};
 
 fn seal(store: &Store, id: TimelineId, lane: LaneKind) -> bool {
@@ -33,7 +33,7 @@ fn versions(disk: &SimDisk) -> Vec<u8> {
     let of = |name: String| {
         let mut version = 0;
         disk.alter(&format!("layers/{name}"), |bytes| {
-            version = bytes[bytes.len() - layer::FOOTER_BYTES + 8]
+            version = bytes[bytes.len() - FOOTER_BYTES + 8]
         });
         version
     };
@@ -167,7 +167,7 @@ fn stop_after_any_operation(work: impl Fn(&Store, TimelineId) -> crate::error::R
                 contents(&tree(&store, id), b"f").unwrap() == expected,
                 "stop {count}, image {nth}"
             );
-            let named = store.catalog().timeline(id).unwrap().lanes[0].layers.len();
+            let named = store.catalog().timeline(id).unwrap().lanes.data.layers.len();
             assert_eq!(
                 layers(&image).len(),
                 named,
@@ -271,7 +271,7 @@ fn what_a_child_overwrote_is_not_kept_for_it() {
     }
     // A grandchild from before the child wrote anything sees the parent through it.
     let begin = store.timeline(other).unwrap().begin();
-    let past = Some(Past { at: [begin; 2], time_ns: 0 });
+    let past = Some(Past { at: PerLane::both(begin), time_ns: 0 });
     let origin = Origin { timeline: other, past, unfinished: false };
     let (grandchild, _) = store.fork(origin, |timeline| named("grandchild", timeline)).unwrap();
     let entries = |store: &Store| -> u64 {

@@ -3,9 +3,9 @@
 
 use crate::locks::{lock, read};
 use crate::storage::index::Target;
-use crate::storage::log::format::{Attributes, LaneKind};
-use crate::storage::page::{HEAD, Position, inode_created};
-use crate::storage::timeline::{Timeline, lane_of};
+use crate::storage::log::format::Attributes;
+use crate::storage::page::{HEAD, LaneKind, PerLane, Position, inode_created, lane_of};
+use crate::storage::timeline::Timeline;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ impl Timeline {
     /// Inodes of this timeline's own lanes that exist without a name.
     pub fn nameless(self: &Arc<Self>) -> Vec<u64> {
         let mut found = Vec::new();
-        for lane in &self.lanes {
+        for lane in self.lanes.iter() {
             let state = read(&lane.state);
             let nameless = |inode: &u64| {
                 let attributes = state.index.attributes(*inode, HEAD);
@@ -63,11 +63,11 @@ impl Timeline {
     }
 
     /// Bytes of all files of both lanes, as a user of them sees it.
-    pub fn logical_bytes(self: &Arc<Self>) -> [u64; 2] {
+    pub fn logical_bytes(self: &Arc<Self>) -> PerLane<u64> {
         let now = self.last_positions();
         let mut known = lock(&self.logical);
         if known.0 != now {
-            *known = (now, LaneKind::ALL.map(|lane| self.sum_sizes(lane)));
+            *known = (now, PerLane::from_fn(|lane| self.sum_sizes(lane)));
         }
         known.1
     }
@@ -101,6 +101,6 @@ impl Timeline {
                 }
             }
         }
-        sizes.values().sum()
+        sizes.values().fold(0, |sum, size| sum.saturating_add(*size))
     }
 }

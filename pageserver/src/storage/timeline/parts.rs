@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::storage::disk::DiskFile;
 use crate::storage::index::{Block, Index, Parts};
 use crate::storage::log::files::LaneFiles;
-use crate::storage::log::format::{LaneFileId, MAX_PART_BYTES};
+use crate::storage::log::format::MAX_PART_BYTES;
+use crate::storage::log::record::LaneFileId;
 use crate::storage::page::PAGE_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,19 +20,20 @@ const MAX_PARTS: usize = 32;
 
 /// A page as the lane holds it at the head.
 pub(in crate::storage) struct HotPage {
-    pub(in crate::storage) inode: u64,
-    pub(in crate::storage) block: u32,
-    pub(in crate::storage) bytes: Vec<u8>,
+    pub(super) inode: u64,
+    pub(super) block: u32,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What of `page`, the next contents of a block, has to be logged; `None` if all of it should be.
-pub(in crate::storage) fn changed(
+pub(super) fn changed(
     index: &Index,
     hot: Option<&HotPage>,
     (inode, block): (u64, u32),
     page: &[u8],
 ) -> Option<Range<usize>> {
     const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+    assert_eq!(page.len(), PAGE_BYTES, "block {block} of inode {inode:#x}");
     // Recovery replays what is being sealed along with the log, so a part over nothing must have
     // nothing there either.
     if index.is_frozen(inode, block) {
@@ -73,6 +75,7 @@ pub(in crate::storage) fn read(
     (inode, block): (u64, u32),
     page: &mut [u8],
 ) -> Result<()> {
+    assert_eq!(files.len(), self::files(parts).count(), "a file for each part");
     let name = || LaneFiles::describe(last);
     let failed = |e| {
         Error::io(

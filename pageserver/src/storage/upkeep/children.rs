@@ -7,17 +7,16 @@
 use crate::error::Result;
 use crate::locks::lock;
 use crate::storage::layer::Layer;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{HEAD, Position, TimelineId};
+use crate::storage::page::{HEAD, LaneKind, Position, TimelineId};
 use crate::storage::store::Store;
-use crate::storage::timeline::open_layers;
+use crate::storage::timeline::lane::open_layers;
 use std::sync::Arc;
 
 /// Children that are looked at in one merge. Those beyond count as covering nothing.
 const MAX_CHILDREN: usize = 64;
 
 /// A child with layers of its own.
-pub(in crate::storage) struct Child {
+pub(super) struct Child {
     id: TimelineId,
     /// Where it was forked.
     at: Position,
@@ -37,11 +36,7 @@ impl Child {
 }
 
 /// Fork positions of the children that cover a block, in order.
-pub(in crate::storage) fn covered(
-    children: &[Child],
-    inode: u64,
-    block: u32,
-) -> Result<Vec<Position>> {
+pub(super) fn covered(children: &[Child], inode: u64, block: u32) -> Result<Vec<Position>> {
     let mut positions = Vec::new();
     for child in children {
         if child.covers(inode, block)? {
@@ -54,11 +49,7 @@ pub(in crate::storage) fn covered(
 
 impl Store {
     /// The children of a timeline that may cover blocks of a lane.
-    pub(in crate::storage) fn children(
-        &self,
-        id: TimelineId,
-        lane: LaneKind,
-    ) -> Result<Vec<Child>> {
+    pub(super) fn children(&self, id: TimelineId, lane: LaneKind) -> Result<Vec<Child>> {
         let mut children = Vec::new();
         for (id, ancestor) in self.catalog().children(id) {
             // Where it was forked can be gone back to, in its past and in the parent's, and there
@@ -68,27 +59,27 @@ impl Store {
             }
             let Ok(slot) = self.slot(id) else { continue };
             let slot = lock(&slot);
-            let record = &slot.lanes[lane as usize];
+            let record = &slot.lanes[lane];
             let marks = match &slot.timeline {
                 _ if record.layers.is_empty() => continue,
                 Some(timeline) => timeline.marks().first().map(|mark| mark.position),
-                None if slot.lanes[0].newest_mark_ns > 0 || slot.has_log() => continue,
+                None if slot.lanes.data.newest_mark_ns > 0 || slot.has_log() => continue,
                 None => None,
             };
-            let forks = self.catalog().forks(id).into_iter().map(|fork| fork.at[lane as usize]);
+            let forks = self.catalog().forks(id).into_iter().map(|fork| fork.at[lane]);
             let oldest_reader = forks.chain(marks).min().unwrap_or(HEAD);
             let layers = match &slot.timeline {
                 Some(timeline) => timeline.layers(lane),
                 // One that is damaged covers nothing.
                 None => open_layers(self.lane_files(), (id, lane), record).unwrap_or_default(),
             };
-            children.push(Child { id, at: ancestor.at[lane as usize], oldest_reader, layers });
+            children.push(Child { id, at: ancestor.at[lane], oldest_reader, layers });
         }
         Ok(children)
     }
 
     /// Whether all of them still live.
-    pub(in crate::storage) fn still_live(&self, children: &[Child]) -> bool {
+    pub(super) fn still_live(&self, children: &[Child]) -> bool {
         children.iter().all(|child| self.catalog().timeline(child.id).is_some())
     }
 }

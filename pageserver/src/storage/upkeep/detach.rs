@@ -1,23 +1,25 @@
-//! Deep chains: a timeline that rests far from what it reads gets all of it in layers of its own,
-//! and no ancestor.
+//! Deep chains: a timeline that rests at the end of a long chain gets all that it shows in layers
+//! of its own, and no ancestor.
 //!
-//! So a read never passes through more than a few timelines for long, and old ones can go when
-//! nobody else needs them. It costs a copy of what the timeline shows, so it is done only at some
-//! depth, for named timelines that were written to, and when no moment from before the fork can be
-//! gone back to any more.
+//! So no read passes through many timelines for long, and old ones can go when nobody else needs
+//! them. It costs a copy of what the timeline shows. It is done only at some depth, for named
+//! timelines that were written to, when no moment from before the fork can be gone back to any
+//! more.
 
 use crate::error::Result;
 use crate::locks::{self, lock};
 use crate::storage::catalog::{LaneRecord, LayerRecord, Update};
 use crate::storage::index::{Index, Target};
+use crate::storage::layer::format::{ENTRY_BYTES, LayerEntry, LayerId, LayerPage};
 use crate::storage::layer::writer::LayerWriter;
-use crate::storage::layer::{ENTRY_BYTES, Entry, LayerId, LayerPage};
-use crate::storage::log::format::{Attributes, Change, LaneKind};
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId, inode_created};
-use crate::storage::store::{Slot, Store};
-use crate::storage::timeline::read::{self, Source};
+use crate::storage::log::format::{Attributes, Change};
+use crate::storage::page::{LaneKind, PAGE_BYTES, PerLane, Position, TimelineId, inode_created};
+use crate::storage::slot::TimelineSlot;
+use crate::storage::store::Store;
+use crate::storage::timeline::read::{self, BlockSource};
 use crate::storage::timeline::{Ancestor, Timeline};
-use crate::storage::upkeep::plan::{Input, Pace, next_block};
+use crate::storage::upkeep::merge::{Input, next_block};
+use crate::storage::upkeep::pace::Pace;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,7 +35,7 @@ const CHUNK: u32 = 64;
 const INHERITED: usize = usize::MAX;
 
 /// Versions of a block, oldest first, each with the number of its input.
-type Versions = Vec<(Entry, usize)>;
+type BlockVersions = Vec<(LayerEntry, usize)>;
 
 impl Store {
     /// Lets the oldest timeline that is too deep stand on its own; true if there was one. `pace` is
@@ -48,14 +50,17 @@ impl Store {
         let timeline = self.timeline(id)?;
         let Some(ancestor) = &timeline.ancestor else { return Ok(false) };
         let before = (lock(&slot).lanes.clone(), timeline.last_positions());
-        self.require_room(timeline.logical_bytes().iter().sum::<u64>() + timeline.own_bytes())?;
-        let mut lanes: [LaneRecord; 2] = Default::default();
+        let shown = timeline.logical_bytes();
+        self.require_room(
+            shown.data.saturating_add(shown.wal).saturating_add(timeline.own_bytes()),
+        )?;
+        let mut lanes: PerLane<LaneRecord> = Default::default();
         let mut written = Vec::new();
         for lane in LaneKind::ALL {
             match timeline.write_all(ancestor, lane, pace) {
                 Ok((layer, record)) => {
                     written.push(layer);
-                    lanes[lane as usize] = record;
+                    lanes[lane] = record;
                 }
                 Err(error) => {
                     written.iter().for_each(|layer| self.remove_layer(*layer));
@@ -71,7 +76,7 @@ impl Store {
     }
 
     /// Whether a timeline that nobody uses reads through too many others.
-    fn is_too_deep(&self, id: TimelineId, slot: &Mutex<Slot>) -> bool {
+    fn is_too_deep(&self, id: TimelineId, slot: &Mutex<TimelineSlot>) -> bool {
         let rests = slot.try_lock().is_ok_and(|slot| {
             let written = slot.lanes.iter().any(|lane| !lane.layers.is_empty());
             slot.timeline.is_none() && !slot.has_log() && written
@@ -92,10 +97,10 @@ impl Store {
 
     fn publish_detached(
         &self,
-        slot: &Mutex<Slot>,
+        slot: &Mutex<TimelineSlot>,
         timeline: Arc<Timeline>,
-        before: ([LaneRecord; 2], [Position; 2]),
-        lanes: [LaneRecord; 2],
+        before: (PerLane<LaneRecord>, PerLane<Position>),
+        lanes: PerLane<LaneRecord>,
     ) -> Result<bool> {
         let mut guard = lock(slot);
         // Its place and this function have it; nobody else gets it while the place is locked.
@@ -145,7 +150,7 @@ impl Timeline {
         lane: LaneKind,
         pace: &mut Pace<'_>,
     ) -> Result<(LayerId, LaneRecord)> {
-        let base = ancestor.at[lane as usize];
+        let base = ancestor.at[lane];
         let inherited = ancestor.timeline.view(ancestor.at);
         let record = locks::read(&self.lane(lane).state).record.clone();
         let lane_files = self.lane_files();
@@ -159,7 +164,7 @@ impl Timeline {
             writer.abandon();
             return Err(error);
         }
-        let bytes = writer.finish(&self.all_metadata(&inherited, &files, lane))?;
+        let bytes = writer.finish(&self.all_metadata(&inherited, &files, (lane, base, sealed)))?;
         let layers = vec![LayerRecord { number, bytes }];
         let logical_bytes = self.sum_sizes(lane);
         Ok((id, LaneRecord { sealed, layers, logical_bytes, ..record }))
@@ -177,7 +182,7 @@ impl Timeline {
         let layers = self.layers(lane);
         let mut inputs: Vec<_> =
             layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
-        let mut own: BTreeMap<u64, BTreeMap<u32, Versions>> = BTreeMap::new();
+        let mut own: BTreeMap<u64, BTreeMap<u32, BlockVersions>> = BTreeMap::new();
         while let Some(versions) = next_block(&mut inputs)? {
             pace((versions.len() * ENTRY_BYTES) as u64)?;
             let (inode, block) = (versions[0].0.inode, versions[0].0.block);
@@ -193,7 +198,7 @@ impl Timeline {
             let sources = inherited.sources(lane, inode, size)?;
             for block in sources.keys() {
                 let page = Some(LayerPage { group: 0, slot: 0, crc: 0 });
-                let entry = Entry { inode, block: *block, position: base, page };
+                let entry = LayerEntry { inode, block: *block, position: base, page };
                 blocks.entry(*block).or_default().insert(0, (entry, INHERITED));
             }
             for (block, versions) in blocks {
@@ -223,14 +228,14 @@ impl Timeline {
         lane: LaneKind,
         inode: u64,
         size: u64,
-    ) -> Result<BTreeMap<u32, Option<Source>>> {
+    ) -> Result<BTreeMap<u32, Option<BlockSource>>> {
         let end = u32::try_from(size.div_ceil(PAGE_BYTES as u64)).unwrap_or(u32::MAX);
         let mut sources = BTreeMap::new();
         for first in (0..end).step_by(CHUNK as usize) {
             let state = locks::read(&self.lane(lane).state);
             let found = self.resolve(&state, inode, first, CHUNK.min(end - first) as usize)?;
-            let there = |source: &Option<Source>| {
-                source.as_ref().is_some_and(|it| !matches!(it, Source::Zeros))
+            let there = |source: &Option<BlockSource>| {
+                source.as_ref().is_some_and(|it| !matches!(it, BlockSource::Zeros))
             };
             sources.extend((first..).zip(found).filter(|(_, source)| there(source)));
         }
@@ -242,18 +247,21 @@ impl Timeline {
         &self,
         inherited: &Arc<Timeline>,
         files: &BTreeMap<u64, Attributes>,
-        lane: LaneKind,
+        (lane, base, sealed): (LaneKind, Position, Position),
     ) -> Vec<(Position, Change)> {
         let mut changes = Vec::new();
         for (inode, attributes) in files {
             let attributes = attributes.clone();
-            changes.push((inode_created(*inode), Change::Attributes { inode: *inode, attributes }));
+            let created = inode_created(*inode).min(base);
+            changes.push((created, Change::Attributes { inode: *inode, attributes }));
             for (position, name, Target { inode: to, kind }) in inherited.list(*inode) {
                 changes.push((position, Change::Name { directory: *inode, name, inode: to, kind }));
             }
         }
         let state = locks::read(&self.lane(lane).state);
         changes.extend(state.index.metadata());
+        // What was appended meanwhile is not in the layer, which nobody will publish then.
+        changes.retain(|(position, _)| *position <= sealed);
         changes.sort_by_key(|(position, _)| *position);
         let mut index = Index::new(0, state.index.retained().clone());
         changes.into_iter().for_each(|(position, change)| index.apply(position, &[change], 0, 0));

@@ -1,33 +1,30 @@
-//! Keeping a store in shape behind its users' backs: sealing logs and merging layers.
+//! Keeping a store in shape in the background: sealing logs and merging layers.
 //!
-//! One thread seals, another does the rest, each one thing at a time. What they make counts from
-//! one catalog transaction on; whatever fails before leaves all as it was and is tried again later.
+//! One thread seals, another does the rest, each one thing at a time. A new layer counts from one
+//! transaction of the catalog on. If anything fails before, all stays as it was and is tried again
+//! later.
 
-pub(in crate::storage) mod children;
+mod children;
 mod detach;
-pub(in crate::storage) mod pace;
+mod merge;
+pub mod pace;
 pub mod plan;
-pub(in crate::storage) mod retention;
-pub(in crate::storage) mod seal;
-pub(in crate::storage) mod survey;
+mod publish;
+mod retention;
+mod seal;
+mod survey;
 
-use crate::error::{Kind, Result};
-use crate::locks::lock;
-use crate::storage::catalog::{LaneRecord, Update};
+use crate::error::Kind;
 use crate::storage::clock::whole_ms;
-use crate::storage::layer::LayerId;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
-use crate::storage::store::{Slot, Store};
+use crate::storage::page::{LaneKind, Position, TimelineId};
+use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
 use crate::storage::upkeep::pace::{STOPPING, Slices};
-use crate::storage::upkeep::plan::{Merged, Pace, Plan};
+use crate::storage::upkeep::plan::Plan;
 use crate::storage::upkeep::retention::Retention;
-use crate::storage::upkeep::seal::Sealed;
 use std::collections::HashMap;
-use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A lane whose sealing or merging failed is left alone for so long.
@@ -52,19 +49,19 @@ pub struct Limits {
 pub enum Duty {
     /// Logs become layers.
     Seal,
-    /// Layers are merged, marks let go of, long chains shortened.
+    /// Layers are merged, marks forgotten, long chains shortened.
     Tidy,
 }
 
 /// What a pass goes by.
-struct Due {
+struct PassRules {
     limits: Limits,
     duty: Duty,
     /// Lanes whose sealing or merging failed, and when.
     failed: HashMap<(TimelineId, LaneKind), Instant>,
 }
 
-impl Due {
+impl PassRules {
     /// How many times over its limit that lane is that is furthest behind. One that cannot be
     /// worked on is not looked at.
     fn excess(&self, store: &Store) -> u64 {
@@ -88,7 +85,7 @@ impl Due {
 
 /// What was seen of the lanes, from one pass to the next.
 pub struct Maintenance {
-    due: Due,
+    due: PassRules,
     /// The newest record of each lane, and when it was first seen to be that.
     seen: HashMap<(TimelineId, LaneKind), (Position, Instant)>,
     retention: Retention,
@@ -100,7 +97,7 @@ impl Maintenance {
     /// Does its `duty` within `limits`.
     pub fn new(limits: Limits, duty: Duty) -> Self {
         Self {
-            due: Due { limits, duty, failed: HashMap::new() },
+            due: PassRules { limits, duty, failed: HashMap::new() },
             seen: HashMap::new(),
             retention: Retention::default(),
             looked: Instant::now(),
@@ -142,7 +139,7 @@ impl Maintenance {
             return;
         }
         let excess = || self.due.excess(store);
-        let mut pace = Slices::new(store, stop, &excess);
+        let mut pace = Slices::new(store.positions(), stop, &excess);
         match store.detach_deep(&mut |bytes| pace.worked(bytes)) {
             // There may be another.
             Ok(true) => {}
@@ -170,11 +167,11 @@ impl Maintenance {
         let last = timeline.last_positions();
         let rests = LaneKind::ALL
             .iter()
-            .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane as usize]));
+            .all(|lane| self.quiet_since(timeline.id(), *lane) == Some(last[*lane]));
         let Limits { quiet, max_history_bytes, .. } = self.due.limits;
         let wanted = (rests, quiet.max(SOON), max_history_bytes);
         let excess = || self.due.excess(store);
-        let mut pace = Slices::new(store, stop, &excess);
+        let mut pace = Slices::new(store.positions(), stop, &excess);
         let looked = self.retention.look(store, timeline, wanted, &mut |bytes| pace.worked(bytes));
         if let Err(error) = looked
             && error.code != STOPPING
@@ -210,7 +207,7 @@ impl Maintenance {
         }
         let plan = plan::choose(&shape, self.due.limits.max_log_bytes);
         let excess = || self.due.excess(store);
-        let mut pace = Slices::new(store, stop, &excess);
+        let mut pace = Slices::new(store.positions(), stop, &excess);
         if plan != Plan::Nothing {
             pace.look();
         }
@@ -244,102 +241,6 @@ impl Maintenance {
     }
 }
 
-impl Store {
-    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes
-    /// worked on.
-    pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
-        self.catalog().require()?;
-        let slot = self.slot(id)?;
-        let Some(timeline) = healthy(&slot) else { return Ok(false) };
-        let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
-        let sealed = match timeline.write_layer(&frozen, pace) {
-            // What it read was given up meanwhile, and who failed has been told why.
-            Err(_) if timeline.latched().is_some() => return Ok(false),
-            sealed => sealed?,
-        };
-        drop(frozen);
-        let layer = sealed.layer.id();
-        self.publish_lane(&slot, &timeline, layer, sealed, Sealed::record, |sealed, record| {
-            timeline.turn_to(sealed, record);
-        })
-    }
-
-    /// Makes one layer of those in `range`, counted from the newest; true if it was done.
-    pub fn merge(
-        &self,
-        id: TimelineId,
-        lane: LaneKind,
-        range: Range<usize>,
-        pace: &mut Pace<'_>,
-    ) -> Result<bool> {
-        self.catalog().require()?;
-        let slot = self.slot(id)?;
-        let Some(timeline) = healthy(&slot) else { return Ok(false) };
-        let layers = timeline.layers(lane);
-        self.require_room(layers[range.clone()].iter().map(|layer| layer.bytes()).sum())?;
-        let children = self.children(id, lane)?;
-        let merged = timeline.merge(lane, range, &children, pace)?;
-        let layer = merged.layer.id();
-        if !self.still_live(&children) {
-            // What one of them did not need, another may that was forked at the same position.
-            self.remove_layer(layer);
-            return Ok(false);
-        }
-        let mut replaced = Vec::new();
-        let turn = |merged, record| replaced = timeline.turn_to_merged(merged, record);
-        let done = self.publish_lane(&slot, &timeline, layer, merged, Merged::record, turn)?;
-        replaced.iter().for_each(|layer| self.remove_layer(layer.id()));
-        Ok(done)
-    }
-
-    /// Publishes the `record` of what a lane is made of with the new `layer`, and lets readers turn
-    /// to it.
-    fn publish_lane<W>(
-        &self,
-        slot: &Mutex<Slot>,
-        timeline: &Arc<Timeline>,
-        layer: LayerId,
-        written: W,
-        record: impl FnOnce(&W, &LaneRecord) -> LaneRecord,
-        turn: impl FnOnce(W, LaneRecord),
-    ) -> Result<bool> {
-        // What the layer leaves out may have been kept for a mark, which no crash may bring back.
-        timeline.sync_data_and_wait().inspect_err(|_| self.remove_layer(layer))?;
-        // Nobody may open the timeline anew, or drop it, between what the catalog says and what
-        // readers see.
-        let mut slot = lock(slot);
-        let same = slot.timeline.as_ref().is_some_and(|open| Arc::ptr_eq(open, timeline));
-        let published = if !same || timeline.latched().is_some() {
-            Ok(None)
-        } else {
-            let record = record(&written, &slot.lanes[layer.lane as usize]);
-            let put_lanes = vec![(timeline.id(), layer.lane, record.clone())];
-            self.publish(Update { put_lanes, ..Update::default() }).map(|_| Some(record))
-        };
-        if let Ok(Some(record)) = published {
-            slot.lanes[layer.lane as usize] = record.clone();
-            turn(written, record);
-            return Ok(true);
-        }
-        if self.catalog().is_open() {
-            // While the catalog cannot say whether it names the layer, it stays.
-            self.remove_layer(layer);
-        }
-        published.map(|_| false)
-    }
-
-    pub(in crate::storage) fn remove_layer(&self, layer: LayerId) {
-        let path = layer.path();
-        if let Err(error) = self.disk.remove(&path) {
-            tracing::error!(%error, path, "a layer that is not needed stays until the next start");
-        }
-    }
-}
-
-fn healthy(slot: &Mutex<Slot>) -> Option<Arc<Timeline>> {
-    lock(slot).timeline.clone().filter(|timeline| timeline.latched().is_none())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,7 +256,7 @@ mod tests {
         let (store, id) = new_store(&SimDisk::default());
         let (other, _) = store.fork(id, |t| named("other", t)).unwrap();
         let (limits, failed) = (Limits { max_log_bytes: 1 << 16, ..LIMITS }, HashMap::new());
-        let mut due = Due { limits, duty: Duty::Seal, failed };
+        let mut due = PassRules { limits, duty: Duty::Seal, failed };
         assert_eq!(due.excess(&store), 0);
         let child = tree(&store, other);
         let inode = make(&child, b"f");

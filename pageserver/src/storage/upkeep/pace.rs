@@ -1,11 +1,10 @@
-//! How long work behind everybody's back goes on between rests.
+//! How long background work goes on between rests.
 //!
-//! One thread does it for all lanes, so the next one waits for what it is at. Work rests less the
-//! further any lane is behind: whoever writes so fast is slowed down before the disk is full.
+//! One thread works for all lanes, so the next lane waits for the one at hand. Work rests less the
+//! further any lane is behind: a client that writes so fast is slowed down before the disk is full.
 
 use crate::error::{Error, Kind, Result};
-use crate::storage::page::Position;
-use crate::storage::store::Store;
+use crate::storage::page::{Position, Positions};
 use crate::sys;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,12 +21,15 @@ const LOOK_AFTER: Duration = Duration::from_millis(250);
 /// Longest rest, so that a slow disk does not keep the server from stopping.
 const MAX_REST: Duration = Duration::from_secs(1);
 
+/// Called now and then with the bytes worked on since the last call; an error ends the work.
+pub type Pace<'a> = dyn FnMut(u64) -> Result<()> + 'a;
+
 /// Code of the error that ends work when the server stops.
-pub(in crate::storage) const STOPPING: &str = "stopping";
+pub(super) const STOPPING: &str = "stopping";
 
 /// Work in slices, with rests in between while others append.
-pub(in crate::storage) struct Slices<'a> {
-    store: &'a Store,
+pub(super) struct Slices<'a> {
+    positions: &'a Positions,
     stop: &'a AtomicBool,
     /// How many times over its limit a lane is.
     excess: &'a dyn Fn() -> u64,
@@ -41,16 +43,17 @@ pub(in crate::storage) struct Slices<'a> {
 }
 
 impl<'a> Slices<'a> {
-    /// Work on `store` until `stop` is set, which rests less the higher `excess` is.
-    pub(in crate::storage) fn new(
-        store: &'a Store,
+    /// Work until `stop` is set, which rests less the higher `excess` is. Others append if
+    /// `positions` are taken.
+    pub(super) fn new(
+        positions: &'a Positions,
         stop: &'a AtomicBool,
         excess: &'a dyn Fn() -> u64,
     ) -> Self {
-        let (now, seen) = (Instant::now(), store.newest_position());
+        let (now, seen) = (Instant::now(), positions.next());
         sys::be_patient(true);
         Self {
-            store,
+            positions,
             stop,
             excess,
             since: now,
@@ -63,7 +66,7 @@ impl<'a> Slices<'a> {
     }
 
     /// To be called with the bytes worked on; an error ends the work.
-    pub(in crate::storage) fn worked(&mut self, bytes: u64) -> Result<()> {
+    pub(super) fn worked(&mut self, bytes: u64) -> Result<()> {
         self.worked += bytes;
         if self.worked < SLICE_BYTES {
             return Ok(());
@@ -74,7 +77,7 @@ impl<'a> Slices<'a> {
         if self.looked.is_none_or(|looked| looked.elapsed() > LOOK_AFTER) {
             self.look();
         }
-        let newest = self.store.newest_position();
+        let newest = self.positions.next();
         if newest != self.seen {
             std::thread::sleep((self.began.elapsed() * self.rest).min(MAX_REST));
         }
@@ -83,8 +86,9 @@ impl<'a> Slices<'a> {
     }
 
     /// Looks whether there is a hurry, which it otherwise does after the first slice.
-    pub(in crate::storage) fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         self.rest = REST >> (self.excess)().min(u64::from(REST));
+        assert!(self.rest <= REST, "rests {} times as long as it works", self.rest);
         self.looked = Some(Instant::now());
         sys::be_patient(self.rest == REST && self.since.elapsed() <= PATIENCE);
     }
@@ -102,7 +106,7 @@ mod tests {
         let ((store, _), stop, behind) =
             (new_store(&SimDisk::default()), AtomicBool::new(false), Cell::new(0));
         let excess = || behind.get();
-        let mut pace = Slices::new(&store, &stop, &excess);
+        let mut pace = Slices::new(store.positions(), &stop, &excess);
         for (excess, rest) in
             [(0, REST), (1, REST / 2), (2, REST / 4), (3, 0), (u64::MAX, 0), (0, REST)]
         {

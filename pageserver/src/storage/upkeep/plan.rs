@@ -1,24 +1,12 @@
-//! Compaction: what to seal and which layers to merge, and the merging.
+//! What to seal and which layers to merge: a pure function of a lane's shape.
 //!
-//! [`choose`] is a pure function of a lane's shape. Layers are kept such that an older one is
-//! larger than all newer ones together, so there are few of them and each page is rewritten a few
-//! times only. A merge drops the versions that no retained point sees any more, those cut off by a
-//! truncation, and the pages of files that are gone.
+//! Layers are kept such that an older one is larger than all newer ones together, so there are few
+//! of them and each page is rewritten a few times only.
 
-use crate::error::Result;
-use crate::locks::{read, write};
-use crate::storage::catalog::{LaneRecord, LayerRecord};
-use crate::storage::index::versions::Retained;
-use crate::storage::layer::dictionary;
-use crate::storage::layer::writer::LayerWriter;
-use crate::storage::layer::{Access, ENTRY_BYTES, Entry, GROUP_PAGES, Layer, LayerId};
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{PAGE_BYTES, Position};
+use crate::locks::read;
+use crate::storage::page::{LaneKind, Position};
 use crate::storage::timeline::Timeline;
-use crate::storage::upkeep::children::{self, Child};
-use std::iter::Peekable;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Layers that a busy lane may have of about the same size before they are merged.
 const MAX_ALIKE: usize = 4;
@@ -26,13 +14,10 @@ const MAX_ALIKE: usize = 4;
 const MAX_LAYERS: usize = 8;
 /// Layers that one merge reads. Where small ones piled up, because the server was busy or often
 /// killed, they are merged in steps, and what one has done stays.
-pub(in crate::storage) const MAX_INPUTS: usize = 32;
+pub(super) const MAX_INPUTS: usize = 32;
 
 /// Less is left where it is.
 const MIN_GARBAGE_BYTES: u64 = 1 << 20;
-
-/// Called now and then with the bytes worked on since the last call; an error ends the work.
-pub type Pace<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 
 /// What a lane looks like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,116 +76,19 @@ fn alike(layers: &[u64]) -> usize {
 }
 
 /// By how many times a lane's layers are more than the number at which they are merged.
-pub(in crate::storage) fn excess(layers: &[u64]) -> u64 {
+pub(super) fn excess(layers: &[u64]) -> u64 {
     ((alike(layers) / MAX_ALIKE).max(layers.len() / MAX_LAYERS) as u64).saturating_sub(1)
 }
 
 /// Merges all of these, or, of too many, those that are smallest together: so each page is
 /// rewritten a few times only.
 fn merge(layers: &[u64]) -> Plan {
+    assert!(!layers.is_empty(), "no layer is merged");
     let count = layers.len().min(MAX_INPUTS);
     let sum = |from: &usize| layers[*from..from + count].iter().sum::<u64>();
     // Of equal ones the oldest.
     let from = (0..=layers.len() - count).rev().min_by_key(sum).unwrap_or(0);
     Plan::Merge(from..from + count)
-}
-
-/// A merged layer that is written and does not count yet.
-pub(in crate::storage) struct Merged {
-    pub(in crate::storage) layer: Arc<Layer>,
-    /// Numbers of the layers that it replaces, newest first.
-    replaces: Vec<u64>,
-}
-
-impl Merged {
-    /// What the catalog is to say of a lane of which it says `now`: others may have been sealed
-    /// meanwhile.
-    pub(in crate::storage) fn record(&self, now: &LaneRecord) -> LaneRecord {
-        let mut record = now.clone();
-        let range = self.range(now.layers.iter().map(|layer| layer.number));
-        record.layers.splice(
-            range,
-            [LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() }],
-        );
-        record
-    }
-
-    fn range(&self, mut numbers: impl Iterator<Item = u64>) -> Range<usize> {
-        let first = numbers.position(|number| number == self.replaces[0]);
-        let first = first.unwrap_or_else(|| {
-            panic!("layer {:x} was replaced by another merge", self.replaces[0])
-        });
-        first..first + self.replaces.len()
-    }
-}
-
-/// One of the layers that are merged.
-pub(in crate::storage) struct Input<I: Iterator> {
-    layer: Arc<Layer>,
-    entries: Peekable<I>,
-    /// The group that was read last.
-    group: Option<(u32, Vec<u8>)>,
-}
-
-impl<I: Iterator> Input<I> {
-    pub(in crate::storage) fn of(layer: &Arc<Layer>, entries: I) -> Self {
-        Self { layer: Arc::clone(layer), entries: entries.peekable(), group: None }
-    }
-}
-
-/// What decides which versions of a file's blocks are kept, all of it as of one moment: a cut may
-/// hide a version from the head that a child, forked just before, still sees.
-#[derive(Clone, Default)]
-pub(in crate::storage) struct Fate {
-    pub(in crate::storage) inode: u64,
-    pub(in crate::storage) retained: Retained,
-    /// All of it is gone for everybody.
-    pub(in crate::storage) forgotten: bool,
-    pub(in crate::storage) cuts: Vec<(Position, u32)>,
-    /// What no layer says of a block is zeros.
-    pub(in crate::storage) zeros_below: bool,
-}
-
-impl Fate {
-    /// Of the versions of a block, oldest first, those that somebody sees. Whoever forks later sees
-    /// the newest; those who were forked where it is `covered` do not look here.
-    pub(in crate::storage) fn kept(
-        &self,
-        versions: &[(Entry, usize)],
-        covered: &[Position],
-    ) -> Vec<(Entry, usize)> {
-        let mut kept: Vec<(Entry, usize)> = Vec::new();
-        if self.forgotten {
-            return kept;
-        }
-        for (nth, (entry, input)) in versions.iter().enumerate() {
-            let end = self.end(versions, nth);
-            let seen = end.is_none_or(|end| self.retained.sees_but(covered, entry.position, end));
-            let implied = entry.page.is_none() && kept.is_empty() && self.zeros_below;
-            if seen && !implied {
-                kept.push((*entry, *input));
-            }
-        }
-        kept
-    }
-
-    /// Whether any of the versions may be older than what the head sees.
-    pub(in crate::storage) fn are_old(&self, versions: &[(Entry, usize)]) -> bool {
-        versions.len() > 1 || !self.cuts.is_empty()
-    }
-
-    /// From where on a version of a block counts no more.
-    pub(in crate::storage) fn end(
-        &self,
-        versions: &[(Entry, usize)],
-        nth: usize,
-    ) -> Option<Position> {
-        let entry = &versions[nth].0;
-        let cuts_it = |(at, from): &&(Position, u32)| *at > entry.position && *from <= entry.block;
-        let cut = self.cuts.iter().find(cuts_it).map(|(at, _)| *at);
-        let next = versions.get(nth + 1).map(|(next, _)| next.position);
-        next.into_iter().chain(cut).min()
-    }
 }
 
 impl Timeline {
@@ -212,166 +100,6 @@ impl Timeline {
         let log_bytes = if last == state.record.sealed { 0 } else { state.log.appended_bytes() };
         (Shape { log_bytes, quiet: last == before, layers, garbage: 0 }, last)
     }
-
-    /// Writes one layer in place of those in `range`.
-    pub(in crate::storage) fn merge(
-        self: &Arc<Self>,
-        lane: LaneKind,
-        range: Range<usize>,
-        children: &[Child],
-        pace: &mut Pace<'_>,
-    ) -> Result<Merged> {
-        let lane_files = self.lane_files();
-        let number = self.take_position();
-        let (inputs, oldest) = {
-            let layers = &read(&self.lane(lane).state).layers;
-            (layers[range.clone()].to_vec(), range.end == layers.len())
-        };
-        let id = LayerId { timeline: self.id(), lane, number };
-        let metadata = if range.start == 0 { inputs[0].metadata()? } else { Vec::new() };
-        let covered = (inputs[inputs.len() - 1].from(), inputs[0].to());
-        let samples = sample(&inputs);
-        let mut writer =
-            LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered, &samples)?;
-        if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
-            writer.abandon();
-            return Err(error);
-        }
-        // What was dropped because of a truncation or removal must not come back without its pages.
-        if let Err(error) = self.sync_and_wait() {
-            writer.abandon();
-            return Err(error);
-        }
-        writer.finish(&metadata)?;
-        let layer = Arc::new(Layer::open(lane_files.disk(), lane_files.store(), id)?);
-        Ok(Merged { layer, replaces: inputs.iter().map(|layer| layer.id().number).collect() })
-    }
-
-    fn merge_into(
-        &self,
-        writer: &mut LayerWriter<'_>,
-        (layers, oldest): (&[Arc<Layer>], bool),
-        children: &[Child],
-        pace: &mut Pace<'_>,
-    ) -> Result<()> {
-        // Oldest first, so that the versions of a block come in order.
-        let mut inputs: Vec<_> =
-            layers.iter().rev().map(|layer| Input::of(layer, layer.scan())).collect();
-        let mut fate = Fate::default();
-        let mut page = vec![0; PAGE_BYTES];
-        while let Some(versions) = next_block(&mut inputs)? {
-            pace((versions.len() * ENTRY_BYTES) as u64)?;
-            let inode = versions[0].0.inode;
-            if fate.inode != inode {
-                fate = self.fate(writer.lane(), inode, oldest);
-            }
-            let block = versions[0].0.block;
-            let covered = if fate.are_old(&versions) {
-                children::covered(children, inode, block)?
-            } else {
-                Vec::new()
-            };
-            for (entry, nth) in fate.kept(&versions, &covered) {
-                let key = (entry.inode, entry.block, entry.position);
-                if entry.page.is_none() {
-                    writer.add(key, None)?;
-                    continue;
-                }
-                inputs[nth].read(&entry, &mut page)?;
-                writer.add(key, Some(&page))?;
-                pace(PAGE_BYTES as u64)?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(in crate::storage) fn fate(&self, lane: LaneKind, inode: u64, oldest: bool) -> Fate {
-        let state = read(&self.lane(lane).state);
-        let (forgotten, cuts) = (state.index.forgot(inode), state.index.cuts(inode).to_vec());
-        let retained = state.index.retained().clone();
-        Fate {
-            inode,
-            retained,
-            forgotten,
-            cuts,
-            zeros_below: oldest && !state.index.inherits(inode),
-        }
-    }
-
-    /// Lets readers turn to a merged layer that the catalog names now. Returns the layers it
-    /// replaces.
-    pub(in crate::storage) fn turn_to_merged(
-        &self,
-        merged: Merged,
-        record: LaneRecord,
-    ) -> Vec<Arc<Layer>> {
-        let mut state = write(&self.lane(merged.layer.id().lane).state);
-        state.record = record;
-        let range = merged.range(state.layers.iter().map(|layer| layer.id().number));
-        state.layers.splice(range, [merged.layer]).collect()
-    }
-}
-
-/// Some of the pages of layers. What cannot be read may not be wanted in the end.
-fn sample(layers: &[Arc<Layer>]) -> Vec<u8> {
-    dictionary::sample(layers.iter().map(|layer| layer.entries()).sum(), |mut nth, page| {
-        for layer in layers {
-            let Some(beyond) = nth.checked_sub(layer.entries()) else {
-                let entry = layer.entry(nth).ok().flatten().filter(|entry| entry.page.is_some());
-                return entry.is_some_and(|entry| {
-                    Input::of(layer, std::iter::empty()).read(&entry, page).is_ok()
-                });
-            };
-            nth = beyond;
-        }
-        false
-    })
-}
-
-impl<I: Iterator<Item = Result<Entry>>> Input<I> {
-    pub(in crate::storage) fn read(&mut self, entry: &Entry, page: &mut [u8]) -> Result<()> {
-        let group = entry.page.map_or(0, |page| page.group);
-        if self.group.as_ref().is_none_or(|(known, _)| *known != group) {
-            let mut pages = Vec::with_capacity(GROUP_PAGES * PAGE_BYTES);
-            let mut outcome = Ok(());
-            self.layer.read_groups(group..group + 1, Access::InOrder, |_, found| match found {
-                Ok(found) => pages.extend_from_slice(found),
-                Err(error) => outcome = Err(error),
-            })?;
-            outcome?;
-            self.group = Some((group, pages));
-        }
-        let pages = self.group.as_ref().map_or(&[][..], |(_, pages)| pages);
-        self.layer.take_page(&Ok(pages), entry, page)
-    }
-}
-
-/// All versions of the next block in the order of keys, oldest first, each with the number of its
-/// input.
-pub(in crate::storage) fn next_block<I: Iterator<Item = Result<Entry>>>(
-    inputs: &mut [Input<I>],
-) -> Result<Option<Vec<(Entry, usize)>>> {
-    let mut next: Option<(u64, u32)> = None;
-    for input in &mut *inputs {
-        if let Some(entry) = input.entries.next_if(Result::is_err) {
-            entry?;
-        }
-        if let Some(Ok(entry)) = input.entries.peek() {
-            let key = (entry.inode, entry.block);
-            next = Some(next.map_or(key, |next| next.min(key)));
-        }
-    }
-    let Some(next) = next else { return Ok(None) };
-    let mut versions = Vec::new();
-    for (nth, input) in inputs.iter_mut().enumerate() {
-        let same = |entry: &Result<Entry>| {
-            entry.as_ref().is_ok_and(|entry| (entry.inode, entry.block) == next)
-        };
-        while let Some(Ok(entry)) = input.entries.next_if(same) {
-            versions.push((entry, nth));
-        }
-    }
-    Ok(Some(versions))
 }
 
 #[cfg(test)]

@@ -1,24 +1,24 @@
-//! How long moments are kept: marks are let go of with time and above a byte limit, and what only
-//! they saw is found.
+//! How long moments are kept: forgets marks with time and above a byte limit, and finds what only
+//! they saw.
 //!
-//! A timeline that is written to lets go of marks as it makes new ones. One that rests does it
-//! here, at few moments, since each time costs it its rest.
+//! A timeline that is written to forgets marks as it makes new ones. A timeline that rests is
+//! visited here, and rarely: each visit writes a record, which has to be sealed.
 
 use crate::error::Result;
 use crate::storage::catalog::LaneRecord;
 use crate::storage::index::marks::Marks;
 use crate::storage::index::versions::Retained;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::{Position, TimelineId};
+use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
-use crate::storage::upkeep::plan::{MAX_INPUTS, Pace};
+use crate::storage::upkeep::pace::Pace;
+use crate::storage::upkeep::plan::MAX_INPUTS;
 use crate::storage::upkeep::survey::Survey;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Timelines that are opened at once to let go of marks.
+/// Timelines that are opened at once to forget marks.
 const MAX_OPENED: usize = 4;
 /// How long one is then left alone.
 const NOT_BEFORE_NS: i64 = 3_600_000_000_000;
@@ -30,7 +30,7 @@ const SURVEY_SHARE: u32 = 20;
 
 /// What was found of timelines, from one look to the next.
 #[derive(Default)]
-pub(in crate::storage) struct Retention {
+pub(super) struct Retention {
     looked: HashMap<TimelineId, Instant>,
     surveyed: HashMap<TimelineId, Surveyed>,
     garbage: HashMap<(TimelineId, LaneKind), u64>,
@@ -40,41 +40,41 @@ pub(in crate::storage) struct Retention {
 struct Surveyed {
     at: Instant,
     took: Duration,
-    seen: Seen,
+    seen: SurveyBasis,
 }
 
 impl Surveyed {
-    fn is_enough(&self, seen: &Seen, every: Duration) -> bool {
+    fn is_enough(&self, seen: &SurveyBasis, every: Duration) -> bool {
         let since = self.at.elapsed();
         since < self.took * SURVEY_SHARE || (self.seen == *seen && since < SURVEY_AGAIN.max(every))
     }
 }
 
 /// What a survey depends on: the newest layers and how many there are, and the number of forks.
-type Seen = ([Option<u64>; 2], [usize; 2], usize);
+type SurveyBasis = (PerLane<Option<u64>>, PerLane<usize>, usize);
 
 impl Retention {
     /// Bytes of a lane's layers that nobody needs, as far as is known.
-    pub(in crate::storage) fn garbage(&self, id: TimelineId, lane: LaneKind) -> u64 {
+    pub(super) fn garbage(&self, id: TimelineId, lane: LaneKind) -> u64 {
         self.garbage.get(&(id, lane)).copied().unwrap_or(0)
     }
 
     /// All of the lane's layers are written anew.
-    pub(in crate::storage) fn forget(&mut self, id: TimelineId, lane: LaneKind) {
+    pub(super) fn forget(&mut self, id: TimelineId, lane: LaneKind) {
         self.garbage.remove(&(id, lane));
     }
 
     /// Forgets all but these timelines.
-    pub(in crate::storage) fn keep(&mut self, timelines: &[Arc<Timeline>]) {
+    pub(super) fn keep(&mut self, timelines: &[Arc<Timeline>]) {
         let open: HashSet<TimelineId> = timelines.iter().map(|timeline| timeline.id()).collect();
         self.looked.retain(|id, _| open.contains(id));
         self.surveyed.retain(|id, _| open.contains(id));
         self.garbage.retain(|(id, _), _| open.contains(id));
     }
 
-    /// Lets go of marks and looks for garbage, unless it did so less than `every` ago. Where layers
+    /// Forgets marks and looks for garbage, unless it did so less than `every` ago. Where layers
     /// have piled up there is no looking through them before they are merged.
-    pub(in crate::storage) fn look(
+    pub(super) fn look(
         &mut self,
         store: &Store,
         timeline: &Arc<Timeline>,
@@ -87,13 +87,13 @@ impl Retention {
         }
         self.looked.insert(id, Instant::now());
         if rests || store.window_ns() == 0 {
-            timeline.let_go(&timeline.due_at_rest())?;
+            timeline.forget_marks(&timeline.due_at_rest())?;
         }
         let forks = store.catalog().forks(id);
         let newest =
-            LaneKind::ALL.map(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
-        let seen: Seen =
-            (newest, LaneKind::ALL.map(|lane| timeline.layers(lane).len()), forks.len());
+            PerLane::from_fn(|lane| timeline.layers(lane).first().map(|layer| layer.id().number));
+        let seen: SurveyBasis =
+            (newest, PerLane::from_fn(|lane| timeline.layers(lane).len()), forks.len());
         let enough = self.surveyed.get(&id).is_some_and(|before| before.is_enough(&seen, every));
         if enough || seen.1.iter().any(|layers| *layers > MAX_INPUTS) {
             return Ok(());
@@ -103,7 +103,7 @@ impl Retention {
         let mut all = Survey::default();
         for lane in LaneKind::ALL {
             let mut retained = Retained::default();
-            forks.iter().for_each(|fork| retained.add(fork.at[lane as usize]));
+            forks.iter().for_each(|fork| retained.add(fork.at[lane]));
             let found = timeline.survey(lane, &retained, &store.children(id, lane)?, pace)?;
             self.garbage.insert((id, lane), found.garbage);
             all.add(found);
@@ -117,21 +117,21 @@ impl Retention {
                 timeline = %id, moments = marks.len(),
                 "history is over its limit: the oldest moments go"
             );
-            timeline.let_go(&marks)?;
+            timeline.forget_marks(&marks)?;
         }
         Ok(())
     }
 }
 
 impl Store {
-    /// Lets go of marks of timelines that are closed, and opens those whose logs a killed server
+    /// Forgets marks of timelines that are closed, and opens those whose logs a killed server
     /// left to be sealed; a few at a time.
-    pub(in crate::storage) fn open_due(&self) {
+    pub(super) fn open_due(&self) {
         let (now_ns, window_ns) = (self.clock().now_ns(), self.window_ns());
         let mut opened = 0;
         for (id, slot) in self.slots() {
             let due = slot.try_lock().is_ok_and(|mut slot| {
-                let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes[0];
+                let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes.data;
                 let marks = marks > 1 && Marks::due_at_rest_ns(newest_mark_ns, window_ns) <= now_ns;
                 let due = slot.timeline.is_none()
                     && now_ns >= slot.not_before_ns
@@ -144,8 +144,9 @@ impl Store {
             if !due {
                 continue;
             }
-            let outcome =
-                self.timeline(id).and_then(|timeline| timeline.let_go(&timeline.due_at_rest()));
+            let outcome = self
+                .timeline(id)
+                .and_then(|timeline| timeline.forget_marks(&timeline.due_at_rest()));
             if let Err(error) = outcome {
                 tracing::warn!(
                     timeline = %id, %error,

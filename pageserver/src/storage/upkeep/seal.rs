@@ -8,40 +8,30 @@
 use crate::error::Result;
 use crate::locks::write;
 use crate::storage::catalog::{LaneRecord, LayerRecord};
-use crate::storage::disk::DiskFile;
-use crate::storage::index::versions::Retained;
-use crate::storage::index::{Block, Blocks};
+use crate::storage::index::Block;
+use crate::storage::layer::Layer;
 use crate::storage::layer::dictionary;
+use crate::storage::layer::format::LayerId;
 use crate::storage::layer::writer::LayerWriter;
-use crate::storage::layer::{Layer, LayerId};
-use crate::storage::log::format::{Change, LaneFileId, LaneKind};
-use crate::storage::log::recovery::Start;
-use crate::storage::page::{PAGE_BYTES, Position, TimelineId};
+use crate::storage::log::Start;
+use crate::storage::log::format::Change;
+use crate::storage::log::record::LaneFileId;
+use crate::storage::page::{LaneKind, PAGE_BYTES, Position, TimelineId};
+use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
+use crate::storage::timeline::lane::Frozen;
 use crate::storage::timeline::{parts, read};
-use crate::storage::upkeep::plan::Pace;
+use crate::storage::upkeep::pace::Pace;
+use crate::storage::upkeep::publish::healthy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the disk is asked for at once.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// The part of a lane's log that is being sealed.
-pub(in crate::storage) struct Frozen {
-    lane: LaneKind,
-    /// It holds what was appended after this position.
-    from: Position,
-    /// Where the log goes on.
-    start: Start,
-    blocks: Arc<Blocks>,
-    metadata: Vec<(Position, Change)>,
-    retained: Retained,
-    files: BTreeMap<u32, Arc<dyn DiskFile>>,
-}
-
 /// A layer that is written and does not count yet.
-pub(in crate::storage) struct Sealed {
-    pub(in crate::storage) layer: Arc<Layer>,
+pub(super) struct Sealed {
+    pub(super) layer: Arc<Layer>,
     start: Start,
     logical_bytes: u64,
     /// Times of the marks, in order.
@@ -51,10 +41,14 @@ pub(in crate::storage) struct Sealed {
 impl Sealed {
     /// What the catalog is to say of a lane of which it says `now`.
     pub(in crate::storage) fn record(&self, now: &LaneRecord) -> LaneRecord {
+        let (sealed, sequence) = (self.start.sealed, self.start.sequence);
+        assert_eq!(self.layer.from(), now.sealed, "{} begins elsewhere", self.layer.id().path());
+        assert_eq!(self.layer.to(), sealed, "{} ends elsewhere", self.layer.id().path());
+        assert!(sequence >= now.sequence, "file {sequence} after {}", now.sequence);
         let newest = LayerRecord { number: self.layer.id().number, bytes: self.layer.bytes() };
         LaneRecord {
-            sealed: self.start.sealed,
-            sequence: self.start.sequence,
+            sealed,
+            sequence,
             layers: std::iter::once(newest).chain(now.layers.iter().cloned()).collect(),
             logical_bytes: self.logical_bytes,
             newest_mark_ns: self.marks.last().copied().unwrap_or(0),
@@ -65,7 +59,7 @@ impl Sealed {
 
 impl Timeline {
     /// Cuts the log of a lane; `None` if nothing was appended since the last time.
-    pub(in crate::storage) fn freeze(&self, lane: LaneKind) -> Option<Arc<Frozen>> {
+    pub(super) fn freeze(&self, lane: LaneKind) -> Option<Arc<Frozen>> {
         let mut state = write(&self.lane(lane).state);
         if let Some(frozen) = &state.frozen {
             return Some(Arc::clone(frozen));
@@ -74,6 +68,8 @@ impl Timeline {
             return None;
         }
         let (files, start) = state.log.freeze();
+        let from = state.record.sealed;
+        assert!(start.sealed > from, "seals from {from} to {}", start.sealed);
         // A part of a page is laid over what the same log holds.
         state.hot = None;
         state.index.sweep();
@@ -91,7 +87,7 @@ impl Timeline {
     }
 
     /// Writes what was frozen as a layer.
-    pub(in crate::storage) fn write_layer(
+    pub(super) fn write_layer(
         self: &Arc<Self>,
         frozen: &Frozen,
         pace: &mut Pace<'_>,
@@ -143,9 +139,9 @@ impl Timeline {
         Ok(())
     }
 
-    /// Lets readers turn to a layer that the catalog names now, and lets go of the files it came
+    /// Lets readers turn to a layer that the catalog names now, and retires the files it came
     /// from.
-    pub(in crate::storage) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
+    pub(super) fn turn_to(&self, sealed: Sealed, record: LaneRecord) {
         let Sealed { layer, start, .. } = sealed;
         let gone = {
             let mut state = write(&self.lane(layer.id().lane).state);
@@ -153,6 +149,7 @@ impl Timeline {
             state.record = record;
             state.frozen = None;
             state.index.thaw();
+            state.assert_sound();
             state.log.forget_before(start)
         };
         self.lane_files().retire_later(gone, !self.reopened);
@@ -237,5 +234,26 @@ impl Frozen {
             }
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Seals what a lane's log holds; true if there was anything. `pace` is called with the bytes
+    /// worked on.
+    pub fn seal(&self, id: TimelineId, lane: LaneKind, pace: &mut Pace<'_>) -> Result<bool> {
+        self.catalog().require()?;
+        let slot = self.slot(id)?;
+        let Some(timeline) = healthy(&slot) else { return Ok(false) };
+        let Some(frozen) = timeline.freeze(lane) else { return Ok(false) };
+        let sealed = match timeline.write_layer(&frozen, pace) {
+            // What it read was given up meanwhile, and who failed has been told why.
+            Err(_) if timeline.latched().is_some() => return Ok(false),
+            sealed => sealed?,
+        };
+        drop(frozen);
+        let layer = sealed.layer.id();
+        self.publish_lane(&slot, &timeline, layer, sealed, Sealed::record, |sealed, record| {
+            timeline.turn_to(sealed, record);
+        })
     }
 }

@@ -5,26 +5,26 @@
 
 use crate::error::Result;
 use crate::storage::index::versions::Retained;
-use crate::storage::layer::ENTRY_BYTES;
-use crate::storage::log::format::LaneKind;
-use crate::storage::page::Position;
+use crate::storage::layer::format::ENTRY_BYTES;
+use crate::storage::page::{LaneKind, Position};
 use crate::storage::timeline::Timeline;
 use crate::storage::upkeep::children::{self, Child};
-use crate::storage::upkeep::plan::{Fate, Input, Pace, next_block};
+use crate::storage::upkeep::merge::{Fate, Input, next_block};
+use crate::storage::upkeep::pace::Pace;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a lane's layers hold for others than the head and forks, in bytes.
 #[derive(Debug, Default)]
-pub(in crate::storage) struct Survey {
+pub(super) struct Survey {
     /// For marks alone, by the position up to which they have to go for it to be for nobody.
-    pub(in crate::storage) history: BTreeMap<Position, u64>,
+    pub(super) history: BTreeMap<Position, u64>,
     /// For nobody.
-    pub(in crate::storage) garbage: u64,
+    pub(super) garbage: u64,
 }
 
 impl Survey {
-    pub(in crate::storage) fn add(&mut self, other: Survey) {
+    pub(super) fn add(&mut self, other: Survey) {
         self.garbage += other.garbage;
         other
             .history
@@ -34,7 +34,7 @@ impl Survey {
 
     /// The position before which marks have to go so that history takes at most `limit` bytes; 0 if
     /// it does.
-    pub(in crate::storage) fn cutoff(&self, limit: u64) -> Position {
+    pub(super) fn cutoff(&self, limit: u64) -> Position {
         let mut kept = 0;
         for (end, bytes) in self.history.iter().rev() {
             kept += bytes;
@@ -49,7 +49,7 @@ impl Survey {
 impl Timeline {
     /// Looks at all layers of a lane, of which `forks` are where children were forked, and
     /// `children` some of these.
-    pub(in crate::storage) fn survey(
+    pub(super) fn survey(
         self: &Arc<Self>,
         lane: LaneKind,
         forks: &Retained,
