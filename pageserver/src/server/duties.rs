@@ -24,20 +24,22 @@ pub(super) fn start(running: &Running, config: &Config) -> Result<()> {
     })?;
     let store = Arc::clone(&running.store);
     let mut sealing = Maintenance::new(limits, Duty::Seal);
-    jobs.every("seal", TICK, Priority::Low, move |stop| {
-        Ok(if sealing.pass(&store, stop) { Again::Now } else { Again::Later })
-    })?;
+    jobs.every("seal", TICK, Priority::Low, move |stop| sealing.pass(&store, stop).map(again))?;
     let (store, mount) = (Arc::clone(&running.store), Arc::clone(&running.mount));
     let mut tidying = Maintenance::new(limits, Duty::Tidy);
     jobs.every("tidy", TICK, Priority::Low, move |stop| {
         let more = tidying.pass(&store, stop);
         mount.release_idle(DETACH_AFTER);
         store.close_unused();
-        Ok(if more { Again::Now } else { Again::Later })
+        more.map(again)
     })?;
     let (branches, runtime) = (Arc::clone(&running.branches), Handle::current());
     jobs.every("visits", VISITS_TICK, Priority::Normal, move |_| {
         runtime.block_on(branches.end_visits());
         Ok(Again::Later)
     })
+}
+
+fn again(more: bool) -> Again {
+    if more { Again::Now } else { Again::Later }
 }

@@ -312,7 +312,8 @@ fn what_only_marks_saw_goes_with_them() {
         let mut both = [Duty::Seal, Duty::Tidy].map(|duty| Maintenance::new(limits, duty));
         let stop = AtomicBool::new(false);
         for round in 0..12 {
-            both.iter_mut().for_each(|maintenance| while maintenance.pass(store, &stop) {});
+            both.iter_mut()
+                .for_each(|maintenance| while maintenance.pass(store, &stop).unwrap() {});
             store.close_unused();
             if round == 6 {
                 std::thread::sleep(Duration::from_millis(1_100));

@@ -14,7 +14,7 @@ mod retention;
 mod seal;
 mod survey;
 
-use crate::error::Kind;
+use crate::error::{Error, Kind, Result};
 use crate::storage::clock::whole_ms;
 use crate::storage::page::{LaneKind, Position, TimelineId};
 use crate::storage::store::Store;
@@ -91,6 +91,8 @@ pub struct Maintenance {
     retention: Retention,
     /// When deep chains were last looked for.
     looked: Instant,
+    /// What failed first in the pass. Nothing is lost by it, and it is tried again later.
+    failure: Option<Error>,
 }
 
 impl Maintenance {
@@ -101,12 +103,18 @@ impl Maintenance {
             seen: HashMap::new(),
             retention: Retention::default(),
             looked: Instant::now(),
+            failure: None,
         }
     }
 
     /// Does what is due for each lane, one thing at most, so that a lane that always has more keeps
-    /// none waiting. Whether there may be more.
-    pub fn pass(&mut self, store: &Store, stop: &AtomicBool) -> bool {
+    /// none waiting. Whether there may be more; or what failed, after everything else was done.
+    pub fn pass(&mut self, store: &Store, stop: &AtomicBool) -> Result<bool> {
+        let more = self.work(store, stop);
+        self.failure.take().map_or(Ok(more), Err)
+    }
+
+    fn work(&mut self, store: &Store, stop: &AtomicBool) -> bool {
         if self.due.duty == Duty::Tidy {
             store.open_due();
         }
@@ -144,14 +152,17 @@ impl Maintenance {
             // There may be another.
             Ok(true) => {}
             Err(error) if error.code != STOPPING && error.kind != Kind::NotFound => {
-                tracing::error!(
-                    %error,
-                    "a timeline at the end of a long chain stays there; it is tried again later"
-                );
+                self.fail("a timeline at the end of a long chain stays there", error);
                 self.looked = Instant::now() + RETRY;
             }
             _ => self.looked = Instant::now(),
         }
+    }
+
+    /// Remembers the first failure of a pass.
+    fn fail(&mut self, what: &str, error: Error) {
+        let detail = format!("{what}; nothing is lost, it is tried again later: {error}");
+        self.failure.get_or_insert(Error { detail, ..error });
     }
 
     /// Since when the lane is as it is.
@@ -176,10 +187,8 @@ impl Maintenance {
         if let Err(error) = looked
             && error.code != STOPPING
         {
-            tracing::error!(
-                timeline = %timeline.id(), %error,
-                "what a timeline keeps of its past could not be looked at"
-            );
+            let what = format!("the past of timeline {} could not be looked at", timeline.id());
+            self.fail(&what, error);
         }
     }
 
@@ -231,10 +240,7 @@ impl Maintenance {
             Err(error) if error.code == STOPPING || error.kind == Kind::NotFound => false,
             Err(error) => {
                 self.due.failed.insert((id, lane), Instant::now());
-                tracing::error!(
-                    timeline = %id, ?lane, %error,
-                    "sealing or merging failed; nothing is lost, it is tried again later"
-                );
+                self.fail(&format!("sealing or merging {lane:?} of timeline {id} failed"), error);
                 false
             }
         }
@@ -289,12 +295,30 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(write));
             scope.spawn(|| {
-                assert!(maintenance.pass(&store, &stop), "the log was sealed");
+                assert!(maintenance.pass(&store, &stop).unwrap(), "the log was sealed");
                 ended.send(()).unwrap();
             });
             let outcome = end.recv_timeout(Duration::from_secs(120));
             stop.store(true, Ordering::Relaxed);
             assert!(outcome.is_ok(), "a pass over one lane does not end");
         });
+    }
+
+    #[test]
+    fn a_lane_that_cannot_be_sealed_is_reported_once_and_left_alone_for_a_while() {
+        let disk = SimDisk::default();
+        let (store, id) = new_store(&disk);
+        let (main, stop) = (tree(&store, id), AtomicBool::new(false));
+        let inode = make(&main, b"f");
+        main.write(inode, 0, &[7; 16 * PAGE_BYTES]).unwrap();
+        let mut maintenance = Maintenance::new(LIMITS, Duty::Seal);
+        disk.set_capacity_bytes(Some(disk.used_bytes()));
+        let error = maintenance.pass(&store, &stop).unwrap_err();
+        assert!(error.detail.contains("sealing or merging Data of timeline"), "{error}");
+        assert_eq!(error.kind, Kind::Full);
+        disk.set_capacity_bytes(None);
+        assert!(!maintenance.pass(&store, &stop).unwrap(), "it is left alone");
+        let mut other = Maintenance::new(LIMITS, Duty::Seal);
+        assert!(other.pass(&store, &stop).unwrap(), "it can be sealed");
     }
 }
