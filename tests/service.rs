@@ -117,7 +117,7 @@ impl Service {
                 let _gone = released.lock().unwrap().recv();
                 // What cannot be published leaves nothing behind.
                 let mut update = Update::default();
-                update.detach.push((TimelineId(u64::MAX), Default::default()));
+                update.flatten.push((TimelineId(u64::MAX), Default::default()));
                 update
             });
             assert_eq!(forked.unwrap_err().code, "timeline_not_found");
@@ -128,6 +128,8 @@ impl Service {
 
     /// The answer of a route.
     fn get(&self, path: &str) -> String {
+        // No job of the server looks at the disk here.
+        self.store.measure().unwrap();
         let request = ureq::get(format!("http://{}{path}", self.address))
             .header("authorization", format!("Bearer {}", self.token));
         request.call().unwrap().body_mut().read_to_string().unwrap()
@@ -309,4 +311,21 @@ fn a_long_list_comes_in_pages_and_by_prefix() {
     assert_eq!(names(&second).last().map(String::as_str), Some("odd/23"));
     assert_eq!(page("").branches.len(), 26);
     assert_eq!(service.client.list_prefix("even/").unwrap().len(), 13);
+}
+
+#[test]
+fn a_moment_that_is_none_is_refused_only_when_it_is_looked_for() {
+    let service = Service::start();
+    let at = Some(api::types::Moment::Lsn("no/lsn".to_owned()));
+    let body = |name: &str| api::types::CreateBranch {
+        name: name.to_owned(),
+        at: at.clone(),
+        ..Default::default()
+    };
+    let (found, new) = service.client.ensure("main", &body("main")).unwrap();
+    assert_eq!((found.name.as_str(), new), ("main", false), "it is there already");
+    let code = |outcome: Result<_, api::client::Error>| outcome.map(drop).unwrap_err().code;
+    assert_eq!(code(service.client.create(&body("main"))), "branch_exists");
+    assert_eq!(code(service.client.create(&body("new"))), "invalid_moment");
+    assert_eq!(code(service.client.create(&body("-new"))), "bad_branch_name");
 }

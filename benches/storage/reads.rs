@@ -112,12 +112,12 @@ fn depths(c: &mut Criterion) {
         }
         // Where they were forked can be gone back to for a while, whatever the window.
         world.store.clock().set(world.store.clock().now_ns() + 3_600_000_000_000);
-        let mut detached = 0;
-        while world.store.detach_deep(&mut |_| Ok(())).expect("detach") {
+        let mut flattened = 0;
+        while world.store.flatten_deep(&mut |_| Ok(())).expect("flatten") {
             (0..=depth).for_each(|_| world.store.close_unused());
-            detached += 1;
+            flattened += 1;
         }
-        println!("{detached} timelines of a chain of {depth} stand on their own after compaction");
+        println!("{flattened} timelines of a chain of {depth} stand on their own after compaction");
         let tree = world.tree(last);
         group.bench_function(BenchmarkId::new("after compaction", depth), |b| {
             b.iter(|| read(&world, &tree, &mut random, &newer));

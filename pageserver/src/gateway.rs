@@ -22,10 +22,7 @@ impl Backends for Gateway {
             Some(text) => {
                 let bad = |detail| refuse(Error::invalid("invalid_moment", detail));
                 let moment = text.parse::<api::types::Moment>().map_err(bad)?;
-                match Moment::try_from(moment) {
-                    Ok(moment) => self.0.visit(&name, &moment).await,
-                    Err(error) => Err(error),
-                }
+                self.0.visit(&name, &Moment::from(moment)).await
             }
         };
         let lease = lease.map_err(refuse)?;

@@ -111,7 +111,7 @@ pub(crate) enum Operation {
         first: u64,
         meanwhile: u64,
     },
-    Detach,
+    Flatten,
     CloseUnused,
     Tick,
     /// All that is marked so far is older than the window.
@@ -272,7 +272,7 @@ fn one(random: &mut Random, calm: bool, on: Option<u64>) -> Operation {
         71 => LetGo { branch, mark: r() },
         72..78 => Seal { branch, lane: r(), meanwhile: r() % 4 },
         78..82 => Merge { branch, lane: r(), first: r(), meanwhile: r() % 4 },
-        82 => Detach,
+        82 => Flatten,
         83..85 => CloseUnused,
         85..87 => Tick,
         87 => {

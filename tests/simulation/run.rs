@@ -98,7 +98,7 @@ impl Run<'_> {
             operation,
             Seal { .. }
                 | Merge { .. }
-                | Detach
+                | Flatten
                 | CloseUnused
                 | Flip { .. }
                 | FlipAtRest { .. }
@@ -348,7 +348,7 @@ impl Run<'_> {
             Merge { branch, lane, first, meanwhile } => {
                 self.merge((branch, lane), first, meanwhile)
             }
-            Detach => self.detach(),
+            Flatten => self.flatten(),
             CloseUnused => {
                 self.let_go_of_trees();
                 self.world.store.close_unused();
@@ -545,12 +545,12 @@ impl Run<'_> {
         }
     }
 
-    fn detach(&mut self) -> Outcome {
+    fn flatten(&mut self) -> Outcome {
         self.let_go_of_trees();
         (0..MAX_BRANCHES).for_each(|_| self.world.store.close_unused());
-        match self.world.store.detach_deep(&mut |_| Ok(())) {
+        match self.world.store.flatten_deep(&mut |_| Ok(())) {
             Ok(_) => Ok(()),
-            Err(error) => self.world.failed(None, "detach", &error),
+            Err(error) => self.world.failed(None, "flatten", &error),
         }
     }
 

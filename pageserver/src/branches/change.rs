@@ -1,5 +1,6 @@
 //! The one place where names change.
 
+use super::directory::NameChange;
 use super::held::Held;
 use super::{Branches, now_ns, rules};
 use crate::error::Result;
@@ -33,14 +34,6 @@ pub(super) enum Data<'s> {
     Fork(TimelineId),
     /// One that was made to show a moment.
     Moment(Held<'s>),
-}
-
-/// What becomes of a name.
-pub(super) enum NameChange {
-    /// It leads to this branch.
-    Put(String, BranchRecord),
-    /// The branch of this number has it no longer.
-    Remove(String, u64),
 }
 
 /// What becomes of the timeline that a name led to.
@@ -96,13 +89,8 @@ impl Branches {
     ) -> Result<()> {
         let Decision { branch, other_name, data, names, leaving } = decision;
         let (changed, timeline, freed) = self.publish(data, names)?;
-        for change in &changed {
-            match change {
-                NameChange::Put(name, record) => self.directory.put(record.id, name),
-                NameChange::Remove(name, id) => self.directory.remove(*id, name),
-            }
-        }
-        self.let_leave(leaving, freed);
+        self.directory.apply(&changed);
+        self.follow_up(leaving, freed);
         self.announce(actor, action, (branch, name), other_name, (timeline, began));
         Ok(())
     }
@@ -147,13 +135,17 @@ impl Branches {
         self.events.emit(event);
     }
 
-    fn let_leave(&self, leaving: Departure, freed: Vec<TimelineId>) {
+    fn follow_up(&self, leaving: Departure, freed: Vec<TimelineId>) {
         match leaving {
             Departure::Nothing => {}
             Departure::Retire(timeline) => self.retire(timeline, freed),
             Departure::Suspend(timeline) => {
                 let supervisor = Arc::clone(&self.supervisor);
-                tokio::spawn(async move { supervisor.suspend(timeline).await });
+                let chore = self.tidying.begin();
+                tokio::spawn(async move {
+                    supervisor.suspend(timeline).await;
+                    drop(chore);
+                });
             }
         }
     }
@@ -163,6 +155,7 @@ impl Branches {
     pub(super) fn retire(&self, timeline: TimelineId, freed: Vec<TimelineId>) {
         let (supervisor, mount, store) =
             (Arc::clone(&self.supervisor), Arc::clone(&self.mount), Arc::clone(&self.store));
+        let chore = self.tidying.begin();
         tokio::spawn(async move {
             supervisor.drop_timeline(timeline).await;
             let tidy = move || {
@@ -171,6 +164,7 @@ impl Branches {
                 store.free(&freed);
             };
             tasks::blocking(tidy).await;
+            drop(chore);
         });
     }
 }

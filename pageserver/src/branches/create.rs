@@ -1,6 +1,7 @@
 //! Making branches.
 
-use super::change::{Data, Decision, Departure, NameChange};
+use super::change::{Data, Decision, Departure};
+use super::directory::NameChange;
 use super::held::Held;
 use super::{BranchView, Branches, now_ns};
 use crate::error::Result;
@@ -45,7 +46,7 @@ impl Branches {
         password: Secret,
     ) -> Result<()> {
         let name = name.to_owned();
-        self.changing(move |this| {
+        self.changing(false, move |this| {
             this.make(&Actor::Server, Action::Create, &name, || {
                 let record = Self::first_record(timeline, Some(password));
                 let put = NameChange::Put(name.clone(), record);
@@ -63,7 +64,7 @@ impl Branches {
 
     /// Makes a branch from the head of its parent, or from a moment of its past.
     pub async fn create(self: &Arc<Self>, actor: Actor, new: NewBranch) -> Result<BranchView> {
-        self.changing(move |this| {
+        self.changing(new.at.is_some(), move |this| {
             let held = this.hold_for(&new)?;
             this.create_now(&actor, &new, held)
         })
@@ -76,7 +77,7 @@ impl Branches {
         actor: Actor,
         new: NewBranch,
     ) -> Result<(BranchView, bool)> {
-        self.changing(move |this| {
+        self.changing(new.at.is_some(), move |this| {
             let there = || this.store.catalog().branch(&new.name).is_some();
             if there() {
                 return Ok((this.get(&new.name)?, false));

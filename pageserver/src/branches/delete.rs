@@ -1,7 +1,8 @@
 //! Removing a branch.
 
 use super::Branches;
-use super::change::{Data, Decision, Departure, NameChange};
+use super::change::{Data, Decision, Departure};
+use super::directory::NameChange;
 use crate::error::Result;
 use crate::events::{Action, Actor};
 use crate::storage::page::TimelineId;
@@ -11,7 +12,7 @@ impl Branches {
     /// Removes a branch. Branches made from it live on; its connections end.
     pub async fn delete(self: &Arc<Self>, actor: Actor, name: &str) -> Result<()> {
         let name = name.to_owned();
-        self.changing(move |this| {
+        self.changing(false, move |this| {
             this.change(&actor, Action::Delete, &name, |record| {
                 let (branch, old) = (record.id, TimelineId(record.timeline));
                 let gone = NameChange::Remove(name.clone(), branch);

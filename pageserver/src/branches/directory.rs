@@ -9,6 +9,14 @@ use crate::storage::catalog::BranchRecord;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 
+/// What becomes of a name.
+pub(super) enum NameChange {
+    /// It leads to this branch.
+    Put(String, BranchRecord),
+    /// The branch of this number has it no longer.
+    Remove(String, u64),
+}
+
 /// The names in use.
 pub(super) struct Directory(Mutex<KnownNames>);
 
@@ -62,14 +70,15 @@ impl Directory {
         lock(&self.0).by_host.get(host).cloned()
     }
 
-    /// Takes in that the branch has this name, and no other.
-    pub(super) fn put(&self, id: u64, name: &str) {
-        lock(&self.0).put(id, name);
-    }
-
-    /// Takes in that the branch has this name no longer.
-    pub(super) fn remove(&self, id: u64, name: &str) {
-        lock(&self.0).remove(id, name);
+    /// Takes in what became of names. Nobody sees a branch that is renamed without a name.
+    pub(super) fn apply(&self, changes: &[NameChange]) {
+        let mut names = lock(&self.0);
+        for change in changes {
+            match change {
+                NameChange::Put(name, record) => names.put(record.id, name),
+                NameChange::Remove(name, id) => names.remove(*id, name),
+            }
+        }
     }
 
     /// Keeps a name for an import.
@@ -122,20 +131,33 @@ impl Directory {
 mod tests {
     use super::*;
 
+    fn put(id: u64, name: &str) -> NameChange {
+        let record = BranchRecord {
+            id,
+            timeline: 1,
+            parent: None,
+            created_ns: 1,
+            forked_ns: 1,
+            protected: false,
+            password: None,
+        };
+        NameChange::Put(name.to_owned(), record)
+    }
+
     #[test]
     fn a_name_is_taken_until_its_branch_goes_or_has_another_one() {
         let directory = Directory::of(&BTreeMap::new());
-        directory.put(7, "fix/a");
+        directory.apply(&[put(7, "fix/a")]);
         let code = |name: &str, but| directory.require_free(name, but).err().map(|e| e.code);
         assert_eq!(code("fix/a", None), Some("branch_exists"));
         assert_eq!(code("fix-a", None), Some("host_name_taken"));
         assert_eq!(code("fix-a", Some("fix/a")), None, "its own other form");
         // A rename to another form of the same host name.
-        directory.remove(7, "fix/a");
-        directory.put(7, "fix-a");
+        let renamed = [NameChange::Remove("fix/a".to_owned(), 7), put(7, "fix-a")];
+        directory.apply(&renamed);
         assert_eq!(directory.name_of(7).as_deref(), Some("fix-a"));
         assert_eq!(directory.name_of_host("fix-a").as_deref(), Some("fix-a"));
-        directory.remove(7, "fix-a");
+        directory.apply(&[NameChange::Remove("fix-a".to_owned(), 7)]);
         assert_eq!((directory.name_of(7), directory.name_of_host("fix-a")), (None, None));
         assert_eq!(code("fix/a", None), None);
     }
@@ -150,7 +172,7 @@ mod tests {
         directory.unreserve("prod");
         directory.require_free("prod", None).unwrap();
         directory.reserve("prod");
-        directory.put(3, "prod");
+        directory.apply(&[put(3, "prod")]);
         let refused = directory.require_free("prod", None).unwrap_err();
         assert!(refused.detail.contains("exists already"), "{refused}");
     }

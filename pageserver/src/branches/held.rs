@@ -33,7 +33,7 @@ impl<'s> Held<'s> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            moment::give_up(self.store, id);
+            moment::release(self.store, id);
         }
     }
 }

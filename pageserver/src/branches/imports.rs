@@ -1,7 +1,8 @@
 //! Imports as the branch service sees them: a reserved name and a timeline that is filled.
 
 use super::Branches;
-use super::change::{Data, Decision, Departure, NameChange};
+use super::change::{Data, Decision, Departure};
+use super::directory::NameChange;
 use crate::error::Result;
 use crate::events::{Action, Actor};
 use crate::import::ImportTarget;
@@ -41,7 +42,7 @@ impl ImportTarget for Branches {
 
     fn abort(&self, name: &str, timeline: TimelineId) {
         self.directory.unreserve(name);
-        self.drop_root(timeline);
+        self.release_root(timeline);
     }
 }
 
@@ -49,10 +50,10 @@ impl Branches {
     fn begin_root(&self) -> Result<(TimelineId, PathBuf)> {
         let timeline = self.store.create_root()?;
         let directory = self.mount.attach_new(timeline);
-        Ok((timeline, directory.inspect_err(|_| self.drop_root(timeline))?))
+        Ok((timeline, directory.inspect_err(|_| self.release_root(timeline))?))
     }
 
-    fn drop_root(&self, timeline: TimelineId) {
+    fn release_root(&self, timeline: TimelineId) {
         self.mount.detach(timeline);
         match self.store.release(timeline) {
             Ok(freed) => self.store.free(&freed),

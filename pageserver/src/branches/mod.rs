@@ -22,6 +22,7 @@ mod reset;
 mod restore;
 pub mod rules;
 mod settings;
+mod tidying;
 mod travel;
 mod url;
 mod usage;
@@ -40,6 +41,7 @@ use crate::tasks;
 use directory::Directory;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use tidying::Tidying;
 use tokio::sync::Semaphore;
 use visits::Visits;
 
@@ -52,6 +54,8 @@ pub use view::{BranchPage, BranchView, ServerView};
 /// Changes that may be under way. They take turns, and more of them would only take the threads
 /// that starting computes need.
 const CHANGES: usize = 64;
+/// Of those that look for a moment, which may take long, as many as leave the others their turns.
+const SEARCHES: usize = 16;
 
 /// What the service says about the server it is part of.
 pub struct About {
@@ -73,6 +77,8 @@ pub struct Branches {
     /// Held while names change.
     changing: Mutex<()>,
     changes: Semaphore,
+    searches: Semaphore,
+    tidying: Tidying,
     started: Instant,
 }
 
@@ -95,6 +101,8 @@ impl Branches {
             visits: Visits::default(),
             changing: Mutex::new(()),
             changes: Semaphore::new(CHANGES),
+            searches: Semaphore::new(SEARCHES),
+            tidying: Tidying::default(),
             started: Instant::now(),
         })
     }
@@ -137,13 +145,21 @@ impl Branches {
         tasks::blocking(move || work(&this)).await
     }
 
-    /// Runs a change, at most so many of which have a thread at a time.
+    /// Runs a change, at most so many of which have a thread at a time. Those that `search` for a
+    /// moment have turns of their own, so that they keep no other change waiting.
     async fn changing<T: Send + 'static>(
         self: &Arc<Self>,
+        search: bool,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let turns = if search { &self.searches } else { &self.changes };
         let closed = |_| Error::unavailable("shutting_down", "the server is shutting down");
-        let _turn = self.changes.acquire().await.map_err(closed)?;
+        let _turn = turns.acquire().await.map_err(closed)?;
         self.blocking(work).await
+    }
+
+    /// Waits until what dropped branches left is tidied up, before the store closes.
+    pub async fn tidied(&self) {
+        self.tidying.done().await;
     }
 }

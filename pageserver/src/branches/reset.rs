@@ -1,6 +1,7 @@
 //! Taking a branch back to its parent.
 
-use super::change::{Data, Decision, Departure, NameChange};
+use super::change::{Data, Decision, Departure};
+use super::directory::NameChange;
 use super::{BranchView, Branches, now_ns, rules};
 use crate::error::{Error, Result};
 use crate::events::{Action, Actor};
@@ -19,7 +20,7 @@ impl Branches {
         at: Option<Moment>,
     ) -> Result<BranchView> {
         let name = name.to_owned();
-        self.changing(move |this| {
+        self.changing(at.is_some(), move |this| {
             let before = this.record(&name)?;
             rules::allow(Action::Reset, &name, &before)?;
             let parent_name = this.parent_of(&name, &before)?;

@@ -3,7 +3,8 @@
 //! The timeline that shows a moment is made before names are locked, because finding the moment
 //! reads the write-ahead log.
 
-use super::change::{Data, Decision, Departure, NameChange};
+use super::change::{Data, Decision, Departure};
+use super::directory::NameChange;
 use super::held::Held;
 use super::{BranchView, Branches, now_ns, rules};
 use crate::error::{Error, Result};
@@ -38,7 +39,7 @@ impl Branches {
         to: RestoreTo,
     ) -> Result<BranchView> {
         let name = name.to_owned();
-        self.changing(move |this| {
+        self.changing(true, move |this| {
             let RestoreTo { at, keep_as } = to;
             let before = this.record(&name)?;
             rules::allow(Action::Restore, &name, &before)?;

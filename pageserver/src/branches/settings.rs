@@ -1,6 +1,7 @@
 //! The name and the settings of a branch.
 
-use super::change::{Data, Decision, Departure, NameChange};
+use super::change::{Data, Decision, Departure};
+use super::directory::NameChange;
 use super::{BranchView, Branches};
 use crate::error::Result;
 use crate::events::{Action, Actor};
@@ -26,7 +27,7 @@ impl Branches {
         new: NewSettings,
     ) -> Result<BranchView> {
         let name = name.to_owned();
-        self.changing(move |this| {
+        self.changing(false, move |this| {
             let new_name = new.name.unwrap_or_else(|| name.clone());
             this.change(&actor, Action::Update, &name, |record| {
                 // A new name may have the same host-name form as the old one.

@@ -57,25 +57,21 @@ impl Branches {
         found
     }
 
-    /// Removes the moments that nobody visits any more.
-    pub async fn end_visits(self: &Arc<Self>) {
+    /// Removes the moments that nobody visits any more. What fails stays until the next start.
+    pub async fn end_visits(self: &Arc<Self>) -> Result<()> {
         let ended = self.visits.take_over(|timeline, unasked| {
             let compute = self.supervisor.state(timeline);
             let rests = matches!(compute.state, ComputeState::Suspended | ComputeState::Failed);
             compute.leases == 0 && unasked > if rests { YOUNG } else { OLD }
         });
+        let mut outcome = Ok(());
         for timeline in ended {
-            let outcome = self.blocking(move |this| this.store.release(timeline)).await;
-            match outcome {
+            match self.blocking(move |this| this.store.release(timeline)).await {
                 Ok(freed) => self.retire(timeline, freed),
-                Err(error) => {
-                    tracing::error!(
-                        %timeline, %error,
-                        "a visited moment stays until the next start"
-                    )
-                }
+                Err(error) => outcome = outcome.and(Err(error)),
             }
             tracing::info!(%timeline, "moment left");
         }
+        outcome
     }
 }

@@ -113,7 +113,7 @@ impl OwnedChild {
 
     /// Kills the process group and waits until it is empty, so that nothing writes to its files any
     /// more.
-    pub(crate) async fn end_group(&mut self) {
+    pub(crate) async fn stop_group(&mut self) {
         // The group keeps its number while it has a member, so this cannot hit another one.
         let _empty = killpg(self.pid, Signal::SIGKILL);
         let gone = async {

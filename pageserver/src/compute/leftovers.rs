@@ -8,7 +8,7 @@
 //! a directory that the user of Postgres cannot write to: a branch's superuser must not choose whom
 //! a root server kills.
 
-use super::processes::{self, end_one};
+use super::processes::{self, stop_one};
 use super::settings::{PID_FILE, SOCKET_FILE};
 use crate::error::{Error, Result};
 use crate::storage::page::TimelineId;
@@ -79,7 +79,7 @@ pub fn clean(run_dir: &Path) -> Result<usize> {
         let text =
             fs::read(&path).map_err(|e| Error::io(format_args!("read {}", path.display()), &e))?;
         if let Some((pid, started, data)) = parse(&text) {
-            end(pid, started, &data)?;
+            stop(pid, started, &data)?;
         }
         if name.to_str().is_some_and(|name| name.parse::<TimelineId>().is_ok()) {
             remove_sockets(&run_dir.join(&name));
@@ -97,12 +97,12 @@ fn parse(record: &[u8]) -> Option<(i32, u64, PathBuf)> {
     Some((pid.parse().ok()?, started.parse().ok()?, data)).filter(|(_, _, data)| data.is_absolute())
 }
 
-fn end(pid: i32, started: u64, data: &Path) -> Result<()> {
+fn stop(pid: i32, started: u64, data: &Path) -> Result<()> {
     // Process 0 would be our own group.
     let quit = pid <= 0
-        || end_one(pid, started, Signal::SIGQUIT, QUIT_LIMIT)
-        || end_one(pid, started, Signal::SIGKILL, KILL_LIMIT);
-    if processes::end_all_in(data) && quit {
+        || stop_one(pid, started, Signal::SIGQUIT, QUIT_LIMIT)
+        || stop_one(pid, started, Signal::SIGKILL, KILL_LIMIT);
+    if processes::stop_all_in(data) && quit {
         return Ok(());
     }
     Err(Error::unavailable(
@@ -149,9 +149,9 @@ mod tests {
         let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(sleeper.id()).unwrap();
         let other_start = processes::start_time(pid).unwrap() + 1;
-        end(pid, other_start, Path::new("/nowhere")).unwrap();
+        stop(pid, other_start, Path::new("/nowhere")).unwrap();
         assert!(sleeper.try_wait().unwrap().is_none());
-        end(pid, other_start - 1, Path::new("/nowhere")).unwrap();
+        stop(pid, other_start - 1, Path::new("/nowhere")).unwrap();
         assert_eq!(sleeper.wait().unwrap().code(), None, "ended by a signal");
     }
 }

@@ -143,7 +143,7 @@ impl Postgres {
 
 fn sweep_directory(data: &Path) {
     let real = data.canonicalize();
-    processes::end_all_in(real.as_deref().unwrap_or(data));
+    processes::stop_all_in(real.as_deref().unwrap_or(data));
 }
 
 /// A thread that looks at the lock file of a starting Postgres: at what of it the server has, since

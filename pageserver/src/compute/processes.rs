@@ -69,7 +69,7 @@ fn names(command_line: &[u8], data: &Path) -> bool {
 }
 
 /// Kills every such process and waits until all are gone; false if some are not.
-pub(crate) fn end_all_in(data: &Path) -> bool {
+pub(crate) fn stop_all_in(data: &Path) -> bool {
     let deadline = Instant::now() + GONE_LIMIT;
     loop {
         let found = in_directory(data);
@@ -92,7 +92,7 @@ pub(crate) fn end_all_in(data: &Path) -> bool {
 
 /// Signals `pid` if it is still the process that started at `started`, and waits up to `limit` for
 /// its end.
-pub(crate) fn end_one(pid: i32, started: u64, signal: Signal, limit: Duration) -> bool {
+pub(crate) fn stop_one(pid: i32, started: u64, signal: Signal, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     let alive = || start_time(pid) == Some(started);
     if alive() {

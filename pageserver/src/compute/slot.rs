@@ -244,6 +244,18 @@ impl ComputeSlot {
         }
     }
 
+    /// Whether it has no process.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Suspended | Phase::Failed(_))
+    }
+
+    /// Waits until no lease is out.
+    pub(crate) async fn unused(&self) {
+        let mut state = self.state.subscribe();
+        // It fails only with the slot itself.
+        let _unused = state.wait_for(|state| state.leases == 0).await;
+    }
+
     /// Takes a suspended slot without leases (and, if `failed_too`, a failed one) out of use.
     pub(crate) fn retire(&self, failed_too: bool) -> bool {
         self.state.send_if_modified(|state| {

@@ -167,12 +167,25 @@ impl Supervisor {
 
     /// Stops the Postgres of a timeline that is not wanted any more: whoever waits for it to start
     /// or to stop is refused with `timeline_dropped`, so that nobody commits where no name leads.
-    pub async fn drop_timeline(&self, timeline: TimelineId) {
-        let slot = lock(&self.slots).get(&timeline).cloned();
-        if let Some(slot) = slot {
+    pub async fn drop_timeline(self: &Arc<Self>, timeline: TimelineId) {
+        loop {
+            let slot = lock(&self.slots).get(&timeline).cloned();
+            let Some(slot) = slot else { return };
             stop(&slot).await;
+            if self.retire(timeline, true) {
+                return;
+            }
+            if slot.is_at_rest() {
+                // Sessions that have not ended yet hold leases; the slot goes with the last.
+                let this = Arc::clone(self);
+                tokio::spawn(async move {
+                    slot.unused().await;
+                    this.retire(timeline, true);
+                });
+                return;
+            }
+            // A waker that found the slot before has begun to start it.
         }
-        self.retire(timeline, true);
     }
 
     /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under
@@ -242,11 +255,13 @@ impl Supervisor {
         Ok(slot.clone())
     }
 
-    fn retire(&self, timeline: TimelineId, failed_too: bool) {
+    /// Takes a slot out of use if nothing uses it; true if there is none then.
+    fn retire(&self, timeline: TimelineId, failed_too: bool) -> bool {
         let mut slots = lock(&self.slots);
         if slots.get(&timeline).is_some_and(|slot| slot.retire(failed_too)) {
             slots.remove(&timeline);
         }
+        !slots.contains_key(&timeline)
     }
 
     /// The life of one compute, from start to rest.

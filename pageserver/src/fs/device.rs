@@ -58,7 +58,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if !self.left && !detach(&self.at) {
+        if !self.left && !unmount_lazily(&self.at) {
             tracing::warn!(mount = %self.at.display(), "cannot be unmounted");
         }
     }
@@ -132,7 +132,7 @@ fn cannot_unmount(mountpoint: &Path, error: &io::Error) -> Error {
 }
 
 /// Unmounts lazily, also a mount in use; false if that is not possible.
-pub(super) fn detach(mountpoint: &Path) -> bool {
+pub(super) fn unmount_lazily(mountpoint: &Path) -> bool {
     if umount2(mountpoint, MntFlags::MNT_DETACH).is_ok() {
         return true;
     }

@@ -344,7 +344,7 @@ fn clear_stale(mountpoint: &Path) -> Result<()> {
             return Ok(());
         }
         tracing::info!(mount = %mountpoint.display(), "removing the mount of a killed server");
-        if !device::detach(mountpoint) {
+        if !device::unmount_lazily(mountpoint) {
             break;
         }
     }

@@ -52,7 +52,7 @@ impl BackupJob<'_> {
             () = cancelled => Err("the server is shutting down".to_owned()),
         };
         // The process that receives WAL can outlive the one we waited for.
-        child.end_group().await;
+        child.stop_group().await;
         ended.map_err(|why| {
             let lines = self.source.redact(&tail.text());
             Error::unavailable("import_failed", format!("the copy failed ({why}): {lines}"))

@@ -50,7 +50,13 @@ pub fn fork(
     let found = match moment {
         Moment::Time(time) => at_time(store, &spans, *time),
         Moment::Position(position) => at_position(store, &spans, *position),
-        Moment::Lsn(lsn) => at_lsn(&spans, *lsn),
+        Moment::Lsn(text) => {
+            let bad = || {
+                let detail = format!("{moment} is none: Postgres prints them as 0/16B3748");
+                Error::invalid("invalid_moment", detail)
+            };
+            at_lsn(&spans, Lsn::parse(text).ok_or_else(bad)?)
+        }
     };
     let Some(found) = found? else { return Err(outside(store, branch, moment, &spans)) };
     let at = found.until.map_or(found.from.at, |(until, _)| PerLane {
@@ -65,7 +71,7 @@ pub fn fork(
     match outcome {
         Ok(()) => Ok(held),
         Err(error) => {
-            give_up(store, held);
+            release(store, held);
             Err(error)
         }
     }
@@ -80,7 +86,7 @@ pub fn fork_for_reading(
 ) -> Result<TimelineId> {
     let held = fork(store, timeline, moment, branch)?;
     let outcome = store.timeline(held).and_then(|timeline| make_read_only(&Tree::new(timeline)));
-    outcome.map(|()| held).inspect_err(|_| give_up(store, held))
+    outcome.map(|()| held).inspect_err(|_| release(store, held))
 }
 
 /// Adds to the settings that `ALTER SYSTEM` keeps.
@@ -93,7 +99,7 @@ fn make_read_only(tree: &Tree) -> Result<()> {
 }
 
 /// Removes a timeline that [`fork`] made and no name was given to.
-pub fn give_up(store: &Store, held: TimelineId) {
+pub fn release(store: &Store, held: TimelineId) {
     match store.release(held) {
         Ok(freed) => store.free(&freed),
         Err(error) => {

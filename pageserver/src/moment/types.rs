@@ -10,8 +10,8 @@ use std::fmt;
 pub enum Moment {
     /// A point in time.
     Time(Timestamp),
-    /// A place in the write-ahead log.
-    Lsn(Lsn),
+    /// A place in the write-ahead log, as Postgres prints it. Whoever looks for it reads it.
+    Lsn(String),
     /// A position of the page store.
     Position(Position),
 }
@@ -20,7 +20,7 @@ impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Time(time) => write!(f, "{time}"),
-            Self::Lsn(lsn) => write!(f, "LSN {lsn}"),
+            Self::Lsn(lsn) => write!(f, "LSN {}", lsn.chars().take(40).collect::<String>()),
             Self::Position(position) => write!(f, "position {position}"),
         }
     }

@@ -20,8 +20,10 @@ pub(super) fn start(running: &Running, config: &Config) -> Result<()> {
     let store = Arc::clone(&running.store);
     jobs.every("tick", TICK, Priority::Normal, move |_| {
         store.tick();
-        store.measure().map(|()| Again::Later)
+        Ok(Again::Later)
     })?;
+    let store = Arc::clone(&running.store);
+    jobs.every("measure", TICK, Priority::Normal, move |_| store.measure().map(|()| Again::Later))?;
     let store = Arc::clone(&running.store);
     let mut sealing = Maintenance::new(limits, Duty::Seal);
     jobs.every("seal", TICK, Priority::Low, move |stop| sealing.pass(&store, stop).map(again))?;
@@ -35,8 +37,7 @@ pub(super) fn start(running: &Running, config: &Config) -> Result<()> {
     })?;
     let (branches, runtime) = (Arc::clone(&running.branches), Handle::current());
     jobs.every("visits", VISITS_TICK, Priority::Normal, move |_| {
-        runtime.block_on(branches.end_visits());
-        Ok(Again::Later)
+        runtime.block_on(branches.end_visits()).map(|()| Again::Later)
     })
 }
 

@@ -25,12 +25,14 @@ pub use start::{lock_data, lock_data_if_used, open_disk, open_disk_read_only, ra
 struct Listeners {
     api: TcpListener,
     proxy: proxy::Listeners,
+    api_address: SocketAddr,
     proxy_address: SocketAddr,
 }
 
 impl Listeners {
     async fn open(config: &Config, layout: &Layout) -> Result<Self> {
         let api = start::bind(config.api, "API", "--api").await?;
+        let api_address = api.local_addr().map_err(|e| Error::io("read the API's address", &e))?;
         let tcp = start::bind(config.proxy, "proxy", "--proxy").await?;
         let proxy_address =
             tcp.local_addr().map_err(|e| Error::io("read the proxy's address", &e))?;
@@ -38,7 +40,8 @@ impl Listeners {
         let unix = unix.map_err(|e| {
             Error::io(format!("make the proxy's socket in {}", layout.proxy.display()), &e)
         })?;
-        Ok(Self { api, proxy: proxy::Listeners { unix: Some(unix), tcp }, proxy_address })
+        let proxy = proxy::Listeners { unix: Some(unix), tcp };
+        Ok(Self { api, proxy, api_address, proxy_address })
     }
 }
 
@@ -58,14 +61,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let relay = proxy::Relay::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
     let public = start::public_address(config.public_address.as_deref(), listeners.proxy_address);
     let running = Running::start(&config, &layout, public).await?;
-    duties::start(&running, &config)?;
+    if let Err(error) = duties::start(&running, &config) {
+        // What is mounted by now would stay, dead, until the next start.
+        let stopped = running.stop().await;
+        stopped.unwrap_or_else(|error| tracing::error!(%error, "the server did not stop cleanly"));
+        return Err(error);
+    }
 
     let (stop, stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let api_address =
-        listeners.api.local_addr().map_err(|e| Error::io("read the API's address", &e))?;
     let proxy_metrics = Arc::new(proxy::Metrics::default());
     let router = api::router(Arc::new(running.app(Arc::clone(&proxy_metrics))), token);
     let api = tokio::spawn(api::serve(listeners.api, router, until(stopped.clone())));
@@ -74,8 +80,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let proxy =
         proxy::run(listeners.proxy, tls, limits, gateway, proxy_metrics, relay, until(stopped));
     let proxy = tokio::spawn(proxy);
-    let (proxy_address, data) = (listeners.proxy_address, config.data.display());
-    tracing::info!(api = %api_address, proxy = %proxy_address, %data, "ready");
+    tracing::info!(
+        api = %listeners.api_address, proxy = %listeners.proxy_address,
+        data = %config.data.display(), "ready"
+    );
 
     shutdown.await;
     tracing::info!("stopping");

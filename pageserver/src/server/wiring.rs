@@ -111,6 +111,7 @@ impl Running {
         stage("jobs", blocking(move || jobs.stop())).await;
         stage("imports", self.imports.stop_all()).await;
         stage("computes of imports", self.supervisor.stop_all()).await;
+        stage("dropped branches", self.branches.tidied()).await;
         let Self { store, mount, .. } = self;
         let unmounted = stage("the mount", blocking(move || mount.unmount())).await;
         stage("the store", blocking(move || store.close())).await.and(unmounted)

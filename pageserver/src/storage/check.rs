@@ -16,6 +16,7 @@ use crate::storage::log::record::LaneFileId;
 use crate::storage::log::recovery::{self, FoundRecord};
 use crate::storage::page::{LaneKind, PAGE_BYTES, TimelineId};
 use crate::storage::timeline::lane::open_layers;
+use std::io;
 use std::sync::Arc;
 
 /// What a check found.
@@ -34,9 +35,12 @@ pub struct Report {
 /// Reads all of the store on `disk`, as the next start would, and changes nothing.
 pub fn check(disk: &Arc<dyn Disk>) -> Result<Report> {
     require_catalog(disk)?;
-    if disk.open(CATALOG_FILE).is_err() {
-        let detail = format!("the store has no file {CATALOG_FILE}: no server has used it yet");
-        return Err(Error::not_found("no_store", detail));
+    match disk.open(CATALOG_FILE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let detail = format!("the store has no file {CATALOG_FILE}: no server has used it yet");
+            return Err(Error::not_found("no_store", detail));
+        }
+        opened => drop(opened.map_err(|e| Error::io(format!("open {CATALOG_FILE}"), &e))?),
     }
     let overlay: Arc<dyn Disk> = Arc::new(Overlay::new(Arc::clone(disk)));
     let catalog = Catalog::open(&overlay, 0)?;

@@ -4,9 +4,10 @@ use crate::error::{Error, Kind, Result};
 use crate::locks::lock;
 use crate::storage::layer::format::LAYERS_DIRECTORY;
 use crate::storage::log::names::LANES_DIRECTORY;
-use crate::storage::page::TimelineId;
+use crate::storage::page::{PerLane, TimelineId};
 use crate::storage::store::Store;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 /// Bytes on the disk.
 #[derive(Debug, Default)]
@@ -15,6 +16,14 @@ pub struct Usage {
     pub timelines: HashMap<TimelineId, u64>,
     /// Of all others.
     pub reserve: u64,
+}
+
+/// A disk that was asked and did not answer for so long is taken to hang.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// What both lanes show. A user of a branch can make files of any size, so the sum has an end.
+fn sum(lanes: &PerLane<u64>) -> u64 {
+    lanes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
 }
 
 impl Store {
@@ -26,12 +35,12 @@ impl Store {
             return Ok(lock(&self.sizes).get(&id).copied().unwrap_or_default());
         };
         let sizes = match &slot.timeline {
-            Some(timeline) => (timeline.own_bytes(), Some(timeline.logical_bytes().iter().sum())),
+            Some(timeline) => (timeline.own_bytes(), Some(sum(&timeline.logical_bytes()))),
             None => {
                 let layers =
                     slot.lanes.iter().flat_map(|lane| &lane.layers).map(|layer| layer.bytes);
                 let own = slot.files.iter().map(|(_, length)| *length).chain(layers).sum();
-                (own, (!slot.has_log()).then(|| slot.sealed_logical_bytes().iter().sum()))
+                (own, (!slot.has_log()).then(|| sum(&slot.sealed_logical_bytes())))
             }
         };
         lock(&self.sizes).insert(id, sizes);
@@ -43,7 +52,7 @@ impl Store {
     pub fn measure(&self) -> Result<()> {
         let open = if self.catalog().is_open() { Ok(()) } else { self.catalog().require() };
         let measured = open.and_then(|()| self.space().map(drop));
-        lock(&self.measured).clone_from(&measured);
+        *lock(&self.measured) = (Instant::now(), measured.clone());
         measured
     }
 
@@ -54,7 +63,13 @@ impl Store {
             let detail = "the catalog is closed after a failed change; the server's log has why";
             return Err(Error::unavailable("catalog", detail));
         }
-        lock(&self.measured).clone()
+        let (when, measured) = lock(&self.measured).clone();
+        if when.elapsed() > SILENCE {
+            let seconds = when.elapsed().as_secs();
+            let detail = format!("the store's disk has not answered for {seconds} s");
+            return Err(Error::unavailable("disk_silent", detail));
+        }
+        measured
     }
 
     /// Bytes that can still be written, and bytes of the whole medium.

@@ -25,7 +25,7 @@ use crate::storage::timeline::{Ancestor, Shared, Timeline};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Directories that a store needs in its own.
 pub const STORE_DIRECTORIES: [&str; 2] = [LANES_DIRECTORY, LAYERS_DIRECTORY];
@@ -73,8 +73,8 @@ pub struct Store {
     slots: Mutex<HashMap<TimelineId, Arc<Mutex<TimelineSlot>>>>,
     /// Sizes of timelines as they were last seen.
     pub(super) sizes: Mutex<HashMap<TimelineId, (u64, Option<u64>)>>,
-    /// What became of the last measurement.
-    pub(super) measured: Mutex<Result<()>>,
+    /// When the medium was last asked, and what became of it.
+    pub(super) measured: Mutex<(Instant, Result<()>)>,
     history_from_ns: AtomicI64,
 }
 
@@ -117,7 +117,7 @@ impl Store {
         remove_unnamed_layers(&*disk, &layers)?;
         let history_from_ns = AtomicI64::new(0);
         let (slots, sizes) = (Mutex::new(slots), Mutex::default());
-        let measured = Mutex::new(Ok(()));
+        let measured = Mutex::new((Instant::now(), Ok(())));
         Ok(Self { disk, catalog, shared, slots, sizes, measured, history_from_ns })
     }
 
@@ -307,7 +307,7 @@ impl Store {
             let parent = timeline.id();
             assert!(parent < id, "timeline {id} comes from {parent}, which is younger");
         }
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let files = slot.files.iter().map(|(file, _)| *file).collect();
         let lanes = slot.lanes.clone();
         let reopened = slot.reopened;

@@ -12,7 +12,7 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Handled, convert, paths};
+use super::{Handled, paths};
 use crate::api::app::App;
 use crate::api::extract::{Body, Caller, Name, OptionalBody, Params};
 use crate::api::faults::{Always, BadInput, Clash, Missing, NoRoom, Takes};
@@ -73,12 +73,8 @@ pub(in crate::api) async fn create(
     Body(request): Body<CreateBranch>,
 ) -> Handled<Response> {
     let subject = Subject(request.name.clone());
-    let outcome = match request.try_into() {
-        Ok(new) => app.branches.create(actor, new).await,
-        Err(error) => Err(error),
-    };
     // The fault, too, carries the name to the log line.
-    Ok(match outcome {
+    Ok(match app.branches.create(actor, request.into()).await {
         Ok(branch) => (Extension(subject), created(branch.into())).into_response(),
         Err(error) => (Extension(subject), Fault::from(error)).into_response(),
     })
@@ -110,7 +106,7 @@ pub(in crate::api) async fn ensure(
     Name(name): Name,
     OptionalBody(request): OptionalBody<CreateBranch>,
 ) -> Handled<Response> {
-    let new = CreateBranch { name, ..request }.try_into()?;
+    let new = CreateBranch { name, ..request }.into();
     let (branch, is_new) = app.branches.ensure(actor, new).await?;
     let branch = Branch::from(branch);
     Ok(if is_new { created(branch) } else { Json(branch).into_response() })
@@ -148,7 +144,7 @@ pub(in crate::api) async fn reset(
     Name(name): Name,
     OptionalBody(request): OptionalBody<ResetBranch>,
 ) -> Handled<Json<Branch>> {
-    let at = convert::at(request.at)?;
+    let at = request.at.map(Into::into);
     Ok(Json(app.branches.reset(actor, &name, at).await?.into()))
 }
 
@@ -168,7 +164,7 @@ pub(in crate::api) async fn restore(
     Name(name): Name,
     Body(request): Body<RestoreBranch>,
 ) -> Handled<Json<Branch>> {
-    Ok(Json(app.branches.restore(actor, &name, request.try_into()?).await?.into()))
+    Ok(Json(app.branches.restore(actor, &name, request.into()).await?.into()))
 }
 
 /// The moments that a branch can be restored to, or branched from.

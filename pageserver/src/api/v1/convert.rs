@@ -7,47 +7,28 @@ use crate::branches::{
     ServerView,
 };
 use crate::compute::ComputeState;
-use crate::error::{Error, Result};
 use crate::import::{Import, ImportState, NewImport};
-use crate::moment::wal::Lsn;
 use crate::moment::{History, HistoryRange, Moment};
 
-impl TryFrom<types::Moment> for Moment {
-    type Error = Error;
-
-    fn try_from(moment: types::Moment) -> Result<Self> {
-        Ok(match moment {
+impl From<types::Moment> for Moment {
+    fn from(moment: types::Moment) -> Self {
+        match moment {
             types::Moment::Time(time) => Self::Time(time),
             types::Moment::Position(position) => Self::Position(position),
-            types::Moment::Lsn(ref text) => {
-                let bad = || {
-                    let detail = format!("{moment} is none: Postgres prints them as 0/16B3748");
-                    Error::invalid("invalid_moment", detail)
-                };
-                Self::Lsn(Lsn::parse(text).ok_or_else(bad)?)
-            }
-        })
+            types::Moment::Lsn(text) => Self::Lsn(text),
+        }
     }
 }
 
-pub(super) fn at(moment: Option<types::Moment>) -> Result<Option<Moment>> {
-    moment.map(Moment::try_from).transpose()
-}
-
-impl TryFrom<types::CreateBranch> for NewBranch {
-    type Error = Error;
-
-    fn try_from(body: types::CreateBranch) -> Result<Self> {
-        let types::CreateBranch { name, parent, at: moment } = body;
-        Ok(Self { name, parent, at: at(moment)? })
+impl From<types::CreateBranch> for NewBranch {
+    fn from(types::CreateBranch { name, parent, at }: types::CreateBranch) -> Self {
+        Self { name, parent, at: at.map(Into::into) }
     }
 }
 
-impl TryFrom<types::RestoreBranch> for RestoreTo {
-    type Error = Error;
-
-    fn try_from(types::RestoreBranch { at, keep_as }: types::RestoreBranch) -> Result<Self> {
-        Ok(Self { at: at.try_into()?, keep_as })
+impl From<types::RestoreBranch> for RestoreTo {
+    fn from(types::RestoreBranch { at, keep_as }: types::RestoreBranch) -> Self {
+        Self { at: at.into(), keep_as }
     }
 }
 

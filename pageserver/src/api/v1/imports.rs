@@ -11,7 +11,7 @@ use axum::{Extension, Json};
 use super::Handled;
 use crate::api::app::App;
 use crate::api::extract::{Body, Caller, Name};
-use crate::api::faults::{Always, Clash, Missing, NoRoom, Takes};
+use crate::api::faults::{Always, BadInput, Clash, Missing, NoRoom, Takes};
 use crate::api::observe::Subject;
 use crate::error::Error;
 
@@ -40,7 +40,8 @@ pub(in crate::api) async fn start(
 #[utoipa::path(
     get, path = "/v1/imports/{id}", tag = "imports",
     params(("id" = String, Path, description = "Identifier from `POST /v1/imports`")),
-    responses((status = 200, description = "The import", body = Import), Always, Missing)
+    responses((status = 200, description = "The import", body = Import),
+        Always, BadInput, Missing)
 )]
 pub(in crate::api) async fn show(
     State(app): State<Arc<App>>,

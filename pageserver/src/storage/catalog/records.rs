@@ -85,13 +85,12 @@ pub struct LaneRecord {
 
 impl LaneRecord {
     /// Whether a lane can be like this: its layers are different ones of bearable length, and its
-    /// log can go on.
+    /// log can go on. Sizes of files are no part of that: a user of a branch sets them at will.
     pub(super) fn is_sound(&self) -> bool {
         const MAX_BYTES: u64 = 1 << 60;
         let bytes = self.layers.iter().try_fold(0_u64, |sum, layer| sum.checked_add(layer.bytes));
         let numbers: BTreeSet<u64> = self.layers.iter().map(|layer| layer.number).collect();
         bytes.is_some_and(|bytes| bytes <= MAX_BYTES)
-            && self.logical_bytes <= MAX_BYTES
             && numbers.len() == self.layers.len()
             && self.sequence <= u32::MAX >> 1
     }
@@ -201,7 +200,7 @@ pub struct Update {
     /// What of a lane is sealed now; refused if the timeline is gone.
     pub put_lanes: Vec<(TimelineId, LaneKind, LaneRecord)>,
     /// Timelines that hold all they show from now on, in these lanes, and have no ancestor.
-    pub detach: Vec<(TimelineId, PerLane<LaneRecord>)>,
+    pub flatten: Vec<(TimelineId, PerLane<LaneRecord>)>,
     /// Nameless timelines that were held for an import and are no longer.
     pub release: Vec<TimelineId>,
     /// What is put and removed of other kinds, in this order.

@@ -145,7 +145,7 @@ impl CatalogState {
             timeline.lanes[*lane] = record.clone();
             timelines.push((*id, timeline));
         }
-        for (id, lanes) in &update.detach {
+        for (id, lanes) in &update.flatten {
             if !self.timelines.contains_key(&id.0) {
                 return Err(gone(*id));
             }
@@ -172,9 +172,11 @@ impl CatalogState {
         for ancestor in added.filter_map(|(_, record)| record.ancestor.as_ref()) {
             *children.entry(ancestor.timeline).or_default() += 1;
         }
-        let detached =
-            update.detach.iter().filter_map(|(id, _)| self.timelines.get(&id.0)?.ancestor.as_ref());
-        for ancestor in detached {
+        let flattened = update
+            .flatten
+            .iter()
+            .filter_map(|(id, _)| self.timelines.get(&id.0)?.ancestor.as_ref());
+        for ancestor in flattened {
             *children.entry(ancestor.timeline).or_default() -= 1;
             candidates.push(ancestor.timeline);
         }

@@ -257,7 +257,7 @@ impl DirectFile {
 /// What nobody can ask for any more is not written either.
 impl Drop for DirectFile {
     fn drop(&mut self) {
-        self.give_up();
+        self.discard();
     }
 }
 
@@ -317,7 +317,7 @@ impl DiskFile for DirectFile {
         self.cached.map(offset, length)
     }
 
-    fn give_up(&self) -> bool {
+    fn discard(&self) -> bool {
         let _nobody_writes = lock(&self.appended.writing);
         let mut state = lock(&self.appended.state);
         let given_up =
@@ -330,7 +330,7 @@ impl DiskFile for DirectFile {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
-        self.give_up();
+        self.discard();
         self.cached.drop_cache()
     }
 }

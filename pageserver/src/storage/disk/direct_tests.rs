@@ -303,7 +303,7 @@ fn what_was_given_up_is_not_written_any_more() {
         let held = lock(&appended.writing);
         file.write_all_at(&[&vec![1; BUFFER_BYTES]], 0).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| if dropped { drop(file) } else { assert!(file.give_up()) });
+            scope.spawn(|| if dropped { drop(file) } else { assert!(file.discard()) });
             std::thread::sleep(std::time::Duration::from_millis(10));
             // Whoever is next in turn: the file may be written first, and never after.
             drop(held);
@@ -321,5 +321,5 @@ fn a_file_that_failed_says_so_when_it_is_given_up() {
     let file = lab.open_refusing();
     file.write_all_at(&[&[1; 100]], 0).unwrap();
     assert!(file.sync().is_err());
-    assert!(!file.give_up());
+    assert!(!file.discard());
 }

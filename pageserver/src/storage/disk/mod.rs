@@ -69,7 +69,7 @@ pub trait DiskFile: Send + Sync {
     fn finish(&self) {}
     /// What was written and not synced need not be kept. When it returns, nothing of it is on its
     /// way to the medium. False if a write that was on its way had failed.
-    fn give_up(&self) -> bool {
+    fn discard(&self) -> bool {
         true
     }
     /// Cuts the file or extends it with zeros.

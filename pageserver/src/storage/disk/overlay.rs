@@ -183,8 +183,10 @@ impl DiskFile for OverlayFile {
         Ok(())
     }
 
+    /// What others wrote to the base reaches the medium, so that a read after [`Self::drop_cache`]
+    /// asks the medium. Changes of the overlay stay in memory.
     fn sync(&self) -> io::Result<()> {
-        Ok(())
+        self.base.as_ref().map_or(Ok(()), |base| base.sync())
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

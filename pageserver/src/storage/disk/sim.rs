@@ -285,7 +285,7 @@ impl DiskFile for SimFile {
         outcome
     }
 
-    fn give_up(&self) -> bool {
+    fn discard(&self) -> bool {
         let mut state = self.disk.state();
         state.trace.push(format!("give-up {}", self.name));
         let seed = state.trace.len() as u64;

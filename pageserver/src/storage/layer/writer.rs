@@ -242,7 +242,7 @@ impl<'d> LayerWriter<'d> {
     }
 
     /// Gives the layer up.
-    pub(in crate::storage) fn abandon(self) {
+    pub(in crate::storage) fn discard(self) {
         // Left over it is removed at the next opening.
         let _ = self.disk.remove(&self.unfinished);
     }

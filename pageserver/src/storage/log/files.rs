@@ -174,7 +174,7 @@ impl LaneFiles {
         drop(leaving);
         for (id, length, file) in unread {
             // What was never written is in the layer, and the file may soon be another lane's.
-            let gone = if file.give_up() { self.retire(id, length) } else { self.remove(id) };
+            let gone = if file.discard() { self.retire(id, length) } else { self.remove(id) };
             if let Err(error) = gone {
                 tracing::error!(%error, "a sealed lane file stays until the next start");
             }

@@ -144,10 +144,10 @@ impl Log {
 
     /// Gives up what is not on the disk. Returns all files with their lengths, as 0 that of one to
     /// which a write failed, so that nobody uses it again.
-    pub fn give_up(&self) -> Vec<(LaneFileId, u64)> {
+    pub fn retire(&self) -> Vec<(LaneFileId, u64)> {
         let mut files = self.list();
         for ((_, length), file) in files.iter_mut().zip(self.files.values()) {
-            if !file.give_up() {
+            if !file.discard() {
                 *length = 0;
             }
         }

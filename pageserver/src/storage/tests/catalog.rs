@@ -2,12 +2,18 @@
 
 use crate::storage::catalog::file::{STATE_AT, TRUSTED};
 use crate::storage::catalog::records::{NoteRecord, Row, Stored};
-use crate::storage::catalog::{AncestorRecord, BranchRecord, Catalog, TimelineRecord, Update};
+use crate::storage::catalog::{
+    AncestorRecord, BranchRecord, Catalog, LaneRecord, TimelineRecord, Update,
+};
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
+use crate::storage::page::LaneKind;
 use crate::storage::page::{PerLane, TimelineId};
+use crate::storage::store::Store;
+use crate::storage::tests::named;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const PAGE_BYTES: usize = 4096;
 const SECTOR_BYTES: usize = 512;
@@ -347,4 +353,29 @@ fn a_field_that_this_build_does_not_know_is_never_dropped_in_silence() {
     for (table, key) in [("timeline", "7"), ("timeline", "x"), ("tokens", "a")] {
         assert!(Row::decode(table, key, None).is_err(), "{table} {key}");
     }
+}
+
+#[test]
+fn sizes_that_a_user_made_up_never_make_a_store_unreadable() {
+    let disk = SimDisk::default();
+    let store = Store::open(Arc::new(disk.clone()), 77).unwrap();
+    let id = store.create_root().unwrap();
+    store.publish(named("main", id)).unwrap();
+    let huge = LaneRecord { logical_bytes: u64::MAX, ..LaneRecord::default() };
+    let put_lanes = LaneKind::ALL.map(|lane| (id, lane, huge.clone())).to_vec();
+    store.publish(Update { put_lanes, ..Update::default() }).unwrap();
+    drop(store);
+    let store = Store::open(Arc::new(disk), 77).unwrap();
+    assert!(store.sizes(id).unwrap().1.is_some());
+}
+
+#[test]
+fn a_store_whose_disk_does_not_answer_is_not_healthy() {
+    let store = Store::open(Arc::new(SimDisk::default()), 77).unwrap();
+    store.health().unwrap();
+    let long_ago = Instant::now() - Duration::from_secs(31);
+    *store.measured.lock().unwrap() = (long_ago, Ok(()));
+    assert_eq!(store.health().unwrap_err().code, "disk_silent");
+    store.measure().unwrap();
+    store.health().unwrap();
 }

@@ -424,16 +424,16 @@ fn a_timeline_at_the_end_of_a_long_chain_stands_on_its_own() {
                 .count()
         };
         assert!(
-            !store.detach_deep(&mut |_| Ok(())).unwrap(),
+            !store.flatten_deep(&mut |_| Ok(())).unwrap(),
             "it is in use, and its beginning can be gone back to"
         );
         drop(main);
         (0..20).for_each(|_| store.close_unused());
-        assert!(!store.detach_deep(&mut |_| Ok(())).unwrap(), "its beginning can be gone back to");
+        assert!(!store.flatten_deep(&mut |_| Ok(())).unwrap(), "its beginning can be gone back to");
         // The beginnings are out of the window, and the marks are still there.
         store.clock().set(90_000 * SECOND);
         let mut count = 0;
-        while store.detach_deep(&mut |_| Ok(())).unwrap() {
+        while store.flatten_deep(&mut |_| Ok(())).unwrap() {
             (0..20).for_each(|_| store.close_unused());
             count += 1;
         }
@@ -475,7 +475,7 @@ fn faults_of(disk: &SimDisk) -> Vec<String> {
 }
 
 #[test]
-fn a_stop_after_any_operation_of_a_detachment_loses_nothing() {
+fn a_stop_while_a_timeline_is_flattened_loses_nothing() {
     for count in 0.. {
         let mut world = World::new(3);
         let shown = chain(&mut world, 9);
@@ -484,7 +484,7 @@ fn a_stop_after_any_operation_of_a_detachment_loses_nothing() {
         (0..20).for_each(|_| store.close_unused());
         store.clock().set(90_000 * SECOND);
         disk.fail_after(Some(count));
-        let outcome = store.detach_deep(&mut |_| Ok(()));
+        let outcome = store.flatten_deep(&mut |_| Ok(()));
         let struck = disk.failed();
         for unsynced in [Unsynced::Lost, Unsynced::Kept, Unsynced::Mixed(count)] {
             let image_of_disk = disk.after_power_loss(unsynced);

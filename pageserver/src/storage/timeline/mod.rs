@@ -188,7 +188,7 @@ impl Timeline {
         self.latch.get_or_init(|| error);
         // The write lock waits for a change that began before the latch. A sync may go on without
         // it, and the files are another timeline's next.
-        self.lanes.iter().flat_map(|lane| write(&lane.state).log.give_up()).collect()
+        self.lanes.iter().flat_map(|lane| write(&lane.state).log.retire()).collect()
     }
 
     /// Its files with their lengths.

@@ -141,12 +141,12 @@ impl Timeline {
         let mut writer =
             LayerWriter::begin(lane_files.disk(), lane_files.store(), id, covered, &samples)?;
         if let Err(error) = self.merge_into(&mut writer, (&inputs, oldest), children, pace) {
-            writer.abandon();
+            writer.discard();
             return Err(error);
         }
         // What was dropped because of a truncation or removal must not come back without its pages.
         if let Err(error) = self.sync_and_wait() {
-            writer.abandon();
+            writer.discard();
             return Err(error);
         }
         writer.finish(&metadata)?;

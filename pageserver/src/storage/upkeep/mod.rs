@@ -5,7 +5,7 @@
 //! later.
 
 mod children;
-mod detach;
+mod flatten;
 mod merge;
 pub mod pace;
 pub mod plan;
@@ -136,19 +136,19 @@ impl Maintenance {
             }
         }
         if self.due.duty == Duty::Tidy {
-            self.detach(store, stop);
+            self.flatten(store, stop);
         }
         more
     }
 
     /// Lets a timeline at the end of a long chain stand on its own.
-    fn detach(&mut self, store: &Store, stop: &AtomicBool) {
+    fn flatten(&mut self, store: &Store, stop: &AtomicBool) {
         if self.looked.elapsed() < self.due.limits.quiet.max(SOON) {
             return;
         }
         let excess = || self.due.excess(store);
         let mut pace = Slices::new(store.positions(), stop, &excess);
-        match store.detach_deep(&mut |bytes| pace.worked(bytes)) {
+        match store.flatten_deep(&mut |bytes| pace.worked(bytes)) {
             // There may be another.
             Ok(true) => {}
             Err(error) if error.code != STOPPING && error.kind != Kind::NotFound => {

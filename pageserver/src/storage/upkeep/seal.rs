@@ -105,7 +105,7 @@ impl Timeline {
         let mut writer =
             LayerWriter::begin(lane_files.disk(), lane_files.store(), id, range, &samples)?;
         if let Err(error) = self.write_blocks(frozen, &versions, &mut writer, pace) {
-            writer.abandon();
+            writer.discard();
             return Err(error);
         }
         writer.finish(&frozen.metadata)?;

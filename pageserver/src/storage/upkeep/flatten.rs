@@ -40,7 +40,7 @@ type BlockVersions = Vec<(LayerEntry, usize)>;
 impl Store {
     /// Lets the oldest timeline that is too deep stand on its own; true if there was one. `pace` is
     /// called with the bytes worked on.
-    pub fn detach_deep(&self, pace: &mut Pace<'_>) -> Result<bool> {
+    pub fn flatten_deep(&self, pace: &mut Pace<'_>) -> Result<bool> {
         let mut slots = self.slots();
         slots.sort_unstable_by_key(|(id, _)| *id);
         let Some((id, slot)) = slots.into_iter().find(|(id, slot)| self.is_too_deep(*id, slot))
@@ -68,7 +68,7 @@ impl Store {
                 }
             }
         }
-        let published = self.publish_detached(&slot, timeline, before, lanes);
+        let published = self.publish_flattened(&slot, timeline, before, lanes);
         if !matches!(published, Ok(true)) && self.catalog().is_open() {
             written.iter().for_each(|layer| self.remove_layer(*layer));
         }
@@ -95,7 +95,7 @@ impl Store {
         depth >= MAX_DEPTH
     }
 
-    fn publish_detached(
+    fn publish_flattened(
         &self,
         slot: &Mutex<TimelineSlot>,
         timeline: Arc<Timeline>,
@@ -125,7 +125,7 @@ impl Store {
         }
         let id = timeline.id();
         let freed =
-            self.publish(Update { detach: vec![(id, lanes.clone())], ..Update::default() })?;
+            self.publish(Update { flatten: vec![(id, lanes.clone())], ..Update::default() })?;
         let replaced = LaneKind::ALL.into_iter().flat_map(|lane| timeline.layers(lane));
         replaced.for_each(|layer| self.remove_layer(layer.id()));
         let ancestor = slot.become_root(lanes);
@@ -161,7 +161,7 @@ impl Timeline {
             LayerWriter::begin(lane_files.disk(), lane_files.store(), id, (0, sealed), &[])?;
         let files = inherited.files_of_lane(lane);
         if let Err(error) = self.write_all_blocks(&inherited, &files, base, &mut writer, pace) {
-            writer.abandon();
+            writer.discard();
             return Err(error);
         }
         let bytes = writer.finish(&self.all_metadata(&inherited, &files, (lane, base, sealed)))?;
