@@ -225,6 +225,11 @@ fn imports_make_no_circle_of_files() {
     let wanted = "3 files: c/src/a/mod.rs c/src/a/b.rs c/src/y.rs\n  c/src/a/b.rs:4 imports \
         c/src/y.rs\n  c/src/y.rs:2 imports c/src/a/b.rs";
     assert_eq!(found, [wanted]);
+    let texts = [
+        Text::new("c/src/q.rs", "pub(in crate::w) fn f() { crate::w::g() }"),
+        Text::new("c/src/w.rs", "use crate::q;"),
+    ];
+    assert_eq!(circles(&modules("c/src", &texts)).len(), 1, "a path in the middle of code counts");
     let texts = all(true);
     let crates = PRODUCT.iter().chain(&SUPPORT);
     let violations: Vec<String> = crates.flat_map(|root| circles(&modules(root, &texts))).collect();

@@ -68,7 +68,37 @@ fn imports(module: &Module, files: &BTreeMap<&[String], usize>) -> BTreeMap<usiz
             }
         }
     }
+    for (path, line) in inline_paths(&module.tokens) {
+        let found = (0..=path.len()).rev().find_map(|end| files.get_key_value(&path[..end]));
+        let Some((name, file)) = found else { continue };
+        if *name != module.name.as_slice() {
+            imports.entry(*file).or_insert(line);
+        }
+    }
     imports
+}
+
+/// The paths from the root of the crate that code names outside of `use` and of `pub(in …)`.
+fn inline_paths(tokens: &[Token]) -> Vec<(Vec<String>, usize)> {
+    let (mut paths, mut used) = (Vec::new(), false);
+    for (at, token) in tokens.iter().enumerate() {
+        match token.text.as_str() {
+            "use" => used = true,
+            ";" => used = false,
+            "crate" if !used && (at == 0 || tokens[at - 1].text != "in") => {
+                let words = tokens[at + 1..].chunks(3);
+                let words = words.take_while(|words| {
+                    words.len() == 3 && words[0].text == ":" && words[1].text == ":"
+                });
+                let path: Vec<String> = words.map(|words| words[2].text.clone()).collect();
+                if !path.is_empty() {
+                    paths.push((path, token.line));
+                }
+            }
+            _ => {}
+        }
+    }
+    paths
 }
 
 /// A path from the root of the crate, if it leads into the crate.
