@@ -1,7 +1,7 @@
 //! The published form of the results: tables in docs/benchmarks.md, between two marks, and plots
 //! beside it.
 
-use crate::report::{root, short};
+use crate::report::{path, root, short};
 use crate::results::{Results, Table, peer_name};
 use crate::{charts, pages};
 use std::fmt::Write;
@@ -13,52 +13,44 @@ const END: &str = "<!-- until here -->";
 const PAGE: &str = "benchmarks.md";
 
 /// Writes tables and plots of the newest results into docs/, or into the directory that
-/// `COPPICE_BENCH_DOCS` names.
+/// `COPPICE_BENCH_DOCS` names, and README's table. What has not run stays as it is.
 ///
 /// # Panics
 /// If the results are none to publish.
 pub(crate) fn write() {
-    let results = Results::read();
     let docs = root().join("docs");
     let directory =
         std::env::var_os("COPPICE_BENCH_DOCS").map_or_else(|| docs.clone(), PathBuf::from);
-    if directory == docs {
-        results.require_whole();
-    }
     fs::create_dir_all(&directory).expect("make the directory");
     let page = fs::read_to_string(docs.join(PAGE)).expect("read the page");
-    let (before, rest) = page.split_once(BEGIN).expect("the mark where the tables begin");
-    let (_, after) = rest.split_once(END).expect("the mark where the tables end");
-    let charts = charts::all(&results);
-    let mut tables = format!("{}\n", provenance(&results));
-    for (table, (plot, chart)) in results.tables().iter().zip(&charts) {
-        show(&mut tables, &results, table);
-        line(&mut tables, format_args!("![{}]({plot})", chart.title));
-        put(&directory.join(plot), &chart.to_svg());
-    }
-    let page = format!("{before}{BEGIN}\n\n{tables}\n{END}{after}");
+    let page = if path().exists() {
+        let results = Results::read();
+        if directory == docs {
+            results.require_whole();
+        }
+        with_comparison(&page, &results, &directory)
+    } else {
+        println!("there are no results of make bench: their part of the page stays");
+        page
+    };
     put(&directory.join(PAGE), &pages::with_tables(page));
     if directory == docs {
-        pages::write_readme(&caption(&results));
+        pages::write_readme();
     }
 }
 
-/// The machine and the configuration, in a few words.
-fn caption(results: &Results) -> String {
-    let machine = results.part("machine");
-    let text = |name: &str| machine[name].as_str().unwrap_or("none").to_owned();
-    let (kernel, postgres) = (text("kernel"), text("postgres"));
-    let short = |version: &str, parts: usize| -> String {
-        version.split(['.', '-']).take(parts).collect::<Vec<_>>().join(".")
-    };
-    format!(
-        "{} cores, {} GiB, Linux {}, {}, PostgreSQL {}, defaults",
-        machine["cores"],
-        machine["memory_gib"],
-        short(&kernel, 2),
-        text("file_system"),
-        short(&postgres, 1)
-    )
+/// The page with the tables of the comparison, whose plots go into `directory`.
+fn with_comparison(page: &str, results: &Results, directory: &Path) -> String {
+    let (before, rest) = page.split_once(BEGIN).expect("the mark where the tables begin");
+    let (_, after) = rest.split_once(END).expect("the mark where the tables end");
+    let charts = charts::all(results);
+    let mut tables = format!("{}\n", provenance(results));
+    for (table, (plot, chart)) in results.tables().iter().zip(&charts) {
+        show(&mut tables, results, table);
+        line(&mut tables, format_args!("![{}]({plot})", chart.title));
+        put(&directory.join(plot), &chart.to_svg());
+    }
+    format!("{before}{BEGIN}\n\n{tables}\n{END}{after}")
 }
 
 fn put(path: &Path, text: &str) {

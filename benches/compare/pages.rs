@@ -42,7 +42,8 @@ fn put_between(page: &str, name: &str, table: &str) -> String {
 
 fn table(name: &str, figures: &Value) -> String {
     let text = |name: &str| figures[name].as_str().unwrap_or_default();
-    let mut out = format!("\n{}, commit {}.\n\n", text("at"), text("commit"));
+    let (at, commit, machine) = (text("at"), text("commit"), text("machine"));
+    let mut out = format!("\n{at}, commit {commit}: {machine}.\n\n");
     out.push_str(&format!("| {name} | p50 | p99 | slowest | times |\n|---|---|---|---|---|\n"));
     for row in rows(figures) {
         let what = row["what"].as_str().unwrap_or_default();
@@ -69,13 +70,17 @@ pub(crate) fn with_tables(page: String) -> String {
     })
 }
 
-/// Writes README's table of speed, if all of its benchmarks have run. `machine` is its caption.
-pub(crate) fn write_readme(machine: &str) {
+/// Writes README's table of speed, if all of its benchmarks have run.
+pub(crate) fn write_readme() {
     let path = root().join("README.md");
     let page = fs::read_to_string(&path).expect("read README.md");
-    let mut out = format!("| {machine} | p50 | p99 |\n|---|---|---|\n");
+    let mut out = String::new();
     for (benchmark, what, name) in SPEED {
         let Some(figures) = read(benchmark) else { return };
+        if out.is_empty() {
+            let machine = figures["machine"].as_str().unwrap_or_default();
+            out = format!("| {machine}, defaults | p50 | p99 |\n|---|---|---|\n");
+        }
         let row = rows(&figures).iter().find(|row| row["what"] == what);
         let row = row.unwrap_or_else(|| panic!("{benchmark} has no row \"{what}\""));
         out.push_str(&format!("| {name} | {} | {} |\n", ms(row, "p50"), ms(row, "p99")));

@@ -1,5 +1,6 @@
 //! Figures of a benchmark: printed as they come, and kept for `make bench-docs`.
 
+use crate::postgres;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,18 @@ pub fn results(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     target.unwrap_or_else(|| root.join("target")).join("bench").join(format!("{name}.json"))
+}
+
+/// The machine in a few words.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+    let gib = kib.unwrap_or(0).div_ceil(1 << 20);
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let kernel: Vec<&str> = kernel.split('.').take(2).collect();
+    let postgres = postgres().version;
+    format!("{cores} cores, {gib} GiB, Linux {}, PostgreSQL {postgres}", kernel.join("."))
 }
 
 impl Figures {
@@ -49,7 +62,8 @@ impl Figures {
         let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output();
         let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
         let at = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
-        let kept = json!({"at": at, "commit": commit.unwrap_or_default(), "rows": self.rows});
+        let commit = commit.unwrap_or_default();
+        let kept = json!({"at": at, "commit": commit, "machine": machine(), "rows": self.rows});
         let path = results(self.name);
         std::fs::create_dir_all(path.with_file_name("")).expect("make the directory of results");
         std::fs::write(path, format!("{kept:#}\n")).expect("write the results");
