@@ -156,11 +156,14 @@ impl Client {
     pub fn list_prefix(&self, prefix: &str) -> Result<Vec<Branch>, Error> {
         let (mut branches, mut cursor) = (Vec::new(), None::<String>);
         loop {
-            let mut path = format!("/v1/branches?prefix={}", encode(prefix));
-            if let Some(cursor) = &cursor {
-                path.push_str(&format!("&cursor={}", encode(cursor)));
-            }
-            let page: BranchList = self.read(&path)?;
+            let given = [("prefix", Some(prefix)), ("cursor", cursor.as_deref())];
+            let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
+            let query: Vec<String> = given
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(key, value)| format!("{key}={}", encode(value)))
+                .collect();
+            let mark = if query.is_empty() { "" } else { "?" };
+            let page: BranchList = self.read(&format!("/v1/branches{mark}{}", query.join("&")))?;
             branches.extend(page.branches);
             match page.next {
                 Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
