@@ -156,12 +156,9 @@ impl Client {
     pub fn list_prefix(&self, prefix: &str) -> Result<Vec<Branch>, Error> {
         let (mut branches, mut cursor) = (Vec::new(), None::<String>);
         loop {
-            let given = [("prefix", Some(prefix)), ("cursor", cursor.as_deref())];
-            let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
-            let query: Vec<String> = given
-                .filter(|(_, value)| !value.is_empty())
-                .map(|(key, value)| format!("{key}={}", encode(value)))
-                .collect();
+            let prefix = (!prefix.is_empty()).then(|| format!("prefix={}", encode(prefix)));
+            let cursor_of = cursor.as_ref().map(|cursor| format!("cursor={}", encode(cursor)));
+            let query: Vec<String> = prefix.into_iter().chain(cursor_of).collect();
             let mark = if query.is_empty() { "" } else { "?" };
             let page: BranchList = self.read(&format!("/v1/branches{mark}{}", query.join("&")))?;
             branches.extend(page.branches);
