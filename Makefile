@@ -13,7 +13,8 @@
 # make fuzz           fuzzes each target for MINUTES (10), guided by coverage
 # make filesystem     a million random operations on the mount and on a local directory;
 #                     OPERATIONS=n for more or fewer
-# make soak           5,000 branches created, woken, queried and deleted, and 500 woken in few places
+# make soak           5,000 branches created, woken, queried and deleted, and 500 woken in few
+#                     places
 # make bench          Postgres on a branch against the same on ext4, btrfs and XFS, the proxy
 #                     against PgBouncer; 25 minutes, as root
 # make bench-docs     tables and plots of docs/benchmarks.md from what `make bench` measured last
