@@ -77,25 +77,19 @@ fn round_trip(header: &RecordHeader, changes: &[Change], input: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The next of a fixed sequence of numbers that look random (splitmix64).
-    fn next(state: &mut u64) -> u64 {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed ^ (mixed >> 29)
-    }
+    use crate::storage::disk::random::Random;
 
     #[test]
     fn holds_for_random_changes() {
-        let mut seed = 1;
+        let mut numbers = Random(1);
+        let mut byte = || numbers.below(256).to_le_bytes()[0];
         for _ in 0..20_000 {
-            let length = next(&mut seed) % 96;
-            let random: Vec<u8> = (0..length).map(|_| next(&mut seed).to_le_bytes()[0]).collect();
+            let random: Vec<u8> = (0..byte() % 96).map(|_| byte()).collect();
             record(&random);
             // A sound header of a record without pages, so that the changes are looked at.
             let mut bytes = record::encode_record(0, 3, 2, 1, &[], 0);
             bytes[32..36].copy_from_slice(&96_u32.to_le_bytes());
-            bytes.push(next(&mut seed).to_le_bytes()[0] % 10);
+            bytes.push(byte() % 10);
             bytes.extend_from_slice(&random);
             bytes.resize(RECORD_HEADER_BYTES + 96, 0);
             record(&bytes);
