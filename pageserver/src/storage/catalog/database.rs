@@ -95,6 +95,11 @@ impl Opened {
         }
     }
 
+    /// Whether the next change takes the database to a newer format.
+    pub(super) fn is_older(&self) -> Result<bool> {
+        Ok(self.number(FORMAT_KEY)?.is_some_and(|format| format < FORMAT))
+    }
+
     fn read_journal(&mut self) -> Result<()> {
         let store = self.store()?;
         for found in journal::read(&*self.disk, self.changes)? {
@@ -284,7 +289,9 @@ fn put(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::catalog::Catalog;
     use crate::storage::disk::sim::SimDisk;
+    use redb::TableDefinition;
 
     #[test]
     fn counters_that_are_used_up_are_refused() {
@@ -325,5 +332,25 @@ mod tests {
             let error = Opened::open(&disk, &file).err().unwrap();
             assert!(error.detail.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_catalog_that_cannot_be_loaded_keeps_its_format() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
+        let file = disk.create(CATALOG_FILE).unwrap();
+        let mut opened = Opened::open(&disk, &file).unwrap();
+        opened.begin_run(7).unwrap();
+        let transaction = opened.database.begin_write().unwrap();
+        {
+            let older: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("timelines");
+            transaction.open_table(NUMBERS).unwrap().insert(FORMAT_KEY, 2).unwrap();
+            transaction.open_table(older).unwrap().insert(1, &b"{"[..]).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(opened);
+        let error = Catalog::open(&disk, 7).err().unwrap();
+        assert_eq!(error.code, "corrupt", "{error}");
+        let opened = Opened::open(&disk, &file).unwrap();
+        assert_eq!(opened.number(FORMAT_KEY).unwrap(), Some(2), "older builds can still open it");
     }
 }

@@ -28,6 +28,7 @@ pub use crate::storage::catalog::records::{
 use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::CATALOG_FILE;
 use crate::storage::catalog::witness::Witness;
+use crate::storage::disk::overlay::Overlay;
 use crate::storage::disk::{Disk, DiskFile, settle};
 use crate::storage::page::TimelineId;
 use std::collections::BTreeMap;
@@ -66,6 +67,9 @@ impl Catalog {
         settle(&*file).map_err(|e| Error::io("open the catalog", &e))?;
         let mut opened = Opened::open(disk, &file)?;
         witness.check(opened.store()?, opened.changes)?;
+        if opened.is_older()? {
+            Self::rehearse(disk)?;
+        }
         let (store, run) = opened.begin_run(new_store)?;
         let state = opened.load()?;
         witness.begin(store, opened.changes);
@@ -73,6 +77,16 @@ impl Catalog {
             (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
         let available = AtomicBool::new(true);
         Ok(Self { disk, file, database, available, state, witness, store, run })
+    }
+
+    /// Takes a copy in memory to today's format: a catalog that cannot be loaded afterwards keeps
+    /// the format that the build before this one reads.
+    fn rehearse(disk: &Arc<dyn Disk>) -> Result<()> {
+        let overlay: Arc<dyn Disk> = Arc::new(Overlay::new(Arc::clone(disk)));
+        let file = overlay.open(CATALOG_FILE).map_err(|e| Error::io("open the catalog", &e))?;
+        let mut opened = Opened::open(&overlay, &file)?;
+        opened.fold()?;
+        opened.load().map(drop)
     }
 
     /// The store's own random number.
