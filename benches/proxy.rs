@@ -94,7 +94,7 @@ struct Echo(PathBuf);
 
 impl Backends for Echo {
     async fn acquire(&self, _: &Target) -> Result<Upstream, Refusal> {
-        Ok(Upstream { branch: "main".to_owned(), socket: self.0.clone(), lease: Box::new(()) })
+        Ok(Upstream::new("main".to_owned(), self.0.clone(), ()))
     }
 }
 

@@ -33,7 +33,7 @@ fn names_that_cannot_be_branches() {
     let same_host = client.create(&branch("feature-x", None));
     refused(same_host, 409, "host_name_taken", &["\"feature-x\"", "\"Feature/X\"", "another name"]);
     client.create(&branch("to-rename", None)).unwrap();
-    let rename = UpdateBranch { name: Some("FEATURE_X".into()), protected: None };
+    let rename = UpdateBranch { name: Some("FEATURE_X".into()), ..UpdateBranch::default() };
     refused(client.update("to-rename", &rename), 409, "host_name_taken", &["Feature/X"]);
     refused(
         client.create(&branch("y", Some("no-parent"))),

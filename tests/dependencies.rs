@@ -26,8 +26,12 @@ const LICENCES: [&str; 11] = [
 /// The workspaces: what is built as the product and its tests, and the fuzz targets.
 const WORKSPACES: [&str; 2] = ["", "fuzz"];
 /// Where unsafe code may be.
-const UNSAFE: [&str; 3] =
-    ["pageserver/src/sys.rs", "pageserver/src/sys/uring.rs", "tests/support/mapped.rs"];
+const UNSAFE: [&str; 4] = [
+    "pageserver/src/sys.rs",
+    "pageserver/src/sys/child.rs",
+    "pageserver/src/sys/uring.rs",
+    "tests/support/mapped.rs",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::panic::{catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
@@ -220,6 +220,35 @@ fn a_directory_is_listed_while_its_files_go() {
     assert_eq!(seen.len(), FILES);
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
     fs::remove_dir(&directory).unwrap();
+}
+
+/// The shortest of a few listings of a directory, each by a process that has not read it before.
+fn listing_time(directory: &Path, files: usize) -> Duration {
+    let list = |nth: usize| {
+        // A change of the directory makes the kernel ask again.
+        File::create(directory.join(format!("new-{nth}"))).unwrap();
+        let began = Instant::now();
+        assert_eq!(fs::read_dir(directory).unwrap().count(), files + nth + 1);
+        began.elapsed()
+    };
+    (0..5).map(list).min().unwrap()
+}
+
+#[test]
+fn a_listing_costs_what_it_lists() {
+    const FEW: usize = 8_000;
+    const MANY: usize = 4 * FEW;
+    let volume = Volume::new();
+    let times = [FEW, MANY].map(|files| {
+        let directory = volume.root().join(files.to_string());
+        fs::create_dir(&directory).unwrap();
+        for nth in 0..files {
+            File::create(directory.join(nth.to_string())).unwrap();
+        }
+        listing_time(&directory, files)
+    });
+    // Four times as many names take four times as long. A quadratic listing takes sixteen times.
+    assert!(times[1] < 9 * times[0], "{times:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use api::types::{CreateBranch, CreateImport, ImportMode};
+use api::types::{CreateBranch, CreateImport, ImportMode, Network, NetworkChoice, UpdateBranch};
 use coppice::{Directory, Server};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,11 @@ impl Neighbours {
     /// What a program says, run by the superuser of the first branch, and how it ended.
     fn run(&self, program: &str) -> String {
         let program = format!("({program}) 2>&1; echo \"exit $?\"").replace('\'', "''");
+        // Lines are taken as they are.
+        let form = r"(format csv, delimiter E'\x01', quote E'\x02')";
         let sql = format!(
-            "truncate output; copy output from program '{program}'; select string_agg(line, E'\n') \
-             from output"
+            "truncate output; copy output from program '{program}' {form}; \
+             select string_agg(line, E'\n') from output"
         );
         self.server.sql("mine", &sql).unwrap()
     }
@@ -125,6 +127,107 @@ fn a_superuser_of_one_branch_gets_at_nothing_else() {
         assert!(error.contains("ermission denied"), "{sql}: {error}");
     }
     assert_eq!(n.server.sql("other", "select line from secret").unwrap(), "of the other");
+}
+
+impl Neighbours {
+    /// Ways from the first branch to a TCP port or a Unix socket, all as its superuser.
+    fn connect(&self, host: &str, port: u16) -> Vec<String> {
+        let target = format!("host={host} port={port} dbname=app connect_timeout=3");
+        let foreign = format!(
+            "create server far foreign data wrapper postgres_fdw options (host '{host}', \
+             port '{port}', dbname 'app', connect_timeout '3'); \
+             create user mapping for postgres server far options (user 'postgres', password 'x'); \
+             create foreign table there (n int) server far; select * from there"
+        );
+        let sql = [
+            format!("select dblink_connect('{target} user=postgres password=x')"),
+            format!("begin; {foreign}"),
+        ];
+        let mut said: Vec<_> =
+            sql.iter().map(|sql| self.server.sql("mine", sql).unwrap_err()).collect();
+        said.push(self.run(&format!("psql '{target} user=postgres' -c 'select 1'")));
+        said
+    }
+}
+
+#[test]
+fn a_branch_reaches_nobody_over_the_network() {
+    use std::net::TcpListener;
+    let n = Neighbours::start(&[]);
+    n.server.sql("mine", "create extension dblink; create extension postgres_fdw").unwrap();
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for port in [port, n.server.proxy.port()] {
+        for error in n.connect("127.0.0.1", port) {
+            assert!(error.contains("onnection refused"), "port {port}: {error}");
+        }
+    }
+    // Beyond the machine there is not even a route.
+    for error in n.connect("192.0.2.1", 5432) {
+        assert!(error.contains("etwork is unreachable"), "{error}");
+    }
+    assert!(listener.accept().is_err(), "somebody came through");
+    assert!(n.run("cat /sys/class/net/lo/operstate /proc/net/dev").ends_with("exit 0"));
+    // The proxy's Unix socket is open to all users of the machine, but not to branches.
+    let proxy = n.server.data().join("proxy");
+    for error in n.connect(&proxy.display().to_string(), n.server.proxy.port()) {
+        assert!(error.contains("may not connect to branches"), "{error}");
+    }
+    // Only who asks for it gets out.
+    let host = UpdateBranch { network: Some(NetworkChoice::Host), ..UpdateBranch::default() };
+    let branch = n.server.client().update("mine", &host).unwrap();
+    assert_eq!(branch.network, Network::Host);
+    n.server.sql("mine", "select 1").unwrap();
+    for error in n.connect("127.0.0.1", n.server.proxy.port()) {
+        assert!(!error.contains("onnection refused"), "{error}");
+    }
+    let child = CreateBranch {
+        name: "child".into(),
+        parent: Some("mine".into()),
+        ..CreateBranch::default()
+    };
+    let child = n.server.client().create(&child).unwrap();
+    assert_eq!(child.network, Network::None, "nobody asked for it");
+}
+
+#[test]
+fn the_servers_door_is_closed_to_everybody_else() {
+    let n = Neighbours::start(&[]);
+    n.server.sql("mine", "create extension dblink").unwrap();
+    // A client, who may know no password of the role, or have set one.
+    n.server.sql("mine", "alter role coppice password 'mine'").unwrap();
+    let url = n.server.url("mine");
+    let password = url.split([':', '@']).nth(2).unwrap().to_owned();
+    let as_role = url.replace("postgres:", "coppice:").replace(&password, "mine");
+    let options = format!("{as_role}?options=-c%20role%3Dpostgres");
+    for url in [&as_role, &options] {
+        let said = std::process::Command::new(coppice::postgres_program("psql"))
+            .args(["-XAtqc", "select 1", url])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("role \"coppice\" is the server's own"), "{said}");
+    }
+    // Another branch, whose superuser may run any program.
+    let sockets = n.socket.parent().unwrap().display();
+    n.refused(&format!("psql 'host={sockets} user=coppice dbname=app' -c 'select 1'"));
+    // The branch itself, and a function of a role that may do nothing.
+    let own = PathBuf::from(n.server.client().get("mine").unwrap().socket.unwrap());
+    let own = own.parent().unwrap().display();
+    let said = n.run(&format!("psql 'host={own} user=coppice dbname=app' -c 'select 1'"));
+    assert!(said.contains("Peer authentication failed"), "{said}");
+    let error = n.server.sql(
+        "mine",
+        &format!(
+            "create role nobody; create function get_in() returns text language sql as $$ \
+             select dblink_connect('host={own} user=coppice dbname=app') $$; \
+             grant execute on all functions in schema public to nobody; \
+             set role nobody; select get_in()"
+        ),
+    );
+    let error = error.unwrap_err();
+    assert!(error.contains("authentication failed") || error.contains("password"), "{error}");
 }
 
 #[test]

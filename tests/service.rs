@@ -250,7 +250,7 @@ fn each_change_is_one_event_that_says_who_did_what_and_a_refusal_is_none() {
     let (branches, runtime) = (&service.branches, &service.runtime);
     let job = || Actor::Job("sweep");
     service.create("a", "main");
-    let protect = |protected| NewSettings { protected: Some(protected), name: None };
+    let protect = |protected| NewSettings { protected: Some(protected), ..NewSettings::default() };
     runtime.block_on(branches.update(Actor::Token, "a", protect(true))).unwrap();
     let refused = runtime.block_on(branches.reset(job(), "a", None)).unwrap_err();
     assert_eq!(refused.code, "branch_protected");
@@ -258,7 +258,7 @@ fn each_change_is_one_event_that_says_who_did_what_and_a_refusal_is_none() {
     assert_eq!(runtime.block_on(branches.delete(job(), "x")).unwrap_err().code, "branch_not_found");
     runtime.block_on(branches.update(Actor::Token, "a", protect(false))).unwrap();
     runtime.block_on(branches.reset(job(), "a", None)).unwrap();
-    let rename = NewSettings { name: Some("b".to_owned()), protected: None };
+    let rename = NewSettings { name: Some("b".to_owned()), ..NewSettings::default() };
     runtime.block_on(branches.update(Actor::Token, "a", rename)).unwrap();
     runtime.block_on(branches.delete(job(), "b")).unwrap();
     let expected = [

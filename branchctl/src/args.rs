@@ -60,6 +60,26 @@ pub(crate) enum Format {
     Json,
 }
 
+/// What a branch reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetworkArg {
+    /// Nothing
+    None,
+    /// What the server's machine reaches, production too
+    Host,
+    /// What the server's --branch-network says
+    Default,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// They do
+    On,
+    /// They do not
+    Off,
+}
+
 /// One verb.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -146,6 +166,41 @@ pub(crate) enum Command {
         /// Name of the branch
         name: String,
     },
+    /// Say what a branch's Postgres reaches over the network; its sessions end
+    Network {
+        /// Name of the branch
+        name: String,
+        /// What it reaches
+        #[arg(value_enum)]
+        network: NetworkArg,
+    },
+    /// Let the jobs of pg_cron run on a branch, or not; its sessions end
+    Jobs {
+        /// Name of the branch
+        name: String,
+        /// Whether they run
+        #[arg(value_enum)]
+        jobs: Switch,
+    },
+    /// Change settings of a branch's Postgres, also of one that does not run or cannot start
+    Set {
+        /// Name of the branch
+        name: String,
+        /// Settings with their values, such as work_mem=64MB
+        #[arg(value_name = "SETTING=VALUE", value_parser = parse_setting)]
+        set: Vec<(String, String)>,
+        /// Setting that is to have its default again
+        #[arg(long, value_name = "SETTING")]
+        unset: Vec<String>,
+    },
+    /// Give a role a new password and let it log in, whatever was done to it; print the URL
+    Password {
+        /// Name of the branch
+        name: String,
+        /// Role [default: postgres, which is made anew if it is missing]
+        #[arg(long, short, value_name = "NAME")]
+        role: Option<String>,
+    },
     /// Stop a branch's Postgres; the next connection wakes it
     Suspend {
         /// Name of the branch
@@ -190,6 +245,12 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// Reads `SETTING=VALUE`.
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write SETTING=VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 /// What to connect to.

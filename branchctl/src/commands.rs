@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use api::client::{Client, read_token};
 use api::types::{
-    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, ResetBranch,
-    RestoreBranch, UpdateBranch,
+    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, NetworkChoice,
+    NewPassword, ResetBranch, RestoreBranch, UpdateBranch, UpdateSettings,
 };
 use clap::CommandFactory;
 use jiff::Timestamp;
 
-use crate::args::{Args, Command, Format};
+use crate::args::{Args, Command, Format, NetworkArg, Switch};
 use crate::failure::{Exit, Failure};
 use crate::{import, output, psql};
 
@@ -56,6 +56,15 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
             )?;
             return Err(psql::exec(&connection.url, args));
         }
+        Command::Set { name, set, unset } => {
+            let (set, unset) = (set.iter().cloned().collect(), unset.clone());
+            let outcome = client.set(name, &UpdateSettings { set, unset })?;
+            show(format, &outcome, || output::settings(name, &outcome))?;
+        }
+        Command::Password { name, role } => {
+            let connection = client.password(name, &NewPassword { role: role.clone() })?;
+            show(format, &connection, || format!("{}\n", connection.url))?;
+        }
         Command::Import { name, from, follow } => {
             return import_command(
                 &client,
@@ -95,6 +104,19 @@ fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), 
         }
         Command::Protect { name } => client.update(name, &protect(true))?,
         Command::Unprotect { name } => client.update(name, &protect(false))?,
+        Command::Network { name, network } => {
+            let network = match network {
+                NetworkArg::None => NetworkChoice::None,
+                NetworkArg::Host => NetworkChoice::Host,
+                NetworkArg::Default => NetworkChoice::Default,
+            };
+            let change = UpdateBranch { network: Some(network), ..UpdateBranch::default() };
+            client.update(name, &change)?
+        }
+        Command::Jobs { name, jobs } => {
+            let scheduled_jobs = Some(*jobs == Switch::On);
+            client.update(name, &UpdateBranch { scheduled_jobs, ..UpdateBranch::default() })?
+        }
         Command::Suspend { name } => client.suspend(name)?,
         Command::Wake { name } => client.wake(name)?,
         other => unreachable!("{other:?} does not change one branch"),

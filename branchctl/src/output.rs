@@ -1,6 +1,8 @@
 //! Answers as text for people. Pure: the time comes from the caller.
 
-use api::types::{Branch, ComputeState, History, Import, ImportState, Status, Usage};
+use api::types::{
+    Branch, ComputeState, History, Import, ImportState, Network, SettingsOutcome, Status, Usage,
+};
 use jiff::Timestamp;
 
 /// A table of branches.
@@ -31,6 +33,7 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         ("host", clean(&branch.host)),
         ("parent", branch.parent.as_deref().map_or("-".to_owned(), clean)),
         ("state", state(branch.state).to_owned()),
+        ("network", network(branch.network).to_owned()),
         ("clients", branch.connections.to_string()),
         ("size", branch.logical_bytes.map_or("-".to_owned(), size)),
         ("own", size(branch.own_bytes)),
@@ -52,6 +55,13 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         }
     }
     text
+}
+
+fn network(network: Network) -> &'static str {
+    match network {
+        Network::None => "none",
+        Network::Host => "host",
+    }
 }
 
 /// Who takes how much of the disk; the rows add up.
@@ -115,6 +125,15 @@ pub(crate) fn status(status: &Status) -> String {
     ])
 }
 
+/// What became of settings.
+pub(crate) fn settings(name: &str, outcome: &SettingsOutcome) -> String {
+    let later: Vec<String> = outcome.at_next_start.iter().map(|name| clean(name)).collect();
+    match later.as_slice() {
+        [] => format!("{} has the settings\n", clean(name)),
+        later => format!("{} gets at its next start: {}\n", clean(name), later.join(", ")),
+    }
+}
+
 /// An import that did not fail.
 pub(crate) fn import(import: &Import) -> String {
     let name = clean(&import.name);
@@ -173,7 +192,11 @@ fn state(state: ComputeState) -> &'static str {
 }
 
 fn notes(branch: &Branch) -> String {
-    let all = [(branch.default, "default"), (branch.protected, "protected")];
+    let all = [
+        (branch.default, "default"),
+        (branch.protected, "protected"),
+        (branch.scheduled_jobs, "jobs"),
+    ];
     let set: Vec<&str> = all.iter().filter(|(set, _)| *set).map(|(_, note)| *note).collect();
     set.join(", ")
 }
@@ -221,6 +244,8 @@ mod tests {
             forked_at: Timestamp::UNIX_EPOCH,
             default: parent.is_none(),
             protected: parent.is_none(),
+            network: Network::None,
+            scheduled_jobs: false,
             state: ComputeState::Running,
             failure: None,
             socket: None,

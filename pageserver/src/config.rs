@@ -1,6 +1,7 @@
 //! The settings of a server, their defaults and limits, and where things are in its data directory.
 
 use crate::fs::mount::IoUring;
+use crate::storage::catalog::BranchNetwork;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,6 +70,23 @@ pub struct Config {
     #[arg(long, env = "COPPICE_MAX_RUNNING", value_name = "NUMBER")]
     pub max_running: Option<usize>,
 
+    /// What branches' Postgres reach over the network: nothing, or what this machine reaches;
+    /// `branchctl network` sets it for one branch. Without the rights for network namespaces it is
+    /// always `host`.
+    #[arg(long, env = "COPPICE_BRANCH_NETWORK", default_value = "none", value_name = "WHAT")]
+    pub branch_network: BranchNetwork,
+
+    /// Memory that one branch's Postgres and all that runs in it may take, with what the kernel
+    /// caches of its files, such as 512MiB or 8GiB; 0 for no limit, half of the machine's if left
+    /// out. It needs the right to make control groups.
+    #[arg(long, env = "COPPICE_BRANCH_MEMORY", value_name = "SIZE", value_parser = parse_size)]
+    pub branch_memory: Option<u64>,
+
+    /// Processes and threads that one branch may have; 0 for no limit. It needs the right to make
+    /// control groups.
+    #[arg(long, env = "COPPICE_BRANCH_TASKS", default_value_t = 1024, value_name = "NUMBER")]
+    pub branch_tasks: u64,
+
     /// Compress a branch's log when it is longer than so many MiB, even while it is written to.
     #[arg(long, env = "COPPICE_LOG_LIMIT", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
@@ -107,6 +125,26 @@ pub struct Config {
     pub domain: Option<String>,
 }
 
+/// Reads a number of bytes with or without a unit: `10MB`, `2GiB`, `4096`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1000_u64.pow(2),
+        "gb" => 1000_u64.pow(3),
+        "tb" => 1000_u64.pow(4),
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err("write a size such as 512MiB or 8GiB".to_owned()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.ok_or_else(|| "write a size such as 512MiB or 8GiB".to_owned())
+}
+
 /// Where things are in a data directory.
 pub struct Layout {
     /// Held by the server that uses the directory.
@@ -123,6 +161,8 @@ pub struct Layout {
     pub mount: PathBuf,
     /// Mountpoint of their write-ahead logs.
     pub wal_mount: PathBuf,
+    /// Numbers of the mounts' connections.
+    pub connections: PathBuf,
     /// The proxy's Unix socket.
     pub proxy: PathBuf,
     /// Self-signed certificate.
@@ -140,8 +180,24 @@ impl Layout {
             run: data.join("run"),
             mount: data.join("mount"),
             wal_mount: data.join("mount-wal"),
+            connections: data.join("connections"),
             proxy: data.join("proxy"),
             tls: data.join("tls"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("10MB", 10_000_000), ("2GiB", 2 << 30)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "MiB", "-1", "1.5GiB", "1XB", "99999999999TiB"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
 }

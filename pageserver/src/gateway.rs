@@ -26,7 +26,12 @@ impl Backends for Gateway {
             }
         };
         let lease = lease.map_err(refuse)?;
-        Ok(Upstream { branch: name, socket: lease.socket().to_path_buf(), lease: Box::new(lease) })
+        let (socket, revoked) = (lease.socket().to_path_buf(), lease.revoked());
+        Ok(Upstream::new(name, socket, lease).until(revoked))
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        !self.0.is_compute_user(uid)
     }
 }
 

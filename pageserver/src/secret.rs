@@ -35,6 +35,32 @@ impl Secret {
     }
 }
 
+/// Stands where a secret stood.
+const REDACTED: &str = "***";
+/// A shorter secret is a part of ordinary words, and is taken for itself only where no letter or
+/// digit is beside it.
+pub const LONG_BYTES: usize = 8;
+
+impl Secret {
+    /// `text` without the secret.
+    pub fn redact(&self, text: &str) -> String {
+        if self.0.is_empty() {
+            return text.to_owned();
+        }
+        let (mut shown, mut rest) = (String::new(), text);
+        while let Some(at) = rest.find(&self.0) {
+            let (before, behind) = (&rest[..at], &rest[at + self.0.len()..]);
+            shown.push_str(before);
+            let beside = [shown.chars().next_back(), behind.chars().next()];
+            let in_a_word = beside.into_iter().flatten().any(char::is_alphanumeric);
+            let short = self.0.len() < LONG_BYTES;
+            shown.push_str(if short && in_a_word { &self.0 } else { REDACTED });
+            rest = behind;
+        }
+        shown + rest
+    }
+}
+
 impl From<String> for Secret {
     fn from(text: String) -> Self {
         Self(text)
@@ -87,6 +113,19 @@ mod tests {
             texts.iter().all(|text| text.starts_with(|first: char| first.is_ascii_alphanumeric()))
         );
         assert!(texts.iter().any(|text| text.ends_with(['-', '_'])));
+    }
+
+    #[test]
+    fn a_secret_is_taken_out_of_text_and_words_stay() {
+        for (secret, text, expected) in [
+            ("x", "does not exist: x, 'x'", "does not exist: ***, '***'"),
+            ("is", "this is his", "this *** his"),
+            ("correct horse", "acorrect horses", "a***s"),
+            ("", "text", "text"),
+            ("ü", "über ü", "über ***"),
+        ] {
+            assert_eq!(Secret::from(secret.to_owned()).redact(text), expected, "{secret}");
+        }
     }
 
     #[test]

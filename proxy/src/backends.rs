@@ -1,7 +1,9 @@
 //! The seam between the proxy and a server: the proxy asks for a branch, and the server wakes its
 //! Postgres.
 
+use std::future::pending;
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use crate::refusal::Refusal;
 use crate::route::Target;
@@ -14,6 +16,21 @@ pub struct Upstream {
     pub socket: PathBuf,
     /// Keeps the branch awake until dropped, which is when the session ends.
     pub lease: Box<dyn Send + Sync>,
+    /// Ready when the session must end at once: nothing of its Postgres may reach the client any
+    /// more.
+    pub revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Upstream {
+    /// A Postgres whose sessions end by themselves.
+    pub fn new(branch: String, socket: PathBuf, lease: impl Send + Sync + 'static) -> Self {
+        Self { branch, socket, lease: Box::new(lease), revoked: Box::pin(pending()) }
+    }
+
+    /// The same, until `revoked` is ready.
+    pub fn until(self, revoked: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { revoked: Box::pin(revoked), ..self }
+    }
 }
 
 /// Finds branches and wakes them.
@@ -24,4 +41,10 @@ pub trait Backends: Send + Sync + 'static {
     /// The proxy drops the future when the client goes away first, so that no branch stays awake
     /// without a client.
     fn acquire(&self, target: &Target) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
+
+    /// Whether an operating-system user may connect through the Unix socket, which all users can
+    /// reach.
+    fn admits(&self, _uid: u32) -> bool {
+        true
+    }
 }

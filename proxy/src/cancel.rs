@@ -83,6 +83,8 @@ impl Drop for Registration {
 #[derive(Default)]
 pub(crate) struct KeyWatch {
     state: KeyState,
+    /// Whether there was an `ErrorResponse`.
+    error: bool,
 }
 
 /// How far the search for the key is.
@@ -109,6 +111,12 @@ impl KeyWatch {
         matches!(self.state, KeyState::Done)
     }
 
+    /// Whether the server, if it ended here, would have said neither that it is ready nor why it is
+    /// not, and the client could take another message.
+    pub(crate) fn is_silent(&self) -> bool {
+        !self.error && matches!(&self.state, KeyState::Header(header) if header.is_empty())
+    }
+
     /// Takes the next bytes of the server, and returns the key when these complete it.
     pub(crate) fn see(&mut self, mut bytes: &[u8]) -> Option<CancelKey> {
         while !bytes.is_empty() {
@@ -117,6 +125,7 @@ impl KeyWatch {
                 KeyState::Header(header) => {
                     take(&mut bytes, header, HEADER_BYTES);
                     if header.len() == HEADER_BYTES {
+                        self.error |= header[0] == b'E';
                         self.state = after_header(header);
                     }
                 }
@@ -218,6 +227,20 @@ mod tests {
             assert_eq!(watch(&[&bytes, &key]), (vec![], true), "{what}");
         }
         assert_eq!(watch(&[b"Ecould not fork new process\n\0"]), (vec![], false));
+    }
+
+    #[test]
+    fn a_server_is_silent_that_ends_between_messages_before_it_is_ready() {
+        let (bytes, _) = greeting(4);
+        let silent = |bytes: &[u8]| {
+            let mut watch = KeyWatch::default();
+            watch.see(bytes);
+            watch.is_silent()
+        };
+        assert!(silent(b"") && silent(&message(b'R', &[0; 4])));
+        assert!(!silent(&bytes), "it was ready");
+        assert!(!silent(&bytes[..7]), "within a message");
+        assert!(!silent(&message(b'E', b"C57P01\0\0")), "it said why");
     }
 
     #[test]

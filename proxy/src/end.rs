@@ -28,6 +28,8 @@ pub(crate) enum End {
     Failed(Side, io::Error),
     /// The proxy is shutting down.
     Shutdown,
+    /// The name of the branch leads elsewhere now.
+    Revoked,
 }
 
 impl fmt::Display for Side {
@@ -45,6 +47,7 @@ impl fmt::Display for End {
             Self::Closed(side) => write!(f, "{side} closed"),
             Self::Failed(side, error) => write!(f, "connection to {side} failed: {error}"),
             Self::Shutdown => f.write_str("proxy shut down"),
+            Self::Revoked => f.write_str("branch reset, restored or deleted"),
         }
     }
 }

@@ -6,9 +6,9 @@
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which
 //!    [`startup`] decodes;
 //! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
-//! 4. `session` connects the two, and [`Relay`] copies bytes from `socket` to `socket` until one
-//!    side ends; a `monitor` counts the bytes, and `cancel` remembers the key by which a client can
-//!    cancel the queries of the session.
+//! 4. `session` connects the two and waits for the `first_reply` of Postgres, and [`Relay`] copies
+//!    bytes from `socket` to `socket` until one side ends; a `monitor` counts the bytes, and
+//!    `cancel` remembers the key by which a client can cancel the queries of the session.
 //!
 //! `shared` is what all connections have in common. A client that the proxy turns away gets a
 //! [`Refusal`].
@@ -29,6 +29,7 @@ pub mod tls;
 mod backends;
 mod cancel;
 mod end;
+mod first_reply;
 mod greeting;
 mod limits;
 mod local_listener;

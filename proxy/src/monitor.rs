@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::BytesMut;
+
 use crate::cancel::{KeyWatch, Registration, Table};
 use crate::metrics::Metrics;
+use crate::refusal::{Refusal, SHUTTING_DOWN};
 
 /// Sees each piece of data of a session. The key is in the table as long as the monitor lives.
 #[derive(Default)]
@@ -34,6 +37,11 @@ impl Monitor {
         count(data, &mut self.bytes_in, &self.metrics.bytes_from_clients_total);
     }
 
+    /// What the client is to be told if its Postgres ends here, without a word of its own.
+    pub(crate) fn last_words(&self) -> Option<BytesMut> {
+        self.watch.is_silent().then(|| ended_early().encode())
+    }
+
     /// The client is about to receive this.
     pub(crate) fn received(&mut self, data: &[u8]) {
         count(data, &mut self.bytes_out, &self.metrics.bytes_to_clients_total);
@@ -42,6 +50,11 @@ impl Monitor {
             self.registration = Some(self.keys.register(key, &self.socket));
         }
     }
+}
+
+fn ended_early() -> Refusal {
+    Refusal::new(SHUTTING_DOWN, "the branch's Postgres ended while the session began")
+        .with_hint("Connect again: the branch was reset, restored or deleted meanwhile.")
 }
 
 /// Adds the length of `bytes` to a session's and to the proxy's count.

@@ -19,6 +19,8 @@ pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
 pub const UNSUPPORTED_VERSION: &str = "0A000";
 /// The startup packet names no user.
 pub const NO_USER: &str = "28000";
+/// The role is not for clients.
+pub const INVALID_AUTHORIZATION: &str = "28000";
 /// All connections the proxy allows are in use.
 pub const TOO_MANY_CONNECTIONS: &str = "53300";
 /// The proxy is shutting down.

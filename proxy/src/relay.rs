@@ -8,7 +8,8 @@
 //! A session holds at most one buffer for each direction. The relay keeps what a socket does not
 //! take at once, and reads nothing more for that socket until it has sent the rest. The relay
 //! passes end-of-file on, so a client that only stops sending still gets its replies. The last
-//! words of a Postgres reach the client before the connection closes, unless the proxy shuts down.
+//! words of a Postgres reach the client before the connection closes, unless the proxy shuts down
+//! or the branch is taken from the session.
 //! The relay parses nothing; a [`Monitor`] sees each piece of data.
 
 use std::collections::HashMap;
@@ -93,13 +94,13 @@ impl Relay {
     }
 
     /// Copies between the socket of a client, which may be encrypted, and that of its Postgres
-    /// until one side is done or `shutdown` is.
+    /// until one side is done or `cut` is, which says why.
     pub(crate) async fn copy(
         &self,
         (client, tls): (OwnedFd, Option<ServerConnection>),
         server: OwnedFd,
         monitor: Monitor,
-        shutdown: impl Future<Output = ()>,
+        cut: impl Future<Output = End>,
     ) -> io::Result<(End, OwnedFd, Monitor)> {
         let nth = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
         let (finished, mut ended) = oneshot::channel();
@@ -115,8 +116,8 @@ impl Relay {
         })?;
         let finished = tokio::select! {
             finished = &mut ended => finished,
-            () = shutdown => {
-                guard.thread.end(guard.number, End::Shutdown);
+            end = cut => {
+                guard.thread.end(guard.number, end);
                 ended.await
             }
         };
@@ -194,6 +195,12 @@ impl RelayThread {
     fn end(&self, number: u64, end: End) {
         let Some(mut session) = self.sessions().remove(&number) else { return };
         session.forget(&self.epoll);
+        if matches!(end, End::Revoked)
+            && let Some(words) = session.monitor.last_words()
+        {
+            // A client that takes nothing learns nothing.
+            let _taken = session.client.send(&words);
+        }
         let SocketPair { client, server, monitor, finished, .. } = session;
         // Postgres sees the end before the session gives up the lease of its branch.
         drop(server);
@@ -318,20 +325,28 @@ impl SocketPair {
 
     /// Copies from Postgres to its client.
     fn copy_reply(&mut self, buffer: &mut [u8]) -> Step {
-        match self.server.read(buffer).map_err(|error| End::Failed(Side::Server, error))? {
-            None => Ok(()),
-            Some(0) => {
-                self.server_is_open = false;
-                self.client
-                    .send_close_notify()
-                    .map_err(|error| End::Failed(Side::Client, error))?;
-                self.end_if_delivered()
-            }
-            Some(count) => {
+        match self.server.read(buffer) {
+            Ok(None) => Ok(()),
+            Ok(Some(0)) => self.end_replies(),
+            // Postgres ended without reading all that the client had sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.end_replies(),
+            Err(error) => Err(End::Failed(Side::Server, error)),
+            Ok(Some(count)) => {
                 self.monitor.received(&buffer[..count]);
                 self.client.send(&buffer[..count]).map_err(|error| End::Failed(Side::Client, error))
             }
         }
+    }
+
+    /// Postgres sends no more.
+    fn end_replies(&mut self) -> Step {
+        let failed = |error| End::Failed(Side::Client, error);
+        self.server_is_open = false;
+        if let Some(words) = self.monitor.last_words() {
+            self.client.send(&words).map_err(failed)?;
+        }
+        self.client.send_close_notify().map_err(failed)?;
+        self.end_if_delivered()
     }
 
     /// Ends the session once the client has the last words of its Postgres.

@@ -74,11 +74,8 @@ impl Backends for Remote {
             let text = format!("branch \"{}\" was woken but has no socket", branch.name);
             return Err(Refusal::new(CANNOT_CONNECT_NOW, text).with_hint("Connect again later."));
         };
-        Ok(Upstream {
-            lease: Box::new(self.beat(&branch.name)),
-            branch: branch.name,
-            socket: socket.into(),
-        })
+        let beat = self.beat(&branch.name);
+        Ok(Upstream::new(branch.name, socket.into(), beat))
     }
 }
 

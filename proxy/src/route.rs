@@ -9,9 +9,9 @@
 
 use std::net::IpAddr;
 
-use api::names::{MAX_NAME_BYTES, is_branch_name};
+use api::names::{DOOR_ROLE, MAX_NAME_BYTES, is_branch_name};
 
-use crate::refusal::{INVALID_PARAMETER, NO_SUCH_BRANCH, Refusal};
+use crate::refusal::{INVALID_AUTHORIZATION, INVALID_PARAMETER, NO_SUCH_BRANCH, Refusal};
 use crate::startup::Startup;
 
 /// Names under this top-level domain are the user's own machine, so the label in front can only
@@ -57,6 +57,10 @@ pub fn route(
     sni: Option<&str>,
     domain: Option<&str>,
 ) -> Result<(Target, Startup), Refusal> {
+    if startup.get("user") == Some(DOOR_ROLE.as_bytes()) {
+        let text = format!("role \"{DOOR_ROLE}\" is the server's own");
+        return Err(Refusal::new(INVALID_AUTHORIZATION, text).with_hint("Use another role."));
+    }
     let Options { branch: named, at } = take_options(&mut startup)?;
     let host = sni.and_then(|sni| host_choice(sni, domain));
     let choice = match (host, named) {

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,11 +21,13 @@ use tokio_rustls::rustls::ServerConnection;
 use tokio_rustls::server::TlsStream;
 
 use crate::backends::{Backends, Upstream};
-use crate::end::close;
+use crate::end::{End, close};
+use crate::first_reply::first_reply;
 use crate::greeting::{self, Failure, Negotiated, StartupRequest};
 use crate::monitor::Monitor;
 use crate::refusal::{
-    CANNOT_CONNECT_NOW, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN, TOO_MANY_CONNECTIONS,
+    CANNOT_CONNECT_NOW, INVALID_AUTHORIZATION, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN,
+    TOO_MANY_CONNECTIONS,
 };
 use crate::route::{Target, route};
 use crate::shared::{Phase, Shared};
@@ -34,6 +37,8 @@ use crate::startup::{CancelKey, Startup};
 const EARLY_BYTES_MAX: usize = 8 * 1024;
 /// How long to wait before connecting again to a Postgres whose queue of new connections is full.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a session asks for its branch if the Postgres of the branch goes away just then.
+const ATTEMPTS: u32 = 5;
 /// How long the refusal of a client may take to send.
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
 
@@ -62,12 +67,15 @@ pub(crate) async fn serve_local<B: Backends>(
     permit: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + shared.limits.startup;
-    let peer = socket
-        .peer_cred()
-        .map_or_else(|_| "local".to_owned(), |peer| format!("local user {}", peer.uid()));
+    let user = socket.peer_cred().map(|peer| peer.uid());
+    let peer = user.as_ref().map_or("local".to_owned(), |uid| format!("local user {uid}"));
     let connection =
         Connection { peer, shared: &shared, permit: Some(permit), sni: None, tls: false };
-    let request = connection.until(deadline, greeting::local(&mut socket)).await;
+    let request = if user.is_ok_and(|uid| shared.backends.admits(uid)) {
+        connection.until(deadline, greeting::local(&mut socket)).await
+    } else {
+        Err(not_admitted().into())
+    };
     connection.handle(socket, request).await;
 }
 
@@ -180,25 +188,36 @@ impl<B: Backends> Connection<'_, B> {
         self.permit = None;
         let started = Instant::now();
         let mut early = Vec::new();
+        let startup = startup.encode();
         let Awake { upstream, mut server } = tokio::select! {
             biased;
-            awake = self.wake(&target) => awake?,
+            awake = self.wake(&target, &startup) => awake?,
             error = watch_client(client, &mut early) => return Err(Failure::Gone(error)),
             () = self.shared.reached(Phase::Draining) => return Err(shutting_down().into()),
         };
-        let first = [startup.encode(), early].concat();
-        let sent = server.write_all(&first).await;
+        let sent = server.write_all(&early).await;
         sent.map_err(|error| unreachable_branch(&upstream, &error))?;
         Ok(Session { upstream, server, started, permit })
     }
 
-    /// Wakes the branch and connects to its Postgres.
-    async fn wake(&self, target: &Target) -> Result<Awake, Refusal> {
+    /// Wakes the branch, and has its Postgres answer the startup packet. A Postgres that goes away
+    /// just then, as one whose branch is reset, is left for the one that the branch has now.
+    async fn wake(&self, target: &Target, startup: &[u8]) -> Result<Awake, Refusal> {
         let limit = self.shared.limits.wake;
         let work = async {
-            let upstream = self.shared.backends.acquire(target).await?;
-            let server = connect(&upstream).await?;
-            Ok(Awake { upstream, server })
+            let mut attempts = 1..=ATTEMPTS;
+            loop {
+                let upstream = self.shared.backends.acquire(target).await?;
+                let is_last = attempts.next().is_none_or(|nth| nth == ATTEMPTS);
+                match reach(&upstream.socket, startup).await {
+                    Ok(server) => return Ok(Awake { upstream, server }),
+                    Err(error) if is_last => return Err(unreachable_branch(&upstream, &error)),
+                    Err(error) => {
+                        let branch = &upstream.branch;
+                        tracing::debug!(branch, %error, "tries the branch again");
+                    }
+                }
+            }
         };
         timeout(limit, work).await.unwrap_or_else(|_| {
             let text = format!("the branch was not ready within {limit:?}");
@@ -210,12 +229,17 @@ impl<B: Backends> Connection<'_, B> {
     /// Runs a session to its end.
     async fn run(&self, client: impl Stream, session: Session) {
         let Session { upstream, server, started, permit } = session;
-        let Upstream { branch, socket, lease } = upstream;
+        let Upstream { branch, socket, lease, revoked } = upstream;
         let monitor = Monitor::new(&self.shared.metrics, &self.shared.keys, socket);
-        let shutdown = self.shared.reached(Phase::Closing);
+        let cut = async {
+            tokio::select! {
+                () = self.shared.reached(Phase::Closing) => End::Shutdown,
+                () = revoked => End::Revoked,
+            }
+        };
         let ended = async {
             let (client, server) = (client.into_parts()?, server.into_std()?.into());
-            self.shared.relay.copy(client, server, monitor, shutdown).await
+            self.shared.relay.copy(client, server, monitor, cut).await
         };
         let ended = ended.await;
         let duration = started.elapsed();
@@ -282,14 +306,24 @@ async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Erro
     std::future::pending().await
 }
 
+/// Connects to a Postgres and waits until it has begun to answer.
+async fn reach(socket: &Path, startup: &[u8]) -> io::Result<UnixStream> {
+    let mut server = connect(socket).await?;
+    server.write_all(startup).await?;
+    if first_reply(&server).await?.is_going_away() {
+        return Err(io::Error::other("it is shutting down"));
+    }
+    Ok(server)
+}
+
 /// Connects to a Postgres, waiting while its queue of new connections is full.
-async fn connect(upstream: &Upstream) -> Result<UnixStream, Refusal> {
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
     loop {
-        match UnixStream::connect(&upstream.socket).await {
+        match UnixStream::connect(socket).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 sleep(CONNECT_INTERVAL).await
             }
-            result => return result.map_err(|error| unreachable_branch(upstream, &error)),
+            result => return result,
         }
     }
 }
@@ -300,6 +334,12 @@ fn unreachable_branch(upstream: &Upstream, error: &io::Error) -> Refusal {
     let text = format!("cannot reach the Postgres of branch \"{branch}\": {error}");
     Refusal::new(CANNOT_CONNECT_NOW, text)
         .with_hint("Connect again; if that does not help, the server's log says why.")
+}
+
+fn not_admitted() -> Refusal {
+    let text = "this operating-system user may not connect to branches";
+    Refusal::new(INVALID_AUTHORIZATION, text)
+        .with_hint("A branch's own Postgres reaches no branch.")
 }
 
 fn too_many(limit: usize) -> Refusal {

@@ -4,7 +4,7 @@ use crate::branch::{Branch, Doubt};
 use crate::model::{Directory, Image, Node};
 use crate::stalled::Slow;
 use pageserver::fs::tree::{NewInode, Tree};
-use pageserver::storage::catalog::{BranchRecord, Update};
+use pageserver::storage::catalog::{Allowance, BranchRecord, Update};
 use pageserver::storage::check;
 use pageserver::storage::disk::Disk;
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
@@ -73,6 +73,7 @@ pub(crate) fn record(timeline: TimelineId) -> BranchRecord {
         forked_ns: 0,
         protected: false,
         password: None,
+        allowance: Allowance::default(),
     }
 }
 

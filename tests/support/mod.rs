@@ -18,6 +18,7 @@ pub mod volume;
 
 use api::client::Client;
 use pageserver::compute::Installation;
+use pageserver::compute::groups::remove_groups;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -67,6 +68,7 @@ impl Drop for Directory {
     fn drop(&mut self) {
         unmount(&self.0.join("data/mount"));
         unmount(&self.0.join("data/mount-wal"));
+        remove_groups(&self.0.join("data/run"));
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

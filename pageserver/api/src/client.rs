@@ -18,8 +18,9 @@ use ureq::http::{Method, Request, Response, Uri};
 
 use crate::percent::encode;
 use crate::types::{
-    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, Problem,
-    ResetBranch, RestoreBranch, Status, UpdateBranch, Usage,
+    Branch, BranchList, Connection, CreateBranch, CreateImport, History, Import, NewPassword,
+    Problem, ResetBranch, RestoreBranch, SettingsOutcome, Status, UpdateBranch, UpdateSettings,
+    Usage,
 };
 
 /// Where a server listens unless told otherwise.
@@ -189,6 +190,16 @@ impl Client {
     /// `PATCH /v1/branches/{name}`: rename, protect.
     pub fn update(&self, name: &str, request: &UpdateBranch) -> Result<Branch, Error> {
         self.change(Method::PATCH, &branch_path(name, ""), request)
+    }
+
+    /// `PATCH /v1/branches/{name}/settings`.
+    pub fn set(&self, name: &str, request: &UpdateSettings) -> Result<SettingsOutcome, Error> {
+        self.change(Method::PATCH, &branch_path(name, "/settings"), request)
+    }
+
+    /// `POST /v1/branches/{name}/password`.
+    pub fn password(&self, name: &str, request: &NewPassword) -> Result<Connection, Error> {
+        self.change(Method::POST, &branch_path(name, "/password"), request)
     }
 
     /// `POST /v1/branches/{name}/reset`.

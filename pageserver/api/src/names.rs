@@ -1,5 +1,7 @@
 //! The rule for names of branches, which server and proxy share.
 
+/// The role by which the server reaches a branch, and which no client may have.
+pub const DOOR_ROLE: &str = "coppice";
 /// Longest name, which is also the longest label of a host name.
 pub const MAX_NAME_BYTES: usize = 63;
 

@@ -1,5 +1,6 @@
 //! Every body that travels over the HTTP API. JSON field names are the Rust names.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -96,6 +97,70 @@ pub struct UpdateBranch {
     /// A protected branch refuses reset and delete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected: Option<bool>,
+    /// What the branch's Postgres reaches over the network. A change ends its sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkChoice>,
+    /// Whether the jobs of `pg_cron` run on the branch. A change ends its sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_jobs: Option<bool>,
+}
+
+/// What a branch's Postgres is to reach over the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkChoice {
+    /// Nothing.
+    None,
+    /// What the server's machine reaches.
+    Host,
+    /// What the server's setting `--branch-network` says.
+    Default,
+}
+
+/// What a branch's Postgres reaches over the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// Nothing.
+    None,
+    /// What the server's machine reaches.
+    Host,
+}
+
+impl Network {
+    fn of_older_servers() -> Self {
+        Self::Host
+    }
+}
+
+/// Body of `PATCH /v1/branches/{name}/settings`: settings of the branch's Postgres.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateSettings {
+    /// Settings with their new values.
+    #[serde(default)]
+    #[schema(example = json!({"work_mem": "64MB"}))]
+    pub set: BTreeMap<String, String>,
+    /// Settings that are to have their default again.
+    #[serde(default)]
+    pub unset: Vec<String>,
+}
+
+/// Answer of `PATCH /v1/branches/{name}/settings`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SettingsOutcome {
+    /// Settings that take effect when the branch's Postgres starts the next time. The others have
+    /// taken effect.
+    pub at_next_start: Vec<String>,
+}
+
+/// Body of `POST /v1/branches/{name}/password` (optional).
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPassword {
+    /// Role that gets the password; the superuser that the server set up if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
 }
 
 /// Body of `POST /v1/branches/{name}/reset` (optional).
@@ -195,6 +260,12 @@ pub struct Branch {
     pub default: bool,
     /// Whether reset and delete are refused.
     pub protected: bool,
+    /// What its Postgres reaches over the network.
+    #[serde(default = "Network::of_older_servers")]
+    pub network: Network,
+    /// Whether the jobs of `pg_cron` run on it.
+    #[serde(default)]
+    pub scheduled_jobs: bool,
     /// What its Postgres is doing.
     pub state: ComputeState,
     /// Why the state is `failed`: Postgres's last log lines.

@@ -23,8 +23,8 @@ use super::v1::{branches, imports, server};
         branches::list, branches::create, branches::show, branches::ensure, branches::update,
         branches::delete,
         branches::reset, branches::restore, branches::suspend, branches::wake, branches::connection,
-        branches::history, imports::start, imports::show, server::usage, server::status,
-        operate::metrics, operate::healthz,
+        branches::history, branches::settings, branches::password, imports::start,
+        imports::show, server::usage, server::status, operate::metrics, operate::healthz,
         show
     ),
     components(schemas(Problem)),

@@ -11,6 +11,7 @@ use crate::storage::page::TimelineId;
 use crate::tasks;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::runtime::Handle;
 
 /// What an operation comes to: decided under the lock, then carried out.
 pub(super) struct Decision<'s> {
@@ -48,8 +49,9 @@ pub(super) enum Departure {
 }
 
 impl Branches {
-    /// Changes a branch as `decide` says, under the lock. What the rules refuse is refused here,
-    /// for every operation and every actor alike.
+    /// Changes a branch as `decide` says, under the lock. Sessions on what the name led to before
+    /// have ended when it returns, which a thread of the runtime must not wait for. What the rules
+    /// refuse is refused here, for every operation and every actor alike.
     pub(super) fn change<'s>(
         &'s self,
         actor: &Actor,
@@ -58,10 +60,18 @@ impl Branches {
         decide: impl FnOnce(BranchRecord) -> Result<Decision<'s>>,
     ) -> Result<()> {
         let began = Instant::now();
-        let _changing = lock(&self.changing);
-        let record = self.record(name)?;
-        rules::allow(action, name, &record)?;
-        self.carry_out(actor, action, name, decide(record)?, began)
+        let left = {
+            let _changing = lock(&self.changing);
+            let record = self.record(name)?;
+            rules::allow(action, name, &record)?;
+            self.carry_out(actor, action, name, decide(record)?, began)?
+        };
+        // Without the lock, which other branches need: what was acknowledged on the former state
+        // was so before this operation was.
+        if let Some(timeline) = left {
+            Handle::current().block_on(self.supervisor.end_sessions(timeline));
+        }
+        Ok(())
     }
 
     /// Makes a branch as `decide` says, under the lock, if its name may be had.
@@ -76,9 +86,10 @@ impl Branches {
         let _changing = lock(&self.changing);
         // An import reserved its name when it began.
         self.directory.require_free(name, (action == Action::Import).then_some(name))?;
-        self.carry_out(actor, action, name, decide()?, began)
+        self.carry_out(actor, action, name, decide()?, began).map(drop)
     }
 
+    /// Returns the timeline that a name no longer leads to.
     fn carry_out(
         &self,
         actor: &Actor,
@@ -86,13 +97,13 @@ impl Branches {
         name: &str,
         decision: Decision<'_>,
         began: Instant,
-    ) -> Result<()> {
+    ) -> Result<Option<TimelineId>> {
         let Decision { branch, other_name, data, names, leaving } = decision;
         let (changed, timeline, freed) = self.publish(data, names)?;
         self.directory.apply(&changed);
-        self.follow_up(leaving, freed);
+        let left = self.follow_up(leaving, freed);
         self.announce(actor, action, (branch, name), other_name, (timeline, began));
-        Ok(())
+        Ok(left)
     }
 
     /// Publishes the names of a timeline; with them the timeline, and the timelines freed.
@@ -135,10 +146,13 @@ impl Branches {
         self.events.emit(event);
     }
 
-    fn follow_up(&self, leaving: Departure, freed: Vec<TimelineId>) {
+    fn follow_up(&self, leaving: Departure, freed: Vec<TimelineId>) -> Option<TimelineId> {
         match leaving {
-            Departure::Nothing => {}
-            Departure::Retire(timeline) => self.retire(timeline, freed),
+            Departure::Nothing => None,
+            Departure::Retire(timeline) => {
+                self.retire(timeline, freed);
+                Some(timeline)
+            }
             Departure::Suspend(timeline) => {
                 let supervisor = Arc::clone(&self.supervisor);
                 let chore = self.tidying.begin();
@@ -146,6 +160,7 @@ impl Branches {
                     supervisor.suspend(timeline).await;
                     drop(chore);
                 });
+                Some(timeline)
             }
         }
     }

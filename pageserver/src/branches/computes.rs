@@ -4,6 +4,7 @@ use super::{BranchView, Branches};
 use crate::compute::Lease;
 use crate::error::{Error, Result};
 use crate::events::{Action, Actor};
+use crate::storage::catalog::BranchRecord;
 use crate::storage::page::TimelineId;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,11 +32,18 @@ impl Branches {
         branch
     }
 
+    /// Whether this is the operating-system user of a branch's Postgres.
+    pub fn is_compute_user(&self, uid: u32) -> bool {
+        let timeline = self.mount.timeline_of_user(uid);
+        timeline.is_some_and(|timeline| self.store.catalog().timeline(timeline).is_some())
+    }
+
     /// Wakes a branch for a session and keeps it awake as long as the lease lives.
     pub async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease> {
         loop {
-            let timeline = self.timeline(name)?;
-            match self.supervisor.wake(timeline).await {
+            let BranchRecord { timeline, allowance, .. } = self.record(name)?;
+            let timeline = TimelineId(timeline);
+            match self.supervisor.wake(timeline, allowance).await {
                 // A reset came between: the name leads elsewhere now.
                 _ if self.timeline(name)? != timeline => {}
                 Ok(lease) => return Ok(lease),

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::events::{Action, Actor};
 use crate::moment::Moment;
 use crate::secret::Secret;
-use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH};
+use crate::storage::catalog::{Allowance, BranchRecord, DEFAULT_BRANCH};
 use crate::storage::page::TimelineId;
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ impl Branches {
             forked_ns: now,
             protected: false,
             password,
+            allowance: Allowance::default(),
         }
     }
 
@@ -123,6 +124,7 @@ impl Branches {
                 forked_ns: now,
                 protected: false,
                 password: parent.password,
+                allowance: Allowance::default(),
             };
             Ok(Decision {
                 branch: id,

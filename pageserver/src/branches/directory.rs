@@ -130,6 +130,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::catalog::Allowance;
 
     fn put(id: u64, name: &str) -> NameChange {
         let record = BranchRecord {
@@ -140,6 +141,7 @@ mod tests {
             forked_ns: 1,
             protected: false,
             password: None,
+            allowance: Allowance::default(),
         };
         NameChange::Put(name.to_owned(), record)
     }

@@ -18,6 +18,7 @@ mod delete;
 mod directory;
 mod held;
 mod imports;
+mod repair;
 mod reset;
 mod restore;
 pub mod rules;

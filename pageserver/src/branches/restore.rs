@@ -7,10 +7,10 @@ use super::change::{Data, Decision, Departure};
 use super::directory::NameChange;
 use super::held::Held;
 use super::{BranchView, Branches, now_ns, rules};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::events::{Action, Actor};
 use crate::moment::{self, History, Moment};
-use crate::storage::catalog::BranchRecord;
+use crate::storage::catalog::{Allowance, BranchRecord};
 use crate::storage::page::TimelineId;
 use std::sync::Arc;
 
@@ -48,16 +48,18 @@ impl Branches {
             this.change(&actor, Action::Restore, &name, |record| {
                 keep_as.iter().try_for_each(|name| this.directory.require_free(name, None))?;
                 if record.timeline != before.timeline {
-                    let detail = format!(
-                        "branch \"{name}\" was reset or restored meanwhile; look at its history \
-                         again"
-                    );
-                    return Err(Error::conflict("branch_changed", detail));
+                    return Err(rules::changed_meanwhile(&name));
                 }
                 let old = TimelineId(record.timeline);
                 let kept = keep_as.clone().map(|keep_as| {
                     let (id, created_ns) = (this.store.catalog().new_branch(), now_ns());
-                    let kept = BranchRecord { id, created_ns, protected: false, ..record.clone() };
+                    let kept = BranchRecord {
+                        id,
+                        created_ns,
+                        protected: false,
+                        allowance: Allowance::default(),
+                        ..record.clone()
+                    };
                     NameChange::Put(keep_as, kept)
                 });
                 let leaving =

@@ -42,6 +42,12 @@ pub(super) fn allow(action: Action, name: &str, record: &BranchRecord) -> Result
     Ok(())
 }
 
+/// The error for a branch whose name leads elsewhere since the operation began.
+pub(super) fn changed_meanwhile(name: &str) -> Error {
+    let detail = format!("branch \"{name}\" was reset or restored meanwhile; look at it again");
+    Error::conflict("branch_changed", detail)
+}
+
 /// The name as the first label of a host name: lower case, with `-` for what a label may not hold.
 pub fn host(name: &str) -> String {
     name.chars()
@@ -93,6 +99,7 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::catalog::Allowance;
 
     #[test]
     fn names_are_checked() {
@@ -114,6 +121,7 @@ mod tests {
             forked_ns: 1,
             protected,
             password: None,
+            allowance: Allowance::default(),
         };
         for (id, protected) in [(1, false), (1, true), (2, false), (2, true)] {
             for action in Action::ALL {

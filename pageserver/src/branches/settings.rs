@@ -5,7 +5,7 @@ use super::directory::NameChange;
 use super::{BranchView, Branches};
 use crate::error::Result;
 use crate::events::{Action, Actor};
-use crate::storage::catalog::BranchRecord;
+use crate::storage::catalog::{Allowance, BranchNetwork, BranchRecord};
 use crate::storage::page::TimelineId;
 use std::sync::Arc;
 
@@ -16,10 +16,15 @@ pub struct NewSettings {
     pub name: Option<String>,
     /// Whether it refuses reset and delete.
     pub protected: Option<bool>,
+    /// Its network; that of the server's settings for an inner none.
+    pub network: Option<Option<BranchNetwork>>,
+    /// Whether the jobs of `pg_cron` run.
+    pub scheduled_jobs: Option<bool>,
 }
 
 impl Branches {
-    /// Renames or protects a branch.
+    /// Renames or protects a branch, or changes what its Postgres may do. A Postgres that runs with
+    /// another allowance stops, and its sessions end.
     pub async fn update(
         self: &Arc<Self>,
         actor: Actor,
@@ -34,7 +39,13 @@ impl Branches {
                 this.directory.require_free(&new_name, Some(&name))?;
                 let (branch, timeline) = (record.id, TimelineId(record.timeline));
                 let protected = new.protected.unwrap_or(record.protected);
-                let put = NameChange::Put(new_name.clone(), BranchRecord { protected, ..record });
+                let before = record.allowance;
+                let allowance = Allowance {
+                    network: new.network.unwrap_or(before.network),
+                    scheduled_jobs: new.scheduled_jobs.unwrap_or(before.scheduled_jobs),
+                };
+                let record = BranchRecord { protected, allowance, ..record };
+                let put = NameChange::Put(new_name.clone(), record);
                 let renamed = new_name != name;
                 let remove = renamed.then(|| NameChange::Remove(name.clone(), branch));
                 Ok(Decision {
@@ -42,7 +53,11 @@ impl Branches {
                     other_name: renamed.then(|| new_name.clone()),
                     data: Data::Same(timeline),
                     names: Box::new(|_| remove.into_iter().chain([put]).collect()),
-                    leaving: Departure::Nothing,
+                    leaving: if allowance == before {
+                        Departure::Nothing
+                    } else {
+                        Departure::Suspend(timeline)
+                    },
                 })
             })?;
             this.get(&new_name)

@@ -6,7 +6,7 @@ use crate::secret::Secret;
 use api::percent::encode;
 
 /// Role whose password the server knows.
-const SUPERUSER: &str = "postgres";
+pub(super) const SUPERUSER: &str = "postgres";
 /// Database that a first start makes.
 const DATABASE: &str = "app";
 
@@ -21,6 +21,17 @@ impl Branches {
         let record = self.record(name)?;
         let role = role.unwrap_or(SUPERUSER);
         let password = record.password.as_ref().filter(|_| role == SUPERUSER);
+        Ok(self.url(name, database, role, password))
+    }
+
+    /// The URL of a database of a branch for a role with this password.
+    pub(super) fn url(
+        &self,
+        name: &str,
+        database: Option<&str>,
+        role: &str,
+        password: Option<&Secret>,
+    ) -> Secret {
         let secret = password.map(|password| format!(":{}", encode(password.expose())));
         let database = encode(&format!("{}@{name}", database.unwrap_or(DATABASE)));
         let url = format!(
@@ -29,6 +40,6 @@ impl Branches {
             secret.unwrap_or_default(),
             self.about.proxy_address
         );
-        Ok(url.into())
+        url.into()
     }
 }

@@ -4,7 +4,7 @@ use super::{Branches, rules};
 use crate::compute::ComputeState;
 use crate::error::Result;
 use crate::moment::timestamp;
-use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH};
+use crate::storage::catalog::{BranchNetwork, BranchRecord, DEFAULT_BRANCH};
 use crate::storage::page::{Position, TimelineId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -33,6 +33,10 @@ pub struct BranchView {
     pub default: bool,
     /// Whether reset and delete are refused.
     pub protected: bool,
+    /// The network of its Postgres.
+    pub network: BranchNetwork,
+    /// Whether the jobs of `pg_cron` run.
+    pub scheduled_jobs: bool,
     /// What its Postgres is doing.
     pub state: ComputeState,
     /// Why its Postgres failed.
@@ -144,6 +148,8 @@ impl Branches {
             forked_at: timestamp(record.forked_ns),
             default: record.id == DEFAULT_BRANCH,
             protected: record.protected,
+            network: self.supervisor.network(record.allowance),
+            scheduled_jobs: record.allowance.scheduled_jobs,
             state: compute.state,
             failure: compute.failure,
             socket: compute.socket,

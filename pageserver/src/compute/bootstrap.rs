@@ -1,6 +1,7 @@
 //! The first data directory of a fresh store: made by `initdb`, with database `app`, and stopped
 //! cleanly.
 
+use super::door;
 use super::installation::Installation;
 use super::tool::{self, Outcome};
 use super::user::OsUser;
@@ -17,7 +18,7 @@ const PASSWORD_CHARS: usize = 32;
 /// Generous for a slow disk; `initdb` takes a second or two.
 const TOOL_LIMIT: Duration = Duration::from_secs(600);
 /// Runs as SQL in single-user mode, where nobody else can connect.
-const CREATE_APP: &str = "CREATE DATABASE app;\n";
+const CREATE_APP: &str = "CREATE DATABASE app;\nCREATE ROLE coppice SUPERUSER LOGIN;\n";
 /// Many previews share one branch, and the default of 100 is soon used up by their pools.
 const SETTINGS: &str =
     "\n# Added by the Coppice server when it made this database.\nmax_connections = 300\n";
@@ -43,6 +44,7 @@ pub async fn initialize(
     user.with_rights(|| append(&data.join("postgresql.conf")))
         .map_err(|e| Error::io(format_args!("write {}/postgresql.conf", data.display()), &e))?;
     create_app(installation, user, data).await?;
+    door::note_made(data, user)?;
     Ok(password)
 }
 

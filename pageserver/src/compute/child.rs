@@ -4,10 +4,12 @@
 //! async runtime come and go. So one thread that never ends spawns every child.
 
 use super::user::OsUser;
-use crate::sys;
+use crate::sys::child::{Network, Preparation, prepare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
@@ -28,18 +30,39 @@ pub(crate) struct OwnedChild {
     death: Signal,
 }
 
+/// Where a child runs.
+pub(crate) struct Surroundings {
+    /// Its network.
+    pub(crate) network: Network,
+    /// Lists of members of the control groups that it joins.
+    pub(crate) groups: Vec<OwnedFd>,
+    /// How much sooner than others it is ended when memory runs out.
+    pub(crate) oom_score: Option<&'static str>,
+    /// A list of users that it sees in place of the system's.
+    pub(crate) users: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub(crate) fn ours() -> Self {
+        Self { network: Network::Shared, groups: Vec::new(), oom_score: None, users: None }
+    }
+}
+
 /// Spawns `command` as `user` in a process group of its own, with a clean environment apart from
 /// what `command` sets. The child gets `death` when the server dies or when its owner is dropped.
 pub(crate) async fn spawn(
     mut command: Command,
     user: &OsUser,
     death: Signal,
+    Surroundings { network, groups, oom_score, users }: Surroundings,
 ) -> io::Result<OwnedChild> {
-    if user.is_other() {
-        command.uid(user.uid).gid(user.gid);
-    }
+    let identity = user.is_other().then_some((user.uid, user.gid));
     command.process_group(0);
-    sys::die_with_parent(&mut command, death);
+    prepare(
+        command.as_std_mut(),
+        Preparation { groups, oom_score, network, users, identity, death },
+    );
     let runtime = tokio::runtime::Handle::current();
     let (reply, answer) = oneshot::channel();
     let job = Box::new(move || {

@@ -3,8 +3,8 @@
 //!
 //! Every file is touched with the rights of the user that Postgres runs as, never with root's.
 
-use super::processes;
 use super::user::OsUser;
+use super::{door, processes};
 use crate::error::{Error, Result};
 use crate::storage::page::TimelineId;
 use std::fs::{self, File};
@@ -29,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) has_config: bool,
     /// Whether nothing was started on this timeline before.
     pub(crate) is_new: bool,
+    /// Whether the role of [`super::door`] was made, here or where this was copied from.
+    pub(crate) has_door: bool,
 }
 
 /// Makes `data` ready for a start on `timeline`.
@@ -107,7 +109,8 @@ fn clean(data: &Path, timeline: TimelineId) -> io::Result<Prepared> {
         // Lost in a crash, it would cost a slot that was made since.
         file.sync_data()?;
     }
-    Ok(Prepared { has_config: data.join("postgresql.conf").exists(), is_new })
+    let (has_config, has_door) = (data.join("postgresql.conf").exists(), door::is_made(data));
+    Ok(Prepared { has_config, is_new, has_door })
 }
 
 fn remove_slots(slots: &Path) -> io::Result<()> {

@@ -8,10 +8,12 @@
 //! a directory that the user of Postgres cannot write to: a branch's superuser must not choose whom
 //! a root server kills.
 
+use super::groups::remove_groups;
 use super::processes::{self, stop_one};
 use super::settings::{PID_FILE, SOCKET_FILE};
 use crate::error::{Error, Result};
 use crate::storage::page::TimelineId;
+use crate::sys::process;
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
 use std::fs;
@@ -44,7 +46,7 @@ impl Records {
     /// is made there.
     pub(crate) fn write(&self, timeline: TimelineId, data: &Path, pid: Option<i32>) -> Result<()> {
         let (pid, started) =
-            pid.and_then(|pid| Some((pid, processes::start_time(pid)?))).unwrap_or_default();
+            pid.and_then(|pid| Some((pid, process::start_time(pid)?))).unwrap_or_default();
         // Processes are found by this path, so it must be the one that the kernel shows.
         let real = data.canonicalize().unwrap_or_else(|_| data.to_owned());
         let mut text = format!("{pid} {started}\n").into_bytes();
@@ -67,6 +69,7 @@ impl Records {
 /// sockets. Call it before a stale mount is removed, and only when no other server uses the run
 /// directory. Returns how many records there were.
 pub fn clean(run_dir: &Path) -> Result<usize> {
+    remove_groups(run_dir);
     let directory = run_dir.join("computes");
     let records = match fs::read_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -148,7 +151,7 @@ mod tests {
     fn a_reused_process_number_is_left_alone() {
         let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(sleeper.id()).unwrap();
-        let other_start = processes::start_time(pid).unwrap() + 1;
+        let other_start = process::start_time(pid).unwrap() + 1;
         stop(pid, other_start, Path::new("/nowhere")).unwrap();
         assert!(sleeper.try_wait().unwrap().is_none());
         stop(pid, other_start - 1, Path::new("/nowhere")).unwrap();

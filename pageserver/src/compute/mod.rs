@@ -1,33 +1,42 @@
 //! Computes: the Postgres processes that run on the data directories of timelines.
 //!
 //! Read it in this order. [`installation`] and [`user`] say which Postgres runs and as whom;
-//! [`settings`] what no branch may inherit; `data_directory` and `processes` look at a directory
-//! and at the processes that use it; `child`, `lines` and `tool` run programs; `postgres` is one
-//! server process; `slot` the states of one compute, `room` how many there may be, and
-//! [`supervisor`] all of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes
-//! what a killed server left.
+//! [`settings`] what no branch may inherit; `surroundings` what of the machine a compute reaches,
+//! with `groups` for its share; `data_directory` and `processes` look at a directory and at the
+//! processes that use it; `child`, `lines` and `tool` run programs; `log` says which of their lines
+//! may be shown; `postgres` is one server process; `auto_conf` changes settings of one that does
+//! not run; `slot` the states of one compute, `room` how many there may be, and [`supervisor`] all
+//! of them; [`bootstrap`] makes a first data directory; [`leftovers`] removes what a killed server
+//! left.
 //!
-//! Nobody gets into a compute without a password, this server included: readiness is read from
-//! `postmaster.pid` and idleness from the kernel's list of sockets, so there is no door that a
-//! proxied connection could find.
+//! No client gets into a compute without a password. The server does, through [`door`], whose role
+//! the proxy refuses to clients. Readiness is read from `postmaster.pid` and idleness from the
+//! kernel's list of sockets.
 
+mod auto_conf;
 pub mod bootstrap;
 pub(crate) mod child;
+mod config;
 mod data_directory;
+pub mod door;
+pub mod groups;
 pub mod installation;
 pub mod leftovers;
 pub(crate) mod lines;
+mod log;
 mod postgres;
 mod processes;
 mod room;
 pub mod settings;
 mod slot;
 pub mod supervisor;
+mod surroundings;
 pub(crate) mod tool;
 pub mod user;
 
+pub use auto_conf::SettingsChange;
+pub use config::ComputeConfig;
+pub use groups::ComputeLimits;
 pub use installation::Installation;
-pub use supervisor::{
-    ComputeConfig, ComputeState, ComputeStatus, DataDirectories, Lease, Supervisor,
-};
+pub use supervisor::{ComputeState, ComputeStatus, DataDirectories, Lease, Supervisor};
 pub use user::OsUser;

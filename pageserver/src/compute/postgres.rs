@@ -1,10 +1,11 @@
 //! One running Postgres: from spawning `postgres` itself (`pg_ctl` polls and would stand in
 //! between) to the end of its last process.
 
-use super::child::{self, OwnedChild};
+use super::child::{self, OwnedChild, Surroundings};
 use super::data_directory;
 use super::installation::Installation;
-use super::lines::{LAST_LINES_LIMIT, OutputTail, read_lines};
+use super::lines::{LAST_LINES_LIMIT, read_lines};
+use super::log::PostgresLog;
 use super::settings::{self, Situation};
 use super::user::OsUser;
 use super::{processes, tool};
@@ -31,8 +32,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Postgres {
     child: OwnedChild,
-    tail: OutputTail,
-    log: JoinHandle<()>,
+    log: PostgresLog,
+    reader: JoinHandle<()>,
     data: PathBuf,
 }
 
@@ -42,26 +43,29 @@ impl Postgres {
         installation: &Installation,
         user: &OsUser,
         situation: &Situation<'_>,
+        surroundings: Surroundings,
     ) -> Result<Self> {
         let mut command = tool::command(installation, "postgres");
         command.args(settings::arguments(situation));
         // SIGQUIT is Postgres's immediate shutdown: it ends all processes and removes the shared
         // memory.
-        let mut child = child::spawn(command, user, Signal::SIGQUIT).await.map_err(|e| {
+        let child = child::spawn(command, user, Signal::SIGQUIT, surroundings).await;
+        let mut child = child.map_err(|e| {
             Error::io(format_args!("run {}/postgres", installation.bin.display()), &e)
         })?;
-        let tail = OutputTail::default();
-        let (kept, stderr, timeline) = (tail.clone(), child.take_stderr(), situation.timeline);
-        let log = tokio::spawn(async move {
+        let log = PostgresLog::default();
+        let (kept, stderr, timeline) = (log.clone(), child.take_stderr(), situation.timeline);
+        let pid = child.pid();
+        let reader = tokio::spawn(async move {
             if let Some(stderr) = stderr {
                 read_lines(stderr, |line| {
                     tracing::debug!(%timeline, "postgres: {line}");
-                    kept.push(line);
+                    kept.push(pid, line);
                 })
                 .await;
             }
         });
-        Ok(Self { child, tail, log, data: situation.data.to_owned() })
+        Ok(Self { child, log, reader, data: situation.data.to_owned() })
     }
 
     /// Number of the postmaster process.
@@ -76,7 +80,7 @@ impl Postgres {
         lock_file: impl Fn() -> Option<Vec<u8>> + Send + 'static,
     ) -> Result<()> {
         let mut poll = Poll::start(self.data.clone(), self.pid(), lock_file);
-        tokio::select! {
+        let ready = tokio::select! {
             biased;
             status = self.child.wait() => Err(self.died(status).await),
             ready = &mut poll.thread => ready.map_err(|e| {
@@ -88,10 +92,12 @@ impl Postgres {
                 format!(
                     "Postgres did not get ready within {} s; its last lines: {}",
                     limit.as_secs(),
-                    self.tail.text()
+                    self.log.text()
                 ),
             )),
-        }
+        };
+        self.log.opened_to_clients();
+        ready
     }
 
     /// Waits until Postgres ends by itself, and says how. May be cancelled and called again.
@@ -102,26 +108,30 @@ impl Postgres {
 
     async fn died(&mut self, status: std::io::Result<ExitStatus>) -> Error {
         // Orphans may hold the pipe; the lines so far have to do then.
-        let _late = tokio::time::timeout(LAST_LINES_LIMIT, &mut self.log).await;
+        let _late = tokio::time::timeout(LAST_LINES_LIMIT, &mut self.reader).await;
         let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
-        Error::unavailable(
-            "compute_failed",
-            format!("Postgres ended ({how}): {}", self.tail.text()),
-        )
+        Error::unavailable("compute_failed", format!("Postgres ended ({how}): {}", self.log.text()))
     }
 
-    /// Shuts Postgres down: fast for `limit`, then immediately, then by force. True if it was a
-    /// clean shutdown.
-    pub(crate) async fn stop(&mut self, limit: Duration) -> bool {
-        let steps = [
-            (Signal::SIGINT, limit),
-            (Signal::SIGQUIT, IMMEDIATE_LIMIT),
-            (Signal::SIGKILL, KILL_LIMIT),
-        ];
-        for (signal, limit) in steps {
+    /// Shuts Postgres down: fast for `limit` or until `hurried`, then immediately, then by force.
+    /// True if it was a clean shutdown.
+    pub(crate) async fn stop(
+        &mut self,
+        limit: Duration,
+        hurried: impl Future<Output = ()>,
+    ) -> bool {
+        self.child.signal(Signal::SIGINT);
+        let ended = tokio::select! {
+            status = tokio::time::timeout(limit, self.child.wait()) => status.ok(),
+            () = hurried => None,
+        };
+        if let Some(status) = ended {
+            return status.is_ok_and(|status| status.success());
+        }
+        for (signal, limit) in [(Signal::SIGQUIT, IMMEDIATE_LIMIT), (Signal::SIGKILL, KILL_LIMIT)] {
             self.child.signal(signal);
-            if let Ok(status) = tokio::time::timeout(limit, self.child.wait()).await {
-                return signal == Signal::SIGINT && status.is_ok_and(|status| status.success());
+            if tokio::time::timeout(limit, self.child.wait()).await.is_ok() {
+                return false;
             }
             tracing::warn!(
                 data = %self.data.display(), pid = self.pid(),

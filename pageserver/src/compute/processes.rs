@@ -1,5 +1,4 @@
-//! Looks at processes through `/proc`: which ones use a data directory, and whether a number still
-//! means the same one.
+//! Looks at processes through `/proc`: which ones use a data directory.
 //!
 //! Every Postgres process works in its data directory, which is unique to a timeline, and each has
 //! a session of its own, so neither process groups nor parents find the orphans of a killed
@@ -7,6 +6,7 @@
 //! matter: one that is busy goes on writing beside the next start's processes, and corrupts the
 //! data.
 
+use crate::sys::process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -17,25 +17,6 @@ use std::time::{Duration, Instant};
 /// How long killed processes may take to disappear.
 const GONE_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
-/// When a process started, in clock ticks since boot: together with its number it names a process
-/// for good.
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    parse_start_time(&stat)
-}
-
-/// The second field is the program's name in parentheses, which may itself hold spaces and
-/// parentheses.
-fn parse_start_time(stat: &str) -> Option<u64> {
-    let rest = &stat[stat.rfind(')')? + 1..];
-    let mut fields = rest.split_ascii_whitespace();
-    // Zombies hold nothing any more.
-    if fields.next()? == "Z" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
 
 /// Numbers of the processes of Postgres that work in `data` (without symbolic links) or copy to it.
 pub(crate) fn in_directory(data: &Path) -> Vec<i32> {
@@ -94,7 +75,7 @@ pub(crate) fn stop_all_in(data: &Path) -> bool {
 /// its end.
 pub(crate) fn stop_one(pid: i32, started: u64, signal: Signal, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
-    let alive = || start_time(pid) == Some(started);
+    let alive = || process::start_time(pid) == Some(started);
     if alive() {
         let _ended = kill(Pid::from_raw(pid), signal);
     }
@@ -127,22 +108,6 @@ fn count_connected(table: &str, socket: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn start_time_is_read_past_a_nasty_name() {
-        let fields: Vec<_> = (4..=30).map(|n| n.to_string()).collect();
-        let stat = format!("12 (a) b (c) S {}", fields.join(" "));
-        assert_eq!(parse_start_time(&stat), Some(22));
-        assert_eq!(parse_start_time(&stat.replace(" S ", " Z ")), None);
-        assert_eq!(parse_start_time("12 (a"), None);
-    }
-
-    #[test]
-    fn our_own_start_time_is_stable() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        assert!(start_time(own).is_some());
-        assert_eq!(start_time(own), start_time(own));
-    }
 
     #[test]
     fn clients_are_counted_by_socket() {

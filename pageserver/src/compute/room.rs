@@ -104,8 +104,13 @@ pub(crate) async fn has_clients(socket: PathBuf) -> bool {
 
 /// How many computes the machine's memory has room for.
 pub(crate) fn that_fit() -> usize {
+    usize::try_from(memory_bytes() / COMPUTE_BYTES).unwrap_or(FEW).max(FEW)
+}
+
+/// Bytes of memory that the machine has; 0 if it does not say.
+pub(crate) fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib: u64 = total.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or(0);
-    usize::try_from(kib * 1024 / COMPUTE_BYTES).unwrap_or(FEW).max(FEW)
+    kib * 1024
 }

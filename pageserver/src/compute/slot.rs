@@ -49,6 +49,8 @@ pub(crate) struct SlotState {
     pub(crate) leases: u64,
     idle_since: Instant,
     retired: bool,
+    /// Whether this generation's sessions must end at once, and its Postgres without ceremony.
+    revoked: bool,
 }
 
 /// One timeline's compute.
@@ -100,6 +102,7 @@ impl ComputeSlot {
             leases: 0,
             idle_since: Instant::now(),
             retired: false,
+            revoked: false,
         };
         Self { timeline, state: watch::Sender::new(state) }
     }
@@ -119,13 +122,15 @@ impl ComputeSlot {
             entry = match &state.phase {
                 Phase::Running(socket) => {
                     state.leases += 1;
-                    Admission::Ready(Lease { slot: self.clone(), socket: socket.clone() })
+                    let (slot, socket) = (Arc::clone(self), Arc::clone(socket));
+                    Admission::Ready(Lease { slot, socket, generation: state.generation })
                 }
                 Phase::Starting => Admission::Wait(state.generation),
                 Phase::Stopping => Admission::Stopping(state.generation),
                 Phase::Suspended | Phase::Failed(_) => {
                     state.phase = Phase::Starting;
                     state.generation += 1;
+                    state.revoked = false;
                     Admission::Start(state.generation)
                 }
             };
@@ -198,6 +203,31 @@ impl ComputeSlot {
             runs
         });
         halt
+    }
+
+    /// Ends the sessions of a compute that is going down at once, and that compute.
+    pub(crate) fn revoke(&self) {
+        self.state.send_if_modified(|state| {
+            let goes_down = matches!(state.phase, Phase::Stopping);
+            state.revoked |= goes_down;
+            goes_down
+        });
+    }
+
+    /// Waits until the sessions of `generation` must end.
+    fn revoked(&self, generation: u64) -> impl Future<Output = ()> + Send + 'static {
+        let mut state = self.state.subscribe();
+        async move {
+            let over = |state: &SlotState| state.generation > generation || state.revoked;
+            if state.wait_for(over).await.is_err() {
+                // The slot is gone, and so is its compute.
+            }
+        }
+    }
+
+    /// Waits until the compute that is going down has to be ended without ceremony.
+    pub(crate) async fn hurried(&self) {
+        self.wait_for(|state| state.revoked).await;
     }
 
     /// Moves to `Stopping` if nobody has held a lease for `suspend_after`.
@@ -289,9 +319,16 @@ impl SlotState {
 pub struct Lease {
     slot: Arc<ComputeSlot>,
     socket: Arc<Path>,
+    generation: u64,
 }
 
 impl Lease {
+    /// Ready when the session must end at once, since nothing of its Postgres may reach the client
+    /// any more.
+    pub fn revoked(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.slot.revoked(self.generation)
+    }
+
     /// The Unix socket of the compute.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -367,6 +404,22 @@ mod tests {
         slot.rest(Some(Error::unavailable("compute_failed", "no")));
         assert_eq!(slot.started(1).await.unwrap_err().detail, "no");
         assert!(matches!(slot.enter(), Admission::Start(2)));
+    }
+
+    #[tokio::test]
+    async fn sessions_of_a_compute_that_goes_down_are_revoked_and_later_ones_are_not() {
+        let slot = running();
+        let lease = lease(&slot);
+        let revoked = lease.revoked();
+        slot.revoke();
+        assert!(!slot.state().revoked, "it runs");
+        assert_eq!(slot.ask_to_stop(), Halt::Stopping(1));
+        slot.revoke();
+        revoked.await;
+        slot.hurried().await;
+        slot.rest(None);
+        assert!(matches!(slot.enter(), Admission::Start(2)));
+        assert!(!slot.state().revoked);
     }
 
     #[tokio::test]

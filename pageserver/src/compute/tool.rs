@@ -1,6 +1,6 @@
 //! Runs the programs that come with Postgres (`initdb`, `psql`, `pg_basebackup`) to their end.
 
-use super::child::{self, OwnedChild};
+use super::child::{self, OwnedChild, Surroundings};
 use super::installation::Installation;
 use super::lines::{OutputTail, read_lines, until};
 use super::user::OsUser;
@@ -42,14 +42,25 @@ pub(crate) fn command(installation: &Installation, program: &str) -> Command {
 /// Runs `command` as `user` with `input`, for `limit` at most; it is killed if this future is
 /// dropped.
 pub(crate) async fn run(
-    mut command: Command,
+    command: Command,
     user: &OsUser,
     input: &str,
     limit: Duration,
 ) -> Result<Outcome> {
+    run_in(command, user, input, limit, Surroundings::ours()).await
+}
+
+/// The same in other surroundings.
+pub(crate) async fn run_in(
+    mut command: Command,
+    user: &OsUser,
+    input: &str,
+    limit: Duration,
+    surroundings: Surroundings,
+) -> Result<Outcome> {
     let name = command.as_std().get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = child::spawn(command, user, Signal::SIGKILL)
+    let mut child = child::spawn(command, user, Signal::SIGKILL, surroundings)
         .await
         .map_err(|e| Error::io(format_args!("run {name}"), &e))?;
     let group = KillGroup(&mut child);

@@ -97,6 +97,11 @@ impl OsUser {
         })
     }
 
+    /// Whether the system has a name for it.
+    pub(crate) fn has_name(&self) -> bool {
+        User::from_uid(Uid::from_raw(self.uid)).is_ok_and(|user| user.is_some())
+    }
+
     /// Whether programs must change user to run as this one.
     pub(crate) fn is_other(&self) -> bool {
         geteuid().as_raw() != self.uid

@@ -36,9 +36,9 @@ impl Mounted {
         &self.at
     }
 
-    /// Unmounts a mount that no process uses any more. The mount stays if a process still uses it
-    /// after some seconds. When the mount `is_gone`, somebody else has unmounted it, and another
-    /// mount may be in its place; this leaves that one alone.
+    /// Unmounts. If a process still uses the mount after some seconds, the mount goes from the
+    /// system's list, and stays for that process. When the mount `is_gone`, somebody else has
+    /// unmounted it, and another mount may be in its place; this leaves that one alone.
     pub(super) fn unmount(&mut self, is_gone: impl Fn() -> bool) -> Result<()> {
         self.left = true;
         let deadline = Instant::now() + PATIENCE;
@@ -48,6 +48,14 @@ impl Mounted {
                     if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
                 {
                     std::thread::sleep(STEP);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    tracing::warn!(
+                        mount = %self.at.display(),
+                        "processes still use the mount; `fuser -vm` on it lists them"
+                    );
+                    let gone = unmount_lazily(&self.at);
+                    return gone.then_some(()).ok_or_else(|| cannot_unmount(&self.at, &error));
                 }
                 outcome => return outcome.map_err(|error| cannot_unmount(&self.at, &error)),
             }
@@ -122,13 +130,7 @@ fn unmount(mountpoint: &Path) -> io::Result<()> {
 
 fn cannot_unmount(mountpoint: &Path, error: &io::Error) -> Error {
     let at = mountpoint.display();
-    let remedy = match error.kind() {
-        io::ErrorKind::ResourceBusy => {
-            format!("; `fuser -vm {at}` lists the processes that use it")
-        }
-        _ => String::new(),
-    };
-    Error::unavailable("unmount_failed", format!("cannot unmount {at}: {error}{remedy}"))
+    Error::unavailable("unmount_failed", format!("cannot unmount {at}: {error}"))
 }
 
 /// Unmounts lazily, also a mount in use; false if that is not possible.

@@ -4,9 +4,10 @@
 //! [`owners`] says whose its files are, [`links`] where a symbolic link may lead, [`error`] why an
 //! operation failed. [`nodes`] numbers what the kernel knows of. `protocol` is what the kernel
 //! speaks, `reply` answers it, and [`fuse`] calls the trees, with `convert` for attributes.
-//! `session` serves a mount through its `device`, with `ring` where there is io_uring. [`mount`]
-//! has the mounts.
+//! `session` serves a mount through its `device`, with `ring` where there is io_uring.
+//! [`connection`] ends a mount by force. [`mount`] has the mounts.
 
+pub mod connection;
 mod convert;
 mod cpu;
 mod device;

@@ -7,6 +7,7 @@
 //! never reached the disk. Never call these functions from a thread that serves the mount.
 
 use crate::error::{Error, Result};
+use crate::fs::connection;
 use crate::fs::device::{self, Mounted};
 use crate::fs::fuse::{Adapter, Roots, Side, set_root};
 use crate::fs::nodes::MOUNT_ROOT;
@@ -39,6 +40,10 @@ const FIRST_BYTES: u32 = 4096;
 /// The server removes so many dead mounts on top of one another; with more, something else is
 /// wrong.
 const MAX_STALE: usize = 16;
+
+/// How long threads take to see that the last mount is gone.
+const COPY_PATIENCE: Duration = Duration::from_secs(1);
+const COPY_STEP: Duration = Duration::from_millis(5);
 
 /// When requests come over io_uring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -127,6 +132,14 @@ impl Mount {
         Ok(Self { store, mountpoint, scratch, roots, served, attached, owner, first_uid })
     }
 
+    /// Writes down what the next server has to end if this one is killed and cannot end.
+    pub fn record(&self, record: &Path) -> Result<()> {
+        let served = lock(&self.served);
+        let places: Vec<_> = served.iter().map(|served| served.mounted.at()).collect();
+        connection::record(record, &places)
+            .map_err(|e| Error::io(format!("write {}", record.display()), &e))
+    }
+
     /// Makes a timeline reachable; returns its directory. Opens a latched timeline anew.
     pub fn attach(&self, id: TimelineId) -> Result<PathBuf> {
         let entry = Arc::clone(lock(&self.attached).entry(id).or_default());
@@ -185,6 +198,12 @@ impl Mount {
     /// The store that the mounts show.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The timeline whose Postgres runs as this user, if each has one of its own.
+    pub fn timeline_of_user(&self, uid: u32) -> Option<TimelineId> {
+        let nth = uid.checked_sub(self.first_uid?)?;
+        Some(TimelineId(u64::from(nth)))
     }
 
     /// Makes a timeline unreachable and lets the kernel forget it.
@@ -263,6 +282,7 @@ impl Mount {
 struct Served {
     mounted: Mounted,
     session: Session,
+    adapter: Arc<Adapter>,
 }
 
 impl Served {
@@ -280,16 +300,17 @@ impl Served {
         // If no session starts, dropping `mounted` unmounts.
         let mount = || device::mount_at(at, owner != me).map_err(|error| cannot_mount(at, &error));
         let (device, mounted) = mount()?;
-        let served = match Session::start(&adapter, device, ring) {
+        let started = match Session::start(&adapter, device, ring) {
             Err(error) if ring => {
                 tracing::warn!(mount = %at.display(), %error, "tried again without io_uring");
                 drop(mounted);
                 let (device, mounted) = mount()?;
-                Session::start(&adapter, device, false).map(|session| Self { mounted, session })
+                Session::start(&adapter, device, false).map(|session| (mounted, session))
             }
-            session => session.map(|session| Self { mounted, session }),
+            session => session.map(|session| (mounted, session)),
         };
-        let served = served.map_err(|error| cannot_mount(at, &error))?;
+        let (mounted, session) = started.map_err(|error| cannot_mount(at, &error))?;
+        let served = Self { mounted, session, adapter };
         if let Err(error) = read_ahead(at) {
             tracing::debug!(mount = %at.display(), %error, "the kernel's readahead stays as it is");
         }
@@ -297,10 +318,33 @@ impl Served {
         Ok(served)
     }
 
+    /// Unmounts. A process that uses the mount does not hold up the end, and neither does a copy of
+    /// the mount in another mount namespace: they see an input/output error from then on.
     fn unmount(self) -> Result<()> {
-        let Self { mut mounted, session } = self;
+        let Self { mut mounted, session, adapter } = self;
+        let at = mounted.at().to_owned();
+        let failed = |e: io::Error| Error::io(format!("unmount {}", at.display()), &e);
+        if !session.is_over() {
+            // The kernel writes out what it holds back when the last mount goes, which may be a
+            // copy.
+            let directory = fs::File::open(&at).map_err(failed)?;
+            nix::unistd::syncfs(directory).map_err(|errno| failed(errno.into()))?;
+        }
         mounted.unmount(|| session.is_over())?;
-        session.join().map_err(|e| Error::io(format!("unmount {}", mounted.at().display()), &e))
+        let deadline = Instant::now() + COPY_PATIENCE;
+        while !session.is_over() && Instant::now() < deadline {
+            std::thread::sleep(COPY_STEP);
+        }
+        if session.is_over() {
+            return session.join().map_err(failed);
+        }
+        adapter.close();
+        tracing::warn!(
+            mount = %at.display(),
+            "processes still have the mount open, or a copy of it in a mount namespace of their \
+             own, as a container has; it is closed to them"
+        );
+        Ok(())
     }
 }
 

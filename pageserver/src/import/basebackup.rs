@@ -2,9 +2,9 @@
 
 use super::check::Facts;
 use super::source::SourceServer;
-use crate::compute::child::{self, OwnedChild};
+use crate::compute::child::{self, OwnedChild, Surroundings};
 use crate::compute::lines::{OutputTail, read_lines, until};
-use crate::compute::{Installation, OsUser, tool};
+use crate::compute::{Installation, OsUser, door, tool};
 use crate::error::{Error, Result};
 use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
@@ -43,9 +43,9 @@ impl BackupJob<'_> {
         cancelled: impl Future<Output = ()>,
         report: impl Fn(Progress),
     ) -> Result<()> {
-        let mut child = child::spawn(self.command(), self.user, Signal::SIGKILL)
-            .await
-            .map_err(|e| Error::io("run pg_basebackup", &e))?;
+        let spawned =
+            child::spawn(self.command(), self.user, Signal::SIGKILL, Surroundings::ours());
+        let mut child = spawned.await.map_err(|e| Error::io("run pg_basebackup", &e))?;
         let tail = OutputTail::default();
         let ended = tokio::select! {
             ended = self.follow(&mut child, &tail, &report) => ended,
@@ -57,6 +57,8 @@ impl BackupJob<'_> {
             let lines = self.source.redact(&tail.text());
             Error::unavailable("import_failed", format!("the copy failed ({why}): {lines}"))
         })?;
+        // The source may be a branch of another server.
+        door::forget_made(self.directory, self.user)?;
         self.user.with_rights(|| self.keep_settings()).map_err(|e| {
             Error::io(format_args!("write {}/postgresql.conf", self.directory.display()), &e)
         })

@@ -4,6 +4,7 @@ use crate::branches::Branches;
 use crate::compute::{Installation, OsUser, bootstrap};
 use crate::config::Layout;
 use crate::error::{Error, Result};
+use crate::fs::connection;
 use crate::fs::mount::Mount;
 use crate::secret::random_bytes;
 use crate::storage::clock::whole_ms;
@@ -16,11 +17,15 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 /// Name of the branch that a first start makes.
 const FIRST_BRANCH: &str = "main";
+
+/// How long a killed server may take to let go of its data once its mounts are ended.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_STEP: Duration = Duration::from_millis(20);
 
 /// Makes `path` unless it is there.
 pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
@@ -32,9 +37,19 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
 pub fn lock_data(data: &Path) -> Result<File> {
     // Others may pass through to the sockets and the mount, but not look.
     make_directory(data, 0o711)?;
-    let path = Layout::of(data).lock;
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    lock_file(data, file.map_err(|e| Error::io(format!("open {}", path.display()), &e))?)
+    let Layout { lock: path, connections, .. } = Layout::of(data);
+    let ended = connection::abort_leftovers(&connections)
+        .map_err(|e| Error::io("end the mounts of a killed server", &e))?;
+    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = open.map_err(|e| Error::io(format!("open {}", path.display()), &e))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock_file(data, file.try_clone().map_err(|e| Error::io("lock the data", &e))?) {
+            // What was left of the killed server can end now.
+            Err(_) if ended > 0 && Instant::now() < deadline => std::thread::sleep(LOCK_STEP),
+            locked => return locked,
+        }
+    }
 }
 
 /// Takes a data directory that a server has used, without adding to it. None if the lock's file is

@@ -3,7 +3,9 @@
 use super::start;
 use crate::api::{App, Metrics};
 use crate::branches::{About, Branches};
-use crate::compute::{ComputeConfig, DataDirectories, Installation, OsUser, Supervisor, leftovers};
+use crate::compute::{
+    ComputeConfig, ComputeLimits, DataDirectories, Installation, OsUser, Supervisor, leftovers,
+};
 use crate::config::{Config, Layout, MAX_RUN_DIRECTORY_BYTES};
 use crate::error::{Error, Result};
 use crate::fs::mount::{Mount, Places};
@@ -34,6 +36,10 @@ impl DataDirectories for Mount {
 
     fn is_wanted(&self, timeline: TimelineId) -> bool {
         self.store().catalog().may_run(timeline)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.store().space().ok().map(|(free, _)| free)
     }
 }
 
@@ -76,10 +82,16 @@ impl Running {
             OsUser::ids_from(config.compute_uids),
             config.io_uring,
         )?);
+        mount.record(&layout.connections)?;
         let mut computes =
             ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
         computes.suspend_after = Duration::from_secs(config.suspend_after);
         computes.max_running = config.max_running.unwrap_or(computes.max_running);
+        computes.network = config.branch_network;
+        computes.limits = ComputeLimits {
+            memory_bytes: config.branch_memory.unwrap_or(computes.limits.memory_bytes),
+            tasks: config.branch_tasks,
+        };
         let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
         let about = About { postgres_version: installation.version.clone(), proxy_address };
         let branches =

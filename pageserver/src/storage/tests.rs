@@ -2,7 +2,7 @@
 
 use crate::fs::tree::{NewInode, Tree, Wanted};
 use crate::locks::read;
-use crate::storage::catalog::{BranchRecord, Update};
+use crate::storage::catalog::{Allowance, BranchRecord, Update};
 use crate::storage::check;
 use crate::storage::disk::Disk;
 use crate::storage::disk::random::Random;
@@ -37,6 +37,7 @@ pub(super) fn named(name: &str, timeline: TimelineId) -> Update {
         forked_ns: 0,
         protected: false,
         password: None,
+        allowance: Allowance::default(),
     };
     Update::default().put(name, record)
 }

@@ -77,11 +77,7 @@ impl Backends for Branches {
                 return Err(Refusal::new("3D000", text).with_hint("There is: main, feature/x."));
             }
         };
-        Ok(Upstream {
-            branch: name.to_owned(),
-            socket,
-            lease: Box::new(Counted::new(&self.leases)),
-        })
+        Ok(Upstream::new(name.to_owned(), socket, Counted::new(&self.leases)))
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ::api::types::{
-    Branch, BranchList, Connection, CreateBranch, History, ResetBranch, RestoreBranch, UpdateBranch,
+    Branch, BranchList, Connection, CreateBranch, History, NewPassword, ResetBranch, RestoreBranch,
+    SettingsOutcome, UpdateBranch, UpdateSettings,
 };
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -19,6 +20,8 @@ use crate::api::faults::{Always, BadInput, Clash, Missing, NoRoom, Takes};
 use crate::api::observe::Subject;
 use crate::api::problem::Fault;
 use crate::branches::BranchPage;
+use crate::compute::SettingsChange;
+use crate::secret::Secret;
 
 type Service = State<Arc<App>>;
 
@@ -112,7 +115,8 @@ pub(in crate::api) async fn ensure(
     Ok(if is_new { created(branch) } else { Json(branch).into_response() })
 }
 
-/// Rename a branch, or protect it from reset and delete.
+/// Rename a branch, protect it from reset and delete, or say what its Postgres may do beyond its
+/// own data.
 #[utoipa::path(
     patch, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
     request_body = UpdateBranch,
@@ -221,6 +225,41 @@ pub(in crate::api) async fn wake(
     Ok(Json(app.branches.wake(actor, &name).await?.into()))
 }
 
+/// Change settings of the branch's Postgres, also one that does not run or cannot start.
+#[utoipa::path(
+    patch, path = "/v1/branches/{name}/settings", tag = "branches", params(BranchName),
+    request_body = UpdateSettings,
+    responses((status = 200, description = "Changed", body = SettingsOutcome),
+        Always, Takes, Missing, Clash, NoRoom)
+)]
+pub(in crate::api) async fn settings(
+    State(app): Service,
+    Caller(actor): Caller,
+    Name(name): Name,
+    Body(UpdateSettings { set, unset }): Body<UpdateSettings>,
+) -> Handled<Json<SettingsOutcome>> {
+    let change = SettingsChange { set, unset };
+    let at_next_start = app.branches.set_postgres(actor, &name, change).await?;
+    Ok(Json(SettingsOutcome { at_next_start }))
+}
+
+/// Give a role of the branch a new password and let it log in, whatever was done to the role. The
+/// superuser is made anew if it is missing. The body may be left out.
+#[utoipa::path(
+    post, path = "/v1/branches/{name}/password", tag = "branches", params(BranchName),
+    request_body = Option<NewPassword>,
+    responses((status = 200, description = "The URL with the password", body = Connection),
+        Always, Takes, Missing, Clash, NoRoom)
+)]
+pub(in crate::api) async fn password(
+    State(app): Service,
+    Caller(actor): Caller,
+    Name(name): Name,
+    OptionalBody(NewPassword { role }): OptionalBody<NewPassword>,
+) -> Handled<Response> {
+    Ok(secret_url(&app.branches.new_password(actor, &name, role).await?))
+}
+
 /// What the connection URL is for.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -243,9 +282,13 @@ pub(in crate::api) async fn connection(
     Params(target): Params<UrlQuery>,
 ) -> Handled<Response> {
     let url = app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
+    Ok(secret_url(&url))
+}
+
+/// A URL that holds a password.
+fn secret_url(url: &Secret) -> Response {
     let connection = Connection { url: url.expose().to_owned() };
-    // It holds a password.
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(connection)).into_response())
+    ([(header::CACHE_CONTROL, "no-store")], Json(connection)).into_response()
 }
 
 /// The name in the path, for the OpenAPI document.
@@ -257,7 +300,7 @@ pub(in crate::api) async fn connection(
 )]
 pub(in crate::api) struct BranchName {
     /// Branch name, with `/` as `%2F`. A plain `/` works too, unless the name's last part is one of
-    /// `reset`, `restore`, `suspend`, `wake`, `connection` and `history`.
+    /// `reset`, `restore`, `suspend`, `wake`, `connection`, `history`, `settings` and `password`.
     #[param(example = "feature%2Flogin")]
     name: String,
 }

@@ -9,6 +9,7 @@ use crate::branches::{
 use crate::compute::ComputeState;
 use crate::import::{Import, ImportState, NewImport};
 use crate::moment::{History, HistoryRange, Moment};
+use crate::storage::catalog::BranchNetwork;
 
 impl From<types::Moment> for Moment {
     fn from(moment: types::Moment) -> Self {
@@ -33,8 +34,23 @@ impl From<types::RestoreBranch> for RestoreTo {
 }
 
 impl From<types::UpdateBranch> for NewSettings {
-    fn from(types::UpdateBranch { name, protected }: types::UpdateBranch) -> Self {
-        Self { name, protected }
+    fn from(body: types::UpdateBranch) -> Self {
+        let types::UpdateBranch { name, protected, network, scheduled_jobs } = body;
+        let network = network.map(|choice| match choice {
+            types::NetworkChoice::None => Some(BranchNetwork::None),
+            types::NetworkChoice::Host => Some(BranchNetwork::Host),
+            types::NetworkChoice::Default => None,
+        });
+        Self { name, protected, network, scheduled_jobs }
+    }
+}
+
+impl From<BranchNetwork> for types::Network {
+    fn from(network: BranchNetwork) -> Self {
+        match network {
+            BranchNetwork::None => Self::None,
+            BranchNetwork::Host => Self::Host,
+        }
     }
 }
 
@@ -69,6 +85,8 @@ impl From<BranchView> for types::Branch {
             forked_at: view.forked_at,
             default: view.default,
             protected: view.protected,
+            network: view.network.into(),
+            scheduled_jobs: view.scheduled_jobs,
             state: view.state.into(),
             failure: view.failure,
             socket: view.socket.map(|path| path.display().to_string()),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 
 use super::app::App;
 use super::problem::Fault;
@@ -37,6 +37,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/v1/branches/{name}/wake", post(branches::wake))
         .route("/v1/branches/{name}/connection", get(branches::connection))
         .route("/v1/branches/{name}/history", get(branches::history))
+        .route("/v1/branches/{name}/settings", patch(branches::settings))
+        .route("/v1/branches/{name}/password", post(branches::password))
         .route("/v1/imports", post(imports::start))
         .route("/v1/imports/{id}", get(imports::show))
         .route("/v1/usage", get(server::usage))

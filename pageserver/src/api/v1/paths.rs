@@ -3,7 +3,8 @@
 use axum::http::Uri;
 
 /// The words that may follow a branch's name in a path.
-const ACTIONS: [&str; 6] = ["reset", "restore", "suspend", "wake", "connection", "history"];
+const ACTIONS: [&str; 8] =
+    ["reset", "restore", "suspend", "wake", "connection", "history", "settings", "password"];
 /// Where branches live.
 pub(in crate::api) const BRANCHES: &str = "/v1/branches/";
 

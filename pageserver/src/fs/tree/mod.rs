@@ -7,12 +7,14 @@
 //! operation may look before it commits.
 
 mod contents;
+mod listing;
 mod moves;
 mod pages;
 
 use crate::fs::error::{TreeResult, temporary};
 use crate::fs::owners::Owners;
 use crate::fs::scratch::{Scratch, ScratchDir};
+use crate::fs::tree::listing::Listings;
 use crate::fs::tree::pages::shorten;
 use crate::locks::lock;
 use crate::storage::index::Target;
@@ -84,13 +86,14 @@ pub struct Tree {
     /// The directory of the write-ahead log, if that is shown elsewhere.
     wal_apart: Option<u64>,
     scratch: Scratch,
+    listings: Listings,
 }
 
 impl Tree {
     /// The tree of `timeline`.
     pub fn new(timeline: Arc<Timeline>) -> Self {
         let (times, owners, scratch) = (Mutex::default(), Owners::default(), Scratch::default());
-        Self { timeline, times, owners, wal_apart: None, scratch }
+        Self { timeline, times, owners, wal_apart: None, scratch, listings: Listings::default() }
     }
 
     /// The tree of `timeline` for a running Postgres: its files are shown to belong to others than
@@ -166,6 +169,17 @@ impl Tree {
     /// All names of a directory, each with a cookie behind which a listing goes on.
     pub fn list(&self, directory: u64) -> Vec<(Position, Vec<u8>, Target)> {
         self.timeline.list(directory)
+    }
+
+    /// Calls `each` with the names of a directory behind `cookie`, in the order of their cookies,
+    /// until it returns false. Cookie 0 begins a listing.
+    pub fn list_behind(
+        &self,
+        directory: u64,
+        cookie: Position,
+        each: impl FnMut(Position, &[u8], Target) -> bool,
+    ) {
+        self.listings.go_on(directory, cookie, || self.list(directory), each);
     }
 
     /// Makes an inode and gives it a name.

@@ -320,7 +320,7 @@ mod tests {
         for (format, expected) in [
             (
                 FORMAT + 1,
-                "has format 4, and this build reads 1 to 3: use the build that wrote it, or newer",
+                "has format 5, and this build reads 1 to 4: use the build that wrote it, or newer",
             ),
             (0, "\"format\" is missing or 0"),
         ] {

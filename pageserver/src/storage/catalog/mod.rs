@@ -22,8 +22,8 @@ use crate::locks::{lock, read, write};
 use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::database::Opened;
 pub use crate::storage::catalog::records::{
-    AncestorRecord, BranchRecord, DEFAULT_BRANCH, LaneRecord, LayerRecord, Record, TimelineRecord,
-    Update,
+    Allowance, AncestorRecord, BranchNetwork, BranchRecord, DEFAULT_BRANCH, LaneRecord,
+    LayerRecord, Record, TimelineRecord, Update,
 };
 use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::CATALOG_FILE;

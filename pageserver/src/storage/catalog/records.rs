@@ -11,6 +11,8 @@
 //! 3. Each kind of record has a table by text keys, made at every start. The journal's changes are
 //!    rows of these tables. A field that a build does not know is an error.
 //!
+//! 4. Field `allowance` of branches.
+//!
 //! To add a field, give it `#[serde(default)]`. To add a kind, write its struct and a line in
 //! `kinds!`. Either one raises `FORMAT`, with a step in `migrate.rs` if there is something to
 //! rewrite: an older build then refuses the store and drops nothing.
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Version of the catalog that this build writes.
-pub(super) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 4;
 
 /// Number of the first branch, the default one whatever it is called later.
 pub const DEFAULT_BRANCH: u64 = 1;
@@ -124,6 +126,37 @@ pub struct BranchRecord {
     pub protected: bool,
     /// Password of role `postgres` if the server set it.
     pub password: Option<Secret>,
+    /// What its Postgres may do beyond its own data. Branches made from it do not have it.
+    #[serde(default, skip_serializing_if = "Allowance::is_default")]
+    pub allowance: Allowance,
+}
+
+/// What a branch's Postgres may do beyond its own data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allowance {
+    /// Its network; that of the server's settings if none.
+    #[serde(default)]
+    pub network: Option<BranchNetwork>,
+    /// Whether the jobs of `pg_cron` run.
+    #[serde(default)]
+    pub scheduled_jobs: bool,
+}
+
+impl Allowance {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The network that a branch's Postgres has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BranchNetwork {
+    /// Nothing but a loopback interface of its own.
+    None,
+    /// That of the machine.
+    Host,
 }
 
 /// A kind of record.

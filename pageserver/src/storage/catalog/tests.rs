@@ -15,6 +15,7 @@ fn branch(id: u64, timeline: TimelineId, parent: Option<u64>) -> BranchRecord {
         forked_ns,
         protected: false,
         password: None,
+        allowance: Allowance::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::storage::catalog::file::{STATE_AT, TRUSTED};
 use crate::storage::catalog::records::{NoteRecord, Row, Stored};
 use crate::storage::catalog::{
-    AncestorRecord, BranchRecord, Catalog, LaneRecord, TimelineRecord, Update,
+    Allowance, AncestorRecord, BranchRecord, Catalog, LaneRecord, TimelineRecord, Update,
 };
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
@@ -84,6 +84,7 @@ fn some(left: Left) -> (SimDisk, Said) {
             forked_ns: 1,
             protected: false,
             password: None,
+            allowance: Allowance::default(),
         };
         let update = Update {
             add_timelines: vec![(fresh, TimelineRecord { ancestor, ..TimelineRecord::default() })],
@@ -231,6 +232,7 @@ fn long(catalog: &Catalog, nth: u64) -> Update {
         forked_ns: 1,
         protected: false,
         password: Some("x".repeat(60_000).into()),
+        allowance: Allowance::default(),
     };
     Update { add_timelines: vec![(fresh, TimelineRecord::default())], ..Update::default() }
         .put(&format!("long-{nth}"), record)

@@ -4,22 +4,24 @@
 //! gone. Wakers only wait for it, so a waker that goes away takes nothing with it and a hundred of
 //! them share one Postgres. Nothing is kept of a compute that sleeps.
 
-use super::data_directory::{self, LOCK_FILE, Prepared};
-use super::installation::Installation;
-use super::leftovers::{Records, remove_sockets};
-use super::postgres::Postgres;
-use super::room::{self, Room, has_clients};
-use super::settings::{ManagedFiles, SOCKET_FILE, Situation};
-use super::slot::{Admission, ComputeDue, ComputeSlot, Halt, Phase};
-pub use super::slot::{ComputeState, Lease};
-use super::user::OsUser;
+mod start;
+
+use crate::compute::config::ComputeConfig;
+use crate::compute::leftovers::{Records, remove_sockets};
+use crate::compute::postgres::Postgres;
+use crate::compute::room::{self, Room, has_clients};
+use crate::compute::settings::{ManagedFiles, SOCKET_FILE};
+use crate::compute::slot::{Admission, ComputeDue, ComputeSlot, Halt, Phase};
+pub use crate::compute::slot::{ComputeState, Lease};
+use crate::compute::surroundings::ComputeSurroundings;
+use crate::compute::user::OsUser;
 use crate::error::{Error, Result};
 use crate::locks::lock;
+use crate::storage::catalog::{Allowance, BranchNetwork};
 use crate::storage::clock::whole_ms;
 use crate::storage::page::TimelineId;
 use crate::tasks;
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,6 +29,12 @@ use tokio::sync::{Semaphore, watch};
 
 /// Longest path of a Unix socket, in bytes, without the final zero.
 const SOCKET_PATH_BYTES: usize = 107;
+
+/// How long the sessions of a branch that is reset, restored or deleted have to end by themselves,
+/// with what their Postgres tells them.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have.
+const LEFT_POLL: Duration = Duration::from_millis(1);
 
 /// How long one start may count among the parallel ones.
 const TURN_LIMIT: Duration = Duration::from_secs(2);
@@ -46,44 +54,9 @@ pub trait DataDirectories: Send + Sync + 'static {
     /// Whether a compute may run on the timeline: a name leads to it, or somebody visits it. Unlike
     /// the others this is called from any thread, and answers at once.
     fn is_wanted(&self, timeline: TimelineId) -> bool;
-}
-
-/// How computes run.
-#[derive(Clone, Debug)]
-pub struct ComputeConfig {
-    /// The Postgres that runs them.
-    pub installation: Installation,
-    /// The user that they run as, unless their data directory belongs to another.
-    pub user: OsUser,
-    /// Directory of sockets, managed configuration files and records, on a local file system, never
-    /// inside the mount.
-    pub run_dir: PathBuf,
-    /// A compute without a client for this long is stopped; zero means never.
-    pub suspend_after: Duration,
-    /// Longest start, crash recovery included.
-    pub start_limit: Duration,
-    /// Longest fast shutdown, final checkpoint included, before it becomes an immediate one.
-    pub stop_limit: Duration,
-    /// Computes at the same time; zero is no limit.
-    pub max_running: usize,
-    /// Starts at the same time; more than the machine has cores only makes all of them late.
-    pub parallel_starts: usize,
-}
-
-impl ComputeConfig {
-    /// The default times and limits.
-    pub fn new(installation: Installation, user: OsUser, run_dir: PathBuf) -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self {
-            installation,
-            user,
-            run_dir,
-            suspend_after: Duration::from_secs(300),
-            start_limit: Duration::from_secs(600),
-            stop_limit: Duration::from_secs(60),
-            max_running: room::that_fit(),
-            parallel_starts: cores * 2,
-        }
+    /// Bytes that are free where temporary files go, if that is known.
+    fn free_bytes(&self) -> Option<u64> {
+        None
     }
 }
 
@@ -112,12 +85,13 @@ pub struct Supervisor {
     slots: Mutex<HashMap<TimelineId, Arc<ComputeSlot>>>,
     starts: Semaphore,
     room: Room,
+    surroundings: ComputeSurroundings,
     /// True once the server shuts down: no start any more, and those under way end.
     closing: watch::Sender<bool>,
 }
 
 impl Supervisor {
-    /// Prepares the run directory. Call [`super::leftovers::clean`] first.
+    /// Prepares the run directory. Call [`crate::compute::leftovers::clean`] first.
     pub fn new(config: ComputeConfig, directories: Arc<dyn DataDirectories>) -> Result<Arc<Self>> {
         check_run_dir(&config.run_dir)?;
         let managed = ManagedFiles::write(config.run_dir.join("etc"))?;
@@ -135,6 +109,7 @@ impl Supervisor {
             )
         })?;
         Ok(Arc::new(Self {
+            surroundings: ComputeSurroundings::prepare(&config),
             starts: Semaphore::new(config.parallel_starts.max(1)),
             room: Room::new(config.max_running),
             config,
@@ -148,14 +123,18 @@ impl Supervisor {
 
     /// Waits until the timeline's Postgres accepts connections, starting it if need be, and keeps
     /// it awake until the lease is dropped. A start that is under way is shared, and goes on if
-    /// this future is dropped.
-    pub async fn wake(self: &Arc<Self>, timeline: TimelineId) -> Result<Lease> {
+    /// this future is dropped. A start that begins here lets Postgres do what `allowance` says.
+    pub async fn wake(
+        self: &Arc<Self>,
+        timeline: TimelineId,
+        allowance: Allowance,
+    ) -> Result<Lease> {
         loop {
             let slot = self.slot(timeline)?;
             match slot.enter() {
                 Admission::Ready(lease) => return Ok(lease),
                 Admission::Start(generation) => {
-                    tokio::spawn(self.clone().live(slot.clone()));
+                    tokio::spawn(self.clone().live(slot.clone(), allowance));
                     slot.started(generation).await?;
                 }
                 Admission::Wait(generation) => slot.started(generation).await?,
@@ -188,6 +167,67 @@ impl Supervisor {
         }
     }
 
+    /// Ends all sessions on a timeline that a name no longer leads to. When it returns, Postgres
+    /// acknowledges nothing there any more; its shutdown may still be under way.
+    ///
+    /// Postgres tells its clients, for as long as [`FAREWELL`]. Those that are left are cut off.
+    pub async fn end_sessions(&self, timeline: TimelineId) {
+        let slot = lock(&self.slots).get(&timeline).cloned();
+        let Some(slot) = slot else { return };
+        if !matches!(slot.ask_to_stop(), Halt::Stopping(_)) {
+            // Whoever waits for a start finds that the name leads elsewhere.
+            return;
+        }
+        let socket = self.sockets(timeline).join(SOCKET_FILE);
+        if tokio::time::timeout(FAREWELL, left(&slot, &socket)).await.is_ok() {
+            return;
+        }
+        slot.revoke();
+        if tokio::time::timeout(self.config.stop_limit, left(&slot, &socket)).await.is_err() {
+            tracing::error!(%timeline, "sessions on a branch's former state cannot be ended");
+        }
+    }
+
+    /// Does something in the data directory of a compute that rests, which nobody can wake
+    /// meanwhile. Waits for one that starts or stops; none if it runs.
+    pub async fn offline<T: Send + 'static>(
+        self: &Arc<Self>,
+        timeline: TimelineId,
+        work: impl FnOnce(&Path, &OsUser) -> Result<T> + Send + 'static,
+    ) -> Result<Option<T>> {
+        let this = Arc::clone(self);
+        let done = async move {
+            loop {
+                let slot = this.slot(timeline)?;
+                match slot.enter() {
+                    Admission::Ready(_) => return Ok(None),
+                    Admission::Start(_) => {
+                        let done = this.blocking(move |this| this.work_in(timeline, work)).await;
+                        slot.rest(None);
+                        this.retire(timeline, true);
+                        return done.map(Some);
+                    }
+                    // A failed start is at rest as well.
+                    Admission::Wait(generation) => drop(slot.started(generation).await),
+                    Admission::Stopping(generation) => slot.rested(generation).await,
+                    Admission::Retired => tokio::task::yield_now().await,
+                }
+            }
+        };
+        tasks::detached(done).await
+    }
+
+    fn work_in<T>(
+        &self,
+        timeline: TimelineId,
+        work: impl FnOnce(&Path, &OsUser) -> Result<T>,
+    ) -> Result<T> {
+        let data = self.directories.open(timeline)?;
+        let done = self.config.user.owner_of(&data).and_then(|user| work(&data, &user));
+        self.directories.closed(timeline);
+        done
+    }
+
     /// Stops the timeline's Postgres now, whoever is connected; waits for a start that is under
     /// way.
     pub async fn suspend(&self, timeline: TimelineId) {
@@ -211,6 +251,11 @@ impl Supervisor {
             Some(Phase::Failed(error)) => (ComputeState::Failed, Some(error.detail), None),
         };
         ComputeStatus { state, failure, leases, socket }
+    }
+
+    /// The network that a start with this allowance has.
+    pub fn network(&self, allowance: Allowance) -> BranchNetwork {
+        self.surroundings.network_of(allowance)
     }
 
     /// How many computes run, and how many leases are out.
@@ -265,10 +310,10 @@ impl Supervisor {
     }
 
     /// The life of one compute, from start to rest.
-    async fn live(self: Arc<Self>, slot: Arc<ComputeSlot>) {
+    async fn live(self: Arc<Self>, slot: Arc<ComputeSlot>, allowance: Allowance) {
         let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await
         {
-            Ok(place) => self.start(&slot).await.map(|postgres| (postgres, place)),
+            Ok(place) => self.start(&slot, allowance).await.map(|postgres| (postgres, place)),
             Err(error) => Err(error),
         };
         let failure = match started {
@@ -287,111 +332,6 @@ impl Supervisor {
         let refused = failure.as_ref().is_some_and(|error| error.code == room::TOO_MANY);
         slot.rest(failure);
         self.retire(slot.timeline, refused);
-    }
-
-    async fn start(self: &Arc<Self>, slot: &ComputeSlot) -> Result<Postgres> {
-        let asked = Instant::now();
-        let mut closing = self.closing.subscribe();
-        let closed = async move {
-            // It fails only when the supervisor is gone.
-            let _gone = closing.wait_for(|closing| *closing).await;
-        };
-        tokio::pin!(closed);
-        let turn = tokio::select! {
-            biased;
-            () = &mut closed => return Err(shutting_down()),
-            permit = self.starts.acquire() => permit,
-        };
-        let started = Instant::now();
-        let mut postgres = self.open_and_spawn(slot.timeline).await?;
-        let ready = tokio::select! {
-            ready = self.ready(&mut postgres, slot.timeline, turn) => ready,
-            () = closed => Err(shutting_down()),
-        };
-        if let Err(error) = ready {
-            if !postgres.stop(self.config.stop_limit).await {
-                postgres.sweep().await;
-            }
-            self.clean_up(slot.timeline).await;
-            return Err(error);
-        }
-        tracing::info!(
-            timeline = %slot.timeline, pid = postgres.pid(), ms = millis(started),
-            queued_ms = (started - asked).as_millis(), "compute ready"
-        );
-        Ok(postgres)
-    }
-
-    /// Waits for Postgres while holding its place among the parallel starts, but not through a long
-    /// recovery: a few branches that recover must not keep all others asleep.
-    async fn ready<T>(&self, postgres: &mut Postgres, timeline: TimelineId, turn: T) -> Result<()> {
-        let directories = Arc::clone(&self.directories);
-        let lock_file = move || directories.received(timeline, LOCK_FILE);
-        let ready = postgres.ready(self.config.start_limit, lock_file);
-        tokio::pin!(ready);
-        match tokio::time::timeout(TURN_LIMIT, &mut ready).await {
-            Ok(ready) => ready,
-            Err(_) => {
-                drop(turn);
-                ready.await
-            }
-        }
-    }
-
-    async fn open_and_spawn(self: &Arc<Self>, timeline: TimelineId) -> Result<Postgres> {
-        let opened = self.blocking(move |this| this.directories.open(timeline)).await?;
-        let (data, prepared) = (opened.clone(), self.prepare(timeline, opened).await);
-        let spawned = match prepared {
-            Ok((prepared, user)) => self.spawn(timeline, &user, &data, prepared).await,
-            Err(error) => Err(error),
-        };
-        if spawned.is_err() {
-            self.clean_up(timeline).await;
-        }
-        spawned
-    }
-
-    /// Readies the data directory and the socket directory; says what it found there, and who is to
-    /// run Postgres.
-    async fn prepare(
-        self: &Arc<Self>,
-        timeline: TimelineId,
-        data: PathBuf,
-    ) -> Result<(Prepared, OsUser)> {
-        let prepare = move |this: &Self| {
-            let config = &this.config;
-            let user = config.user.owner_of(&data)?;
-            let prepared =
-                data_directory::prepare(&data, timeline, config.installation.major, &user)?;
-            make_private(&this.sockets(timeline), &user)?;
-            this.records.write(timeline, &data, None)?;
-            Ok((prepared, user))
-        };
-        self.blocking(prepare).await
-    }
-
-    async fn spawn(
-        self: &Arc<Self>,
-        timeline: TimelineId,
-        user: &OsUser,
-        data: &Path,
-        prepared: Prepared,
-    ) -> Result<Postgres> {
-        let situation = Situation {
-            timeline,
-            major: self.config.installation.major,
-            data,
-            sockets: &self.sockets(timeline),
-            managed: &self.managed,
-            has_config: prepared.has_config,
-            is_new: prepared.is_new,
-        };
-        let mut postgres = Postgres::spawn(&self.config.installation, user, &situation).await?;
-        if let Err(error) = self.records.write(timeline, data, Some(postgres.pid())) {
-            postgres.stop(self.config.stop_limit).await;
-            return Err(error);
-        }
-        Ok(postgres)
     }
 
     /// Watches a running compute to its end; the error if it died by itself.
@@ -414,7 +354,7 @@ impl Supervisor {
             }
         }
         let asked = Instant::now();
-        let clean = postgres.stop(self.config.stop_limit).await;
+        let clean = postgres.stop(self.config.stop_limit, slot.hurried()).await;
         if !clean {
             postgres.sweep().await;
         }
@@ -425,7 +365,9 @@ impl Supervisor {
     /// Removes the traces of a compute whose processes are gone, and gives its data directory back.
     async fn clean_up(self: &Arc<Self>, timeline: TimelineId) {
         let clean = move |this: &Self| {
+            this.surroundings.end(timeline);
             remove_sockets(&this.sockets(timeline));
+            this.managed.remove_defaults(timeline);
             this.directories.closed(timeline);
             this.records.remove(timeline);
         };
@@ -445,6 +387,14 @@ impl Supervisor {
     }
 }
 
+/// Waits until nobody is connected to the compute in `slot`, through the proxy or not.
+async fn left(slot: &ComputeSlot, socket: &Path) {
+    slot.unused().await;
+    while !slot.is_at_rest() && has_clients(socket.to_owned()).await {
+        tokio::time::sleep(LEFT_POLL).await;
+    }
+}
+
 /// Stops whatever runs in `slot`, a start that is under way included, and waits until it rests.
 async fn stop(slot: &ComputeSlot) {
     loop {
@@ -457,15 +407,6 @@ async fn stop(slot: &ComputeSlot) {
             }
         }
     }
-}
-
-/// Makes `path` a directory that only the user of Postgres (and root) can enter.
-fn make_private(path: &Path, user: &OsUser) -> Result<()> {
-    remove_sockets(path);
-    std::fs::create_dir_all(path)
-        .and_then(|()| std::fs::set_permissions(path, PermissionsExt::from_mode(0o700)))
-        .map_err(|e| Error::io(format_args!("make {}", path.display()), &e))?;
-    user.own(path)
 }
 
 /// Postgres's list of socket directories is separated by commas and may be quoted.

@@ -14,12 +14,14 @@
 //! same time; the syncer's threads send the other replies. A process that writes faster than the
 //! disk waits too, on the thread that serves the request.
 
+mod directories;
+
 use crate::fs::convert::{mount_root, now_ns, permissions, shown};
 use crate::fs::error::{TreeError, TreeResult};
 use crate::fs::links::stored_target;
 use crate::fs::nodes::{MOUNT_ROOT, Node, Nodes};
 use crate::fs::protocol::{
-    AttributeChange, Listing, Operation, RENAME_NOREPLACE, ReplyBody, Request, ShownInode, Time,
+    AttributeChange, Operation, RENAME_NOREPLACE, ReplyBody, Request, ShownInode, Time,
 };
 use crate::fs::reply::{
     Reply, reply_attr, reply_body, reply_bytes, reply_empty, reply_entry, reply_sync, report,
@@ -36,10 +38,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
-
-/// Cookies of `.` and `..`; those of names are positions, which are far above.
-const DOT_COOKIES: [u64; 2] = [1, 2];
 
 /// Trees by the name of their directory in the mount.
 pub type Roots = Arc<RwLock<BTreeMap<String, Arc<Tree>>>>;
@@ -63,6 +63,8 @@ pub struct Adapter {
     nodes: Nodes,
     mountpoint: PathBuf,
     owner: (u32, u32),
+    /// Whether the store is about to close.
+    is_closed: AtomicBool,
 }
 
 impl Adapter {
@@ -75,7 +77,8 @@ impl Adapter {
         mountpoint: PathBuf,
         owner: (u32, u32),
     ) -> Self {
-        Self { side, store, roots, nodes: Nodes::default(), mountpoint, owner }
+        let (nodes, is_closed) = (Nodes::default(), AtomicBool::new(false));
+        Self { side, store, roots, nodes, mountpoint, owner, is_closed }
     }
 
     fn node(&self, number: u64) -> TreeResult<Node> {
@@ -199,8 +202,16 @@ impl Adapter {
 }
 
 impl Adapter {
+    /// Refuses every request from now on: the store is about to close.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+    }
+
     /// Serves a request, and has `reply` answered.
     pub(super) fn serve(&self, request: Request<'_>, reply: Reply) {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return reply.error(Errno::EIO);
+        }
         let (number, owner) = (request.node, (request.uid, request.gid));
         let new = |kind, mode| NewInode { kind, mode: permissions(mode), owner, target: &[] };
         match request.operation {
@@ -412,45 +423,6 @@ impl Adapter {
             (Ok(node), Side::Data { .. }) => node.tree.timeline().sync_both(reply_sync(reply)),
             (Ok(node), Side::Wal) => node.tree.timeline().sync(LaneKind::Wal, reply_sync(reply)),
             (Err(error), _) => reply.error(report(error)),
-        }
-    }
-
-    fn read_directory(&self, number: u64, offset: u64, size: u32, reply: Reply) {
-        let mut names = Listing::new(size);
-        let dots = DOT_COOKIES.into_iter().zip([".", ".."]).filter(|(cookie, _)| offset < *cookie);
-        for (cookie, name) in dots {
-            if !names.add(number, cookie, FileKind::Directory, OsStr::new(name)) {
-                return reply.body(names.into_body());
-            }
-        }
-        let listed = if number == MOUNT_ROOT {
-            self.list_roots(offset, &mut names);
-            Ok(())
-        } else {
-            self.node(number).map(|node| self.list(&node, offset, &mut names))
-        };
-        reply_body(reply, listed.map(|()| names.into_body()));
-    }
-
-    fn list_roots(&self, offset: u64, names: &mut Listing) {
-        let shown =
-            |(name, tree): (&String, &Arc<Tree>)| self.root_inode(tree).map(|_| name.clone());
-        let roots: Vec<String> = read(&self.roots).iter().filter_map(shown).collect();
-        for (name, cookie) in roots.iter().zip(DOT_COOKIES[1] + 1..) {
-            if offset < cookie && !names.add(cookie, cookie, FileKind::Directory, OsStr::new(name))
-            {
-                break;
-            }
-        }
-    }
-
-    fn list(&self, node: &Node, offset: u64, names: &mut Listing) {
-        for (cookie, name, target) in node.tree.list(node.inode) {
-            let linked = self.link_to_wal(&node.tree, target.inode).is_some();
-            let kind = if linked { FileKind::Symlink } else { target.kind };
-            if offset < cookie && !names.add(target.inode, cookie, kind, OsStr::from_bytes(&name)) {
-                break;
-            }
         }
     }
 
