@@ -31,6 +31,7 @@ mod view;
 mod visits;
 
 use crate::compute::Supervisor;
+use crate::compute::debt::Debts;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::fs::mount::Mount;
@@ -80,6 +81,7 @@ pub struct Branches {
     changes: Semaphore,
     searches: Semaphore,
     tidying: Tidying,
+    debts: Arc<Debts>,
     started: Instant,
 }
 
@@ -104,6 +106,7 @@ impl Branches {
             changes: Semaphore::new(CHANGES),
             searches: Semaphore::new(SEARCHES),
             tidying: Tidying::default(),
+            debts: Arc::default(),
             started: Instant::now(),
         })
     }

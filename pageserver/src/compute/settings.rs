@@ -140,13 +140,18 @@ pub struct Situation<'a> {
     pub is_new: bool,
     /// Whether the jobs of `pg_cron` run.
     pub scheduled_jobs: bool,
+    /// `shared_preload_libraries`, if the branch's own is not to be used.
+    pub preload: Option<&'a str>,
 }
 
 /// The command line of one start: data directory and forced settings.
 pub fn arguments(situation: &Situation<'_>) -> Vec<OsString> {
     let mut arguments = vec![OsString::from("-D"), situation.data.into()];
     let mut settings = fixed(situation.major);
-    settings.extend(if situation.scheduled_jobs { JOBS_RUN } else { JOBS_REST });
+    settings.extend(jobs(situation.scheduled_jobs));
+    if let Some(preload) = situation.preload {
+        settings.push(("shared_preload_libraries", preload));
+    }
     if situation.is_new && situation.major >= 14 {
         // Before it recovers, Postgres makes durable what a life before it wrote: file by file, two
         // requests for each of some 1,300 files. Of a new timeline the kernel has nothing that is
@@ -169,14 +174,17 @@ pub fn arguments(situation: &Situation<'_>) -> Vec<OsString> {
     arguments
 }
 
-/// Jobs of `pg_cron` do not run on a branch. The settings are always given, as a copied
-/// `shared_preload_libraries` can hide in an included file; without `pg_cron` they name nothing.
-/// Before its version 1.5 `pg_cron` does not know the first.
-const JOBS_REST: [(&str, &str); 2] =
-    [("cron.launch_active_jobs", "off"), ("cron.max_running_jobs", "0")];
-/// They run as Postgres's own processes: a branch has no port that `pg_cron` could connect to.
-const JOBS_RUN: [(&str, &str); 2] =
-    [("cron.launch_active_jobs", "on"), ("cron.use_background_workers", "on")];
+/// The setting by which `pg_cron` runs its jobs or not. It is always given, as a copied
+/// `shared_preload_libraries` can hide in an included file.
+pub(super) const RUN_JOBS: &str = "cron.launch_active_jobs";
+
+fn jobs(run: bool) -> Vec<(&'static str, &'static str)> {
+    match run {
+        false => vec![(RUN_JOBS, "off")],
+        // As Postgres's own processes: a branch has no port that they could connect to.
+        true => vec![(RUN_JOBS, "on"), ("cron.use_background_workers", "on")],
+    }
+}
 
 /// A copied configuration may redirect any of these to the files of the cluster it came from.
 fn paths(situation: &Situation<'_>) -> Vec<(&'static str, PathBuf)> {
@@ -190,7 +198,7 @@ fn paths(situation: &Situation<'_>) -> Vec<(&'static str, PathBuf)> {
     ]
 }
 
-fn fixed(major: u32) -> Vec<(&'static str, &'static str)> {
+fn fixed<'a>(major: u32) -> Vec<(&'static str, &'a str)> {
     let mut settings = vec![
         ("listen_addresses", ""),
         ("port", "5432"),
@@ -260,6 +268,7 @@ mod tests {
             managed: &managed,
             is_new,
             scheduled_jobs,
+            preload: None,
         };
         let words: Vec<_> =
             arguments(&situation).iter().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -281,7 +290,7 @@ mod tests {
              -c recovery_end_command= -c recovery_target= -c recovery_target_lsn= \
              -c recovery_target_name= \
              -c recovery_target_time= -c recovery_target_xid= \
-             -c cron.launch_active_jobs=off -c cron.max_running_jobs=0 \
+             -c cron.launch_active_jobs=off \
              -c data_directory=/mnt/00000007 \
              -c config_file=/run/etc/00000007.conf \
              -c hba_file=/run/etc/pg_hba.conf -c ident_file=/run/etc/pg_ident.conf \
@@ -312,7 +321,7 @@ mod tests {
     #[test]
     fn jobs_run_only_where_they_are_allowed_to() {
         assert!(line_of(15, false, true).contains("cron.launch_active_jobs=on"));
-        assert!(!line_of(15, false, true).contains("cron.max_running_jobs"));
+        assert!(line_of(15, false, false).contains("cron.launch_active_jobs=off"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the server does by itself.
 
 use super::wiring::Running;
+use crate::compute::debt::DEBT_TICK;
 use crate::config::{Config, DETACH_AFTER, TICK, VISITS_TICK};
 use crate::error::Result;
 use crate::jobs::{Again, Priority};
@@ -34,6 +35,12 @@ pub(super) fn start(running: &Running, config: &Config) -> Result<()> {
         mount.release_idle(DETACH_AFTER);
         store.close_unused();
         more.map(again)
+    })?;
+    let (branches, runtime) = (Arc::clone(&running.branches), Handle::current());
+    jobs.every("checkpoints", DEBT_TICK, Priority::Normal, move |_| {
+        let _runtime = runtime.enter();
+        branches.bound_debts();
+        Ok(Again::Later)
     })?;
     let (branches, runtime) = (Arc::clone(&running.branches), Handle::current());
     jobs.every("visits", VISITS_TICK, Priority::Normal, move |_| {

@@ -344,6 +344,12 @@ impl Store {
         Ok(())
     }
 
+    /// The timeline if it is open and nobody is busy with its slot.
+    pub fn if_open(&self, id: TimelineId) -> Option<Arc<Timeline>> {
+        let slot = lock(&self.slots).get(&id).cloned()?;
+        slot.try_lock().ok()?.timeline.clone()
+    }
+
     /// The timelines that are open.
     pub fn open_timelines(&self) -> Vec<Arc<Timeline>> {
         let slots: Vec<_> = lock(&self.slots).values().cloned().collect();

@@ -258,6 +258,13 @@ impl Supervisor {
         self.surroundings.network_of(allowance)
     }
 
+    /// The timelines whose computes run.
+    pub fn running(&self) -> Vec<TimelineId> {
+        let slots = lock(&self.slots);
+        let runs = |slot: &ComputeSlot| matches!(slot.state().phase, Phase::Running(_));
+        slots.iter().filter(|(_, slot)| runs(slot)).map(|(timeline, _)| *timeline).collect()
+    }
+
     /// How many computes run, and how many leases are out.
     pub fn totals(&self) -> (u64, u64) {
         let slots = lock(&self.slots);

@@ -1,6 +1,7 @@
 //! The start of a compute, from the data directory to the first connection.
 
 use super::{Supervisor, TURN_LIMIT, millis, shutting_down};
+use crate::compute::cron;
 use crate::compute::data_directory::{self, LOCK_FILE, Prepared};
 use crate::compute::door;
 use crate::compute::leftovers::remove_sockets;
@@ -157,7 +158,10 @@ impl Supervisor {
             managed: &self.managed,
             is_new: prepared.is_new,
             scheduled_jobs: allowance.scheduled_jobs,
+            preload: None,
         };
+        let preload = cron::preload_without(&self.config.installation, user, &situation).await?;
+        let situation = Situation { preload: preload.as_deref(), ..situation };
         if !prepared.has_door
             && let Err(error) = self.make_door(user, data, &situation).await
         {
