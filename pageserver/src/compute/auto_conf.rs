@@ -1,5 +1,6 @@
 //! `postgresql.auto.conf`, changed while no Postgres runs, as `ALTER SYSTEM` does while one does.
 
+use super::data_directory::open_plainly;
 use super::user::OsUser;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -88,11 +89,6 @@ impl SettingsChange {
         }
         text
     }
-}
-
-fn open_plainly(path: &Path) -> io::Result<File> {
-    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
-    File::options().read(true).custom_flags(flags.bits()).open(path)
 }
 
 /// Whether it can be a setting: a word, or several with dots between.

@@ -8,7 +8,6 @@ use crate::sys::child::{Network, Preparation, prepare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::{OnceLock, mpsc};
@@ -34,8 +33,6 @@ pub(crate) struct OwnedChild {
 pub(crate) struct Surroundings {
     /// Its network.
     pub(crate) network: Network,
-    /// Lists of members of the control groups that it joins.
-    pub(crate) groups: Vec<OwnedFd>,
     /// How much sooner than others it is ended when memory runs out.
     pub(crate) oom_score: Option<&'static str>,
     /// A list of users that it sees in place of the system's.
@@ -45,7 +42,7 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Those of this process.
     pub(crate) fn ours() -> Self {
-        Self { network: Network::Shared, groups: Vec::new(), oom_score: None, users: None }
+        Self { network: Network::Shared, oom_score: None, users: None }
     }
 }
 
@@ -55,14 +52,11 @@ pub(crate) async fn spawn(
     mut command: Command,
     user: &OsUser,
     death: Signal,
-    Surroundings { network, groups, oom_score, users }: Surroundings,
+    Surroundings { network, oom_score, users }: Surroundings,
 ) -> io::Result<OwnedChild> {
     let identity = user.is_other().then_some((user.uid, user.gid));
     command.process_group(0);
-    prepare(
-        command.as_std_mut(),
-        Preparation { groups, oom_score, network, users, identity, death },
-    );
+    prepare(command.as_std_mut(), Preparation { oom_score, network, users, identity, death });
     let runtime = tokio::runtime::Handle::current();
     let (reply, answer) = oneshot::channel();
     let job = Box::new(move || {

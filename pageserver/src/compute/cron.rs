@@ -4,17 +4,24 @@
 //! is loaded, so it is not loaded.
 
 use super::child::Surroundings;
+use super::data_directory::open_plainly;
 use super::installation::Installation;
 use super::settings::{self, RUN_JOBS, Situation};
 use super::tool;
 use super::user::OsUser;
 use crate::error::Result;
 use std::fs;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
 use std::time::Duration;
 
 /// Where Postgres's libraries are, from the directory of its programs.
 const PLACES: [&str; 3] = ["../lib", "../lib/postgresql", "../lib64"];
 const LIBRARY: &str = "pg_cron";
+/// Where a branch's own settings are. Asking Postgres for them takes as long as half a start.
+const FILES: [&str; 2] = ["postgresql.conf", "postgresql.auto.conf"];
+/// Far more than a configuration file has.
+const MAX_BYTES: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The `shared_preload_libraries` of a branch without `pg_cron`, if the installed one would run the
@@ -24,7 +31,9 @@ pub(super) async fn preload_without(
     user: &OsUser,
     situation: &Situation<'_>,
 ) -> Result<Option<String>> {
-    if situation.scheduled_jobs || !runs_always(installation) {
+    let may_load =
+        user.with_rights(|| FILES.iter().any(|name| may_name_it(&situation.data.join(name))));
+    if situation.scheduled_jobs || !may_load || !runs_always(installation) {
         return Ok(None);
     }
     let mut command = tool::command(installation, "postgres");
@@ -32,6 +41,22 @@ pub(super) async fn preload_without(
     let said = tool::run_in(command, user, "", LIMIT, Surroundings::ours()).await?;
     // What is wrong with the settings is said by the start.
     Ok(Some(said.output).filter(|_| said.success).and_then(|list| without(list.trim())))
+}
+
+/// Whether a configuration file may name the library, or another file that does.
+fn may_name_it(path: &Path) -> bool {
+    let mut text = Vec::new();
+    let read = open_plainly(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
+    match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => return false,
+        // What cannot be read here, or is longer, Postgres may be able to read.
+        Err(_) => return true,
+        Ok(count) if count as u64 == MAX_BYTES => return true,
+        Ok(_) => {}
+    }
+    let text = String::from_utf8_lossy(&text).to_ascii_lowercase();
+    let mut lines = text.lines().map(str::trim_start).filter(|line| !line.starts_with('#'));
+    lines.any(|line| line.contains(LIBRARY) || line.starts_with("include"))
 }
 
 /// Whether the installed library does not know the setting.

@@ -138,7 +138,9 @@ fn read_start(path: &Path) -> io::Result<String> {
     read_text(&open_plainly(path)?)
 }
 
-fn open_plainly(path: &Path) -> io::Result<File> {
+/// Opens a file that the branch's owner may have put there: neither a symbolic link is followed nor
+/// a pipe waited for.
+pub(super) fn open_plainly(path: &Path) -> io::Result<File> {
     let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
     File::options().read(true).custom_flags(flags.bits()).open(path)
 }

@@ -10,9 +10,8 @@ use crate::storage::page::TimelineId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -123,14 +122,13 @@ impl Groups {
         Group(self.places().iter().map(|at| at.join(timeline.to_string())).collect())
     }
 
-    /// Makes the group of a compute; the lists that its processes join the group by.
-    pub(crate) fn make(&self, timeline: TimelineId) -> io::Result<Vec<OwnedFd>> {
+    /// Makes the group of a compute, and moves a process into it.
+    pub(crate) fn make(&self, timeline: TimelineId, pid: i32) -> io::Result<()> {
         let group = self.group(timeline);
         lock(&self.made).insert(timeline);
         group.0.iter().try_for_each(|at| make(at))?;
         self.limit(&group)?;
-        let open = |at: &PathBuf| File::options().write(true).open(at.join(MEMBERS));
-        group.0.iter().map(|at| open(at).map(OwnedFd::from)).collect()
+        group.0.iter().try_for_each(|at| fs::write(at.join(MEMBERS), pid.to_string()))
     }
 
     /// Ends every process in the group of a compute, and removes the group.

@@ -4,7 +4,6 @@
 use super::child::Surroundings;
 use super::config::ComputeConfig;
 use super::groups::{Groups, group_name};
-use crate::error::{Error, Result};
 use crate::storage::catalog::{Allowance, BranchNetwork};
 use crate::storage::page::TimelineId;
 use crate::sys::child::{Network, Preparation, UserMap, prepare};
@@ -58,17 +57,21 @@ impl ComputeSurroundings {
     }
 
     /// The surroundings of a compute that is about to start.
-    pub(crate) fn of(&self, timeline: TimelineId, allowance: Allowance) -> Result<Surroundings> {
+    pub(crate) fn of(&self, allowance: Allowance) -> Surroundings {
         let isolated = self.isolated.as_ref();
         let isolated = isolated.filter(|_| self.network_of(allowance) == BranchNetwork::None);
         let network = isolated.cloned().unwrap_or(Network::Shared);
-        let groups = match &self.groups {
-            Some(groups) => groups
-                .make(timeline)
-                .map_err(|e| Error::io(format_args!("make the control group of {timeline}"), &e))?,
-            None => Vec::new(),
-        };
-        Ok(Surroundings { network, groups, oom_score: Some(OOM_SCORE), users: None })
+        Surroundings { network, oom_score: Some(OOM_SCORE), users: None }
+    }
+
+    /// Puts a postmaster that has just started into a control group of its own, with all that it
+    /// starts from then on. The kernel takes some 20 ms for that, which Postgres needs for its own
+    /// start too.
+    pub(crate) fn enclose(&self, timeline: TimelineId, pid: i32) {
+        let Some(groups) = &self.groups else { return };
+        if let Err(error) = groups.make(timeline, pid) {
+            tracing::warn!(%timeline, %error, "the branch has no limits");
+        }
     }
 
     /// Ends what a compute has left running, and removes its group.
@@ -87,7 +90,6 @@ fn try_isolation(config: &ComputeConfig) -> std::io::Result<Network> {
     let mut command = Command::new(config.installation.program("postgres"));
     command.arg("-V").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let preparation = Preparation {
-        groups: Vec::new(),
         oom_score: None,
         network: network.clone(),
         users: None,

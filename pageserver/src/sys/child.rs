@@ -10,10 +10,10 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid, write};
+use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -48,8 +48,6 @@ impl UserMap {
 
 /// All that a child does to itself. In this order.
 pub struct Preparation {
-    /// Lists of members of the control groups that it joins, open for writing.
-    pub groups: Vec<OwnedFd>,
     /// How much sooner than others it is ended when memory runs out (proc_pid_oom_score_adj(5)).
     pub oom_score: Option<&'static str>,
     /// Its network.
@@ -68,10 +66,7 @@ pub struct Preparation {
 pub fn prepare(command: &mut Command, preparation: Preparation) {
     let parent = getpid();
     let prepare = move || {
-        let Preparation { groups, oom_score, network, users, identity, death } = &preparation;
-        for members in groups {
-            write(members, b"0")?;
-        }
+        let Preparation { oom_score, network, users, identity, death } = &preparation;
         if let Some(score) = oom_score {
             put("/proc/self/oom_score_adj", score)?;
         }

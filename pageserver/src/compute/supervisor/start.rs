@@ -42,8 +42,14 @@ impl Supervisor {
         };
         let started = Instant::now();
         let mut postgres = self.open_and_spawn(slot.timeline, allowance).await?;
+        let (timeline, pid) = (slot.timeline, postgres.pid());
+        let enclosed = self.blocking(move |this| this.surroundings.enclose(timeline, pid));
+        let both = async {
+            let ready = self.ready(&mut postgres, timeline, turn);
+            tokio::join!(ready, enclosed).0
+        };
         let ready = tokio::select! {
-            ready = self.ready(&mut postgres, slot.timeline, turn) => ready,
+            ready = both => ready,
             () = closed => Err(shutting_down()),
         };
         if let Err(error) = ready {
@@ -126,16 +132,11 @@ impl Supervisor {
         situation: &Situation<'_>,
     ) -> Result<()> {
         let timeline = situation.timeline;
-        let of = move |this: &Self| this.surroundings.of(timeline, Allowance::default());
-        let surroundings = self.blocking(of).await?;
+        let surroundings = self.surroundings.of(Allowance::default());
         let users = self.managed.path(&format!("{timeline}.users"));
         let installation = &self.config.installation;
         let made = door::make(installation, user, situation, surroundings, &users).await;
-        let cleaned = self.blocking(move |this| {
-            this.surroundings.end(timeline);
-            std::fs::remove_file(users)
-        });
-        let _none = cleaned.await;
+        let _none = self.blocking(move |_| std::fs::remove_file(users)).await;
         made?;
         let (data, user) = (data.to_owned(), user.clone());
         self.blocking(move |_| door::note_made(&data, &user)).await?;
@@ -168,8 +169,7 @@ impl Supervisor {
             // The start itself says what is wrong with the branch, if anything is.
             tracing::warn!(%timeline, %error, "the branch has no door");
         }
-        let surroundings =
-            self.blocking(move |this| this.surroundings.of(timeline, allowance)).await?;
+        let surroundings = self.surroundings.of(allowance);
         let mut postgres =
             Postgres::spawn(&self.config.installation, user, &situation, surroundings).await?;
         if let Err(error) = self.records.write(timeline, data, Some(postgres.pid())) {
