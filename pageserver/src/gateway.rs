@@ -27,7 +27,8 @@ impl Backends for Gateway {
         };
         let lease = lease.map_err(refuse)?;
         let (socket, revoked) = (lease.socket().to_path_buf(), lease.revoked());
-        Ok(Upstream::new(name, socket, lease).until(revoked))
+        let owner = lease.owner();
+        Ok(Upstream::new(name, socket, lease).of(owner).until(revoked))
     }
 
     fn admits(&self, uid: u32) -> bool {

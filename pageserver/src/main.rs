@@ -56,6 +56,9 @@ Logs go to stderr; RUST_LOG sets their level, such as RUST_LOG=debug.";
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // It would log statements, with passwords in them, and what branches answer.
+    let quiet = "tokio_postgres=off".parse();
+    let filter = quiet.map_or_else(|_| EnvFilter::new("info"), |off| filter.add_directive(off));
     // Colour codes would stand between the words of a log file. NO_COLOR turns them off on a
     // terminal too.
     let colour = std::io::stderr().is_terminal()

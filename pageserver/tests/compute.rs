@@ -7,7 +7,6 @@ use lab::{Lab, ask, connect, copy, eventually, signal};
 use nix::sys::signal::Signal;
 use pageserver::compute::ComputeState;
 use pageserver::compute::leftovers;
-use pageserver::storage::catalog::Allowance;
 use pageserver::storage::page::TimelineId;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -29,7 +28,7 @@ async fn starts_stops_and_tells_its_state() {
     let (mut starts, mut stops) = (Vec::new(), Vec::new());
     for round in 0..10 {
         let begun = Instant::now();
-        let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+        let lease = supervisor.wake(ONE).await.unwrap();
         starts.push(begun.elapsed().as_micros());
         let client = connect(lease.socket(), &password).await;
         assert_eq!(ask(&client, "SELECT 1").await, "1");
@@ -55,14 +54,12 @@ async fn a_hundred_wakers_start_one_postgres() {
     lab.timeline(ONE).await;
     let supervisor = lab.supervisor();
     // A waker that goes away does not take the start with it.
-    let hasty =
-        tokio::time::timeout(Duration::from_millis(5), supervisor.wake(ONE, Allowance::default()))
-            .await;
+    let hasty = tokio::time::timeout(Duration::from_millis(5), supervisor.wake(ONE)).await;
     assert!(hasty.is_err());
     let wakers: Vec<_> = (0..100)
         .map(|_| {
             let supervisor = supervisor.clone();
-            tokio::spawn(async move { supervisor.wake(ONE, Allowance::default()).await.unwrap() })
+            tokio::spawn(async move { supervisor.wake(ONE).await.unwrap() })
         })
         .collect();
     let mut leases = Vec::new();
@@ -74,7 +71,7 @@ async fn a_hundred_wakers_start_one_postgres() {
     drop(leases);
     assert_eq!(supervisor.state(ONE).leases, 0);
     supervisor.stop_all().await;
-    assert_eq!(supervisor.wake(ONE, Allowance::default()).await.unwrap_err().code, "shutting_down");
+    assert_eq!(supervisor.wake(ONE).await.unwrap_err().code, "shutting_down");
     assert_eq!(lab.processes(ONE), Vec::<i32>::new());
 }
 
@@ -92,7 +89,7 @@ async fn many_timelines_wake_at_once_and_end_together() {
         .map(|timeline| {
             tokio::spawn({
                 let (supervisor, timeline) = (supervisor.clone(), *timeline);
-                async move { supervisor.wake(timeline, Allowance::default()).await.unwrap() }
+                async move { supervisor.wake(timeline).await.unwrap() }
             })
         })
         .collect();
@@ -113,7 +110,7 @@ async fn shutdown_ends_a_start_under_way() {
     let supervisor = lab.supervisor();
     let waker = tokio::spawn({
         let supervisor = supervisor.clone();
-        async move { supervisor.wake(ONE, Allowance::default()).await.map(drop) }
+        async move { supervisor.wake(ONE).await.map(drop) }
     });
     eventually("a process", SOON, || !lab.processes(ONE).is_empty()).await;
     supervisor.stop_all().await;
@@ -133,7 +130,7 @@ async fn a_failed_start_shows_postgres_own_lines() {
     let mut file = fs::File::options().append(true).open(&config).unwrap();
     writeln!(file, "shared_buffers = lots").unwrap();
     let supervisor = lab.supervisor();
-    let error = supervisor.wake(ONE, Allowance::default()).await.unwrap_err();
+    let error = supervisor.wake(ONE).await.unwrap_err();
     assert!(error.detail.contains("invalid value for parameter \"shared_buffers\""), "{error}");
     let state = supervisor.state(ONE);
     assert_eq!(state.state, ComputeState::Failed);
@@ -145,18 +142,18 @@ async fn a_failed_start_shows_postgres_own_lines() {
     let intact = bytes.clone();
     bytes[40] ^= 0xff;
     fs::write(&control, bytes).unwrap();
-    let error = supervisor.wake(ONE, Allowance::default()).await.unwrap_err();
+    let error = supervisor.wake(ONE).await.unwrap_err();
     assert!(error.detail.contains("incorrect checksum in control file"), "{error}");
 
     fs::write(&control, intact).unwrap();
-    drop(supervisor.wake(ONE, Allowance::default()).await.unwrap());
+    drop(supervisor.wake(ONE).await.unwrap());
     assert_eq!(supervisor.state(ONE).failure, None);
     supervisor.stop_all().await;
 
     fs::write(lab.data(ONE).join("PG_VERSION"), "9\n").unwrap();
-    let error = lab.supervisor().wake(ONE, Allowance::default()).await.unwrap_err();
+    let error = lab.supervisor().wake(ONE).await.unwrap_err();
     assert_eq!(error.code, "postgres_version");
-    let missing = lab.supervisor().wake(TWO, Allowance::default()).await.unwrap_err();
+    let missing = lab.supervisor().wake(TWO).await.unwrap_err();
     assert!(missing.detail.contains("data/00000002: No such file"), "{missing}");
     assert_eq!(
         lab.directories.opened.load(Ordering::SeqCst),
@@ -169,7 +166,7 @@ async fn a_killed_postgres_is_reported_swept_and_woken_again() {
     let lab = Lab::new();
     let password = lab.timeline(ONE).await;
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     client.batch_execute("CREATE TABLE kept AS SELECT 1 AS n").await.unwrap();
     // A busy backend does not notice the death of its postmaster, and would write beside the next
@@ -189,7 +186,7 @@ async fn a_killed_postgres_is_reported_swept_and_woken_again() {
     assert!(failure.contains("signal: 9"), "{failure}");
     drop(lease);
 
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     assert_eq!(ask(&client, "SELECT n FROM kept").await, "1");
     supervisor.stop_all().await;
@@ -201,7 +198,7 @@ async fn a_crashed_backend_ends_postgres_and_the_next_wake_recovers() {
     let lab = Lab::new();
     let password = lab.timeline(ONE).await;
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     client.batch_execute("CREATE TABLE kept AS SELECT 1 AS n").await.unwrap();
     let backend = ask(&client, "SELECT pg_backend_pid()").await;
@@ -209,7 +206,7 @@ async fn a_crashed_backend_ends_postgres_and_the_next_wake_recovers() {
     eventually("failed", SOON, || supervisor.state(ONE).state == ComputeState::Failed).await;
     let failure = supervisor.state(ONE).failure.unwrap();
     assert!(failure.contains("was terminated by signal 9"), "{failure}");
-    let again = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let again = supervisor.wake(ONE).await.unwrap();
     let client = connect(again.socket(), &password).await;
     assert_eq!(ask(&client, "SELECT n FROM kept").await, "1");
     supervisor.stop_all().await;
@@ -243,7 +240,7 @@ async fn idle_computes_sleep_and_clients_keep_them_awake() {
     let mut config = lab.config();
     config.suspend_after = Duration::from_millis(700);
     let supervisor = lab.supervisor_with(config);
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let socket = lease.socket().to_owned();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(supervisor.state(ONE).state, ComputeState::Running, "a lease was out");
@@ -258,7 +255,7 @@ async fn idle_computes_sleep_and_clients_keep_them_awake() {
     eventually("suspended", SOON, || supervisor.state(ONE).state == ComputeState::Suspended).await;
     println!("suspended {:?} after the last client", gone.elapsed());
     assert_eq!(lab.processes(ONE), Vec::<i32>::new());
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     connect(lease.socket(), &password).await;
     supervisor.stop_all().await;
 }
@@ -276,7 +273,7 @@ async fn wakes_and_suspends_at_the_same_time_end_in_order() {
                 if n % 4 == 3 {
                     supervisor.suspend(ONE).await;
                 } else {
-                    drop(supervisor.wake(ONE, Allowance::default()).await.unwrap());
+                    drop(supervisor.wake(ONE).await.unwrap());
                 }
             })
         })
@@ -288,11 +285,7 @@ async fn wakes_and_suspends_at_the_same_time_end_in_order() {
     assert_eq!(lab.processes(ONE), Vec::<i32>::new());
     lab.directories.unwanted.store(true, Ordering::SeqCst);
     supervisor.drop_timeline(ONE).await;
-    let refused = supervisor
-        .wake(ONE, Allowance::default())
-        .await
-        .map(drop)
-        .expect_err("a dropped timeline stays down");
+    let refused = supervisor.wake(ONE).await.map(drop).expect_err("a dropped timeline stays down");
     assert_eq!(refused.code, "timeline_dropped");
     let opened = lab.directories.opened.load(Ordering::SeqCst);
     assert_eq!(opened, lab.directories.closed.load(Ordering::SeqCst));
@@ -303,7 +296,7 @@ async fn nobody_gets_in_without_a_password() {
     let lab = Lab::new();
     let password = lab.timeline(ONE).await;
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let sockets = lease.socket().parent().unwrap().to_str().unwrap();
     for role in ["postgres", lab.user.name.as_str(), "nobody"] {
         let (success, text) =
@@ -358,7 +351,7 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
         .write_all(PRODUCTION.as_bytes())
         .unwrap();
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     let slot = "SELECT pg_create_logical_replication_slot('production', 'pgoutput')";
     client.simple_query(slot).await.unwrap();
@@ -368,7 +361,7 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
     client.batch_execute("ALTER SUBSCRIPTION production ENABLE").await.unwrap();
     supervisor.suspend(ONE).await;
     drop(lease);
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     let slots = "SELECT count(*) FROM pg_replication_slots";
     assert_eq!(ask(&client, slots).await, "1", "a branch's own slot outlives a suspend");
@@ -377,7 +370,7 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
     fs::write(lab.data(TWO).join("standby.signal"), "").unwrap();
     fs::write(lab.data(TWO).join("recovery.signal"), "").unwrap();
 
-    let lease = supervisor.wake(TWO, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(TWO).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     let expected = [
         ("SELECT pg_is_in_recovery()", "f"),
@@ -398,7 +391,7 @@ async fn a_copy_of_a_production_cluster_is_its_own_primary() {
     client.batch_execute("CREATE TABLE t (); SELECT pg_switch_wal()").await.unwrap();
     client.batch_execute("ALTER SYSTEM SET archive_mode = 'always'").await.unwrap();
     supervisor.suspend(TWO).await;
-    let lease = supervisor.wake(TWO, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(TWO).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     assert_eq!(ask(&client, "SHOW archive_mode").await, "off");
     assert!(!fs::exists("/tmp/coppice-archived").unwrap());
@@ -413,11 +406,11 @@ async fn a_cluster_with_its_configuration_elsewhere_starts() {
         fs::remove_file(lab.data(ONE).join(name)).unwrap();
     }
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     client.batch_execute("ALTER SYSTEM SET max_connections = 17").await.unwrap();
     supervisor.suspend(ONE).await;
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     assert_eq!(ask(&client, "SHOW max_connections").await, "17");
     supervisor.stop_all().await;
@@ -428,8 +421,8 @@ async fn a_directory_that_another_postgres_uses_is_refused() {
     let lab = Lab::new();
     lab.timeline(ONE).await;
     let supervisor = lab.supervisor();
-    let _lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
-    let error = lab.supervisor().wake(ONE, Allowance::default()).await.unwrap_err();
+    let _lease = supervisor.wake(ONE).await.unwrap();
+    let error = lab.supervisor().wake(ONE).await.unwrap_err();
     assert_eq!(error.code, "data_directory_in_use");
     assert!(lab.data(ONE).join("postmaster.pid").exists());
     supervisor.stop_all().await;
@@ -450,7 +443,7 @@ async fn bootstrap_leaves_a_cleanly_stopped_cluster() {
         0
     );
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     let client = connect(lease.socket(), &password).await;
     let encoding = "SELECT pg_encoding_to_char(encoding) || ' ' || datcollate FROM pg_database \
                     WHERE datname = 'app'";
@@ -475,7 +468,7 @@ async fn victim() {
     };
     let lab = Lab::at(root.into());
     let supervisor = lab.supervisor();
-    let _lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let _lease = supervisor.wake(ONE).await.unwrap();
     println!("\nready");
     tokio::time::sleep(Duration::from_secs(60)).await;
 }
@@ -505,7 +498,7 @@ async fn computes_die_with_a_killed_server() {
     println!("dead {:?} after the server", killed.elapsed());
     assert_eq!(leftovers::clean(&lab.run_dir()).unwrap(), 1);
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     connect(lease.socket(), &password).await;
     supervisor.stop_all().await;
 }
@@ -539,7 +532,7 @@ async fn leftovers_of_a_killed_server_are_ended() {
     assert!(busy.await.unwrap().is_err());
     assert!(!lab.run_dir().join(ONE.to_string()).exists(), "sockets left");
     let supervisor = lab.supervisor();
-    let lease = supervisor.wake(ONE, Allowance::default()).await.unwrap();
+    let lease = supervisor.wake(ONE).await.unwrap();
     connect(lease.socket(), &password).await;
     supervisor.stop_all().await;
     assert_eq!(left_of(&memory), Vec::<String>::new());

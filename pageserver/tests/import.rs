@@ -10,7 +10,6 @@ use pageserver::compute::{Lease, Supervisor};
 use pageserver::error::{Error, Result};
 use pageserver::events::Actor;
 use pageserver::import::{Import, ImportState, ImportTarget, Imports, NewImport};
-use pageserver::storage::catalog::Allowance;
 use pageserver::storage::page::TimelineId;
 use std::fs;
 use std::path::PathBuf;
@@ -73,7 +72,7 @@ impl Scene {
         let lab = Lab::new();
         let password = lab.timeline(SOURCE).await;
         let supervisor = lab.supervisor();
-        let source = supervisor.wake(SOURCE, Allowance::default()).await.unwrap();
+        let source = supervisor.wake(SOURCE).await.unwrap();
         let calls = Mutex::default();
         Self { target: Arc::new(Target { lab, calls }), supervisor, password, source }
     }
@@ -179,7 +178,7 @@ async fn a_source_under_load_with_a_tablespace_is_copied() {
     let link =
         fs::read_dir(lab.data(COPY).join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
     assert!(fs::read_link(&link).unwrap().starts_with(lab.data(COPY).join("tablespaces")));
-    let lease = scene.supervisor.wake(COPY, Allowance::default()).await.unwrap();
+    let lease = scene.supervisor.wake(COPY).await.unwrap();
     let copy = connect(lease.socket(), &scene.password).await;
     assert_eq!(ask(&copy, "SELECT count(*) FROM far").await, "1000");
     copy.batch_execute("DELETE FROM far").await.unwrap();
@@ -206,7 +205,7 @@ async fn a_source_without_configuration_files_keeps_its_settings() {
     let auto = lab.data(SOURCE).join("postgresql.auto.conf");
     fs::write(&auto, "max_prepared_transactions = 7\nshared_preload_libraries = 'auto_explain'\n")
         .unwrap();
-    let _lease = scene.supervisor.wake(SOURCE, Allowance::default()).await.unwrap();
+    let _lease = scene.supervisor.wake(SOURCE).await.unwrap();
     let imports = scene.imports();
     let import = imports.start(Actor::Token, scene.request()).await.unwrap();
     let import = finished(&imports, &import.id).await;
@@ -214,7 +213,7 @@ async fn a_source_without_configuration_files_keeps_its_settings() {
     let config = fs::read_to_string(lab.data(COPY).join("postgresql.conf")).unwrap();
     assert!(config.contains("max_prepared_transactions = '7'\n"), "{config}");
     assert!(config.contains("shared_preload_libraries = 'auto_explain'\n"), "{config}");
-    drop(scene.supervisor.wake(COPY, Allowance::default()).await.unwrap());
+    drop(scene.supervisor.wake(COPY).await.unwrap());
     scene.end().await;
 }
 

@@ -14,6 +14,9 @@ pub struct Upstream {
     pub branch: String,
     /// Unix socket of its Postgres.
     pub socket: PathBuf,
+    /// The user who must be the one that listens there, if that is known: the branch may have put
+    /// something else in its place.
+    pub owner: Option<u32>,
     /// Keeps the branch awake until dropped, which is when the session ends.
     pub lease: Box<dyn Send + Sync>,
     /// Ready when the session must end at once: nothing of its Postgres may reach the client any
@@ -24,7 +27,13 @@ pub struct Upstream {
 impl Upstream {
     /// A Postgres whose sessions end by themselves.
     pub fn new(branch: String, socket: PathBuf, lease: impl Send + Sync + 'static) -> Self {
-        Self { branch, socket, lease: Box::new(lease), revoked: Box::pin(pending()) }
+        let (owner, revoked) = (None, Box::pin(pending()));
+        Self { branch, socket, owner, lease: Box::new(lease), revoked }
+    }
+
+    /// The same, if this user listens.
+    pub fn of(self, owner: u32) -> Self {
+        Self { owner: Some(owner), ..self }
     }
 
     /// The same, until `revoked` is ready.

@@ -57,7 +57,9 @@ pub fn route(
     sni: Option<&str>,
     domain: Option<&str>,
 ) -> Result<(Target, Startup), Refusal> {
-    if startup.get("user") == Some(DOOR_ROLE.as_bytes()) {
+    // Up to version 16, Postgres may be set to leave out what follows an `@`.
+    let role = startup.get("user").and_then(|user| user.split(|byte| *byte == b'@').next());
+    if role == Some(DOOR_ROLE.as_bytes()) {
         let text = format!("role \"{DOOR_ROLE}\" is the server's own");
         return Err(Refusal::new(INVALID_AUTHORIZATION, text).with_hint("Use another role."));
     }

@@ -38,7 +38,9 @@ const EARLY_BYTES_MAX: usize = 8 * 1024;
 /// How long to wait before connecting again to a Postgres whose queue of new connections is full.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a session asks for its branch if the Postgres of the branch goes away just then.
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 16;
+/// Longest pause between two of these; after a crash Postgres may need some seconds to end.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// How long the refusal of a client may take to send.
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
 
@@ -205,11 +207,11 @@ impl<B: Backends> Connection<'_, B> {
     async fn wake(&self, target: &Target, startup: &[u8]) -> Result<Awake, Refusal> {
         let limit = self.shared.limits.wake;
         let work = async {
-            let mut attempts = 1..=ATTEMPTS;
+            let (mut attempts, mut pause) = (1..=ATTEMPTS, CONNECT_INTERVAL);
             loop {
                 let upstream = self.shared.backends.acquire(target).await?;
                 let is_last = attempts.next().is_none_or(|nth| nth == ATTEMPTS);
-                match reach(&upstream.socket, startup).await {
+                match reach(&upstream.socket, upstream.owner, startup).await {
                     Ok(server) => return Ok(Awake { upstream, server }),
                     Err(error) if is_last => return Err(unreachable_branch(&upstream, &error)),
                     Err(error) => {
@@ -217,6 +219,9 @@ impl<B: Backends> Connection<'_, B> {
                         tracing::debug!(branch, %error, "tries the branch again");
                     }
                 }
+                drop(upstream);
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         };
         timeout(limit, work).await.unwrap_or_else(|_| {
@@ -229,7 +234,7 @@ impl<B: Backends> Connection<'_, B> {
     /// Runs a session to its end.
     async fn run(&self, client: impl Stream, session: Session) {
         let Session { upstream, server, started, permit } = session;
-        let Upstream { branch, socket, lease, revoked } = upstream;
+        let Upstream { branch, socket, lease, revoked, .. } = upstream;
         let monitor = Monitor::new(&self.shared.metrics, &self.shared.keys, socket);
         let cut = async {
             tokio::select! {
@@ -307,8 +312,12 @@ async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Erro
 }
 
 /// Connects to a Postgres and waits until it has begun to answer.
-async fn reach(socket: &Path, startup: &[u8]) -> io::Result<UnixStream> {
+async fn reach(socket: &Path, owner: Option<u32>, startup: &[u8]) -> io::Result<UnixStream> {
     let mut server = connect(socket).await?;
+    // A link that the branch put there leads to somebody else.
+    if owner.is_some_and(|owner| server.peer_cred().map_or(true, |peer| peer.uid() != owner)) {
+        return Err(io::Error::other("another user listens at its socket"));
+    }
     server.write_all(startup).await?;
     if first_reply(&server).await?.is_going_away() {
         return Err(io::Error::other("it is shutting down"));

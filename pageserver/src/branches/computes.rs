@@ -4,7 +4,6 @@ use super::{BranchView, Branches};
 use crate::compute::Lease;
 use crate::error::{Error, Result};
 use crate::events::{Action, Actor};
-use crate::storage::catalog::BranchRecord;
 use crate::storage::page::TimelineId;
 use std::sync::Arc;
 use std::time::Instant;
@@ -54,9 +53,8 @@ impl Branches {
     /// Wakes a branch for a session and keeps it awake as long as the lease lives.
     pub async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease> {
         loop {
-            let BranchRecord { timeline, allowance, .. } = self.record(name)?;
-            let timeline = TimelineId(timeline);
-            match self.supervisor.wake(timeline, allowance).await {
+            let timeline = self.timeline(name)?;
+            match self.supervisor.wake(timeline).await {
                 // A reset came between: the name leads elsewhere now.
                 _ if self.timeline(name)? != timeline => {}
                 Ok(lease) => return Ok(lease),

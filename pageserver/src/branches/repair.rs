@@ -17,6 +17,17 @@ use std::time::Instant;
 
 /// Characters of a generated password: 192 bits.
 const PASSWORD_CHARS: usize = 32;
+/// How often a branch is stopped to have its role made.
+const REPAIRS: usize = 10;
+/// Settings that are lists of names, each of which is quoted for itself.
+const LISTS: [&str; 6] = [
+    "shared_preload_libraries",
+    "session_preload_libraries",
+    "local_preload_libraries",
+    "search_path",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
 /// Databases that the server connects to when it does not matter which, the first that exists.
 const DATABASES: [&str; 2] = ["postgres", "template1"];
 
@@ -39,7 +50,7 @@ impl Branches {
             Some(()) => change.set.keys().chain(&change.unset).cloned().collect(),
             None => {
                 let (_lease, door) = self.door(name).await?;
-                alter_system(&door, &change).await?
+                Door::limited(alter_system(&door, &change)).await?
             }
         };
         self.announce(&actor, Action::Update, (record.id, name), None, (timeline, began));
@@ -63,7 +74,7 @@ impl Branches {
         let timeline = TimelineId(record.timeline);
         let password = Secret::from(secret::random_text(PASSWORD_CHARS)?);
         let (_lease, door) = self.repaired_door(name, timeline).await?;
-        let_in(&door, &role, &password).await?;
+        Door::limited(let_in(&door, &role, &password)).await?;
         if role == SUPERUSER {
             self.note_password(&actor, name, timeline, password.clone()).await?;
         } else {
@@ -77,7 +88,7 @@ impl Branches {
         let lease = self.acquire(name).await?;
         let mut outcome = Err(Error::unavailable(CLOSED, "there is no database"));
         for database in DATABASES {
-            outcome = Door::open(lease.socket(), database).await;
+            outcome = Door::open(&lease, database).await;
             if !outcome.as_ref().is_err_and(|error| error.code == NO_DATABASE) {
                 break;
             }
@@ -94,8 +105,13 @@ impl Branches {
         match self.door(name).await {
             Err(error) if error.code == DOOR_MISSING => {
                 tracing::warn!(branch = %name, %error, "the branch starts anew");
-                self.supervisor.suspend(timeline).await;
-                self.supervisor.offline(timeline, door::forget_made).await?;
+                // Clients may wake it before the note is gone.
+                for _ in 0..REPAIRS {
+                    self.supervisor.suspend(timeline).await;
+                    if self.supervisor.offline(timeline, door::forget_made).await?.is_some() {
+                        break;
+                    }
+                }
                 self.door(name).await
             }
             door => door,
@@ -139,7 +155,10 @@ async fn alter_system(door: &Door, change: &SettingsChange) -> Result<Vec<String
         })
     };
     for (name, value) in &change.set {
-        let sql = format!("ALTER SYSTEM SET {} = {}", dotted(name), literal(value));
+        let sql = match values(name, value) {
+            list if list.is_empty() => format!("ALTER SYSTEM RESET {}", dotted(name)),
+            list => format!("ALTER SYSTEM SET {} = {}", dotted(name), list.join(", ")),
+        };
         run(&sql, name).await?;
     }
     for name in &change.unset {
@@ -182,6 +201,15 @@ async fn let_in(door: &Door, role: &str, password: &Secret) -> Result<()> {
     door.client().batch_execute(&sql).await.map_err(failed)
 }
 
+/// The value of a setting as literals; none for an empty list.
+fn values(name: &str, value: &str) -> Vec<String> {
+    if !LISTS.iter().any(|list| list.eq_ignore_ascii_case(name)) {
+        return vec![literal(value)];
+    }
+    let elements = value.split(',').map(|element| element.trim().trim_matches('"'));
+    elements.filter(|element| !element.is_empty()).map(literal).collect()
+}
+
 fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -205,5 +233,8 @@ mod tests {
         assert_eq!(identifier("a\"; drop"), "\"a\"\"; drop\"");
         assert_eq!(dotted("app.tenant"), "\"app\".\"tenant\"");
         assert_eq!(literal(r"it's C:\x"), r"E'it''s C:\\x'");
+        assert_eq!(values("search_path", r#""$user", public"#), ["E'$user'", "E'public'"]);
+        assert_eq!(values("shared_preload_libraries", ""), Vec::<String>::new());
+        assert_eq!(values("app.x", "a, b"), ["E'a, b'"]);
     }
 }

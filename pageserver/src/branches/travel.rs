@@ -10,7 +10,6 @@ use crate::compute::supervisor::DROPPED;
 use crate::compute::{ComputeState, Lease};
 use crate::error::{Error, Result};
 use crate::moment::{self, Moment};
-use crate::storage::catalog::Allowance;
 use crate::storage::page::TimelineId;
 use crate::tasks;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ impl Branches {
             // What was made is remembered, also when the client leaves meanwhile.
             let (this, name_of, at) = (Arc::clone(self), name.to_owned(), moment.clone());
             let found = tasks::detached(async move { this.timeline_at(&name_of, at).await }).await;
-            match self.supervisor.wake(found?, Allowance::default()).await {
+            match self.supervisor.wake(found?).await {
                 // It was about to go.
                 Err(error) if error.code == DROPPED => {}
                 Ok(lease) => return Ok(lease),

@@ -52,12 +52,15 @@ impl SettingsChange {
     /// Writes the change to the file in `data`, durably, with the rights of `user`.
     pub(crate) fn write(&self, data: &Path, user: &OsUser) -> Result<()> {
         let change = || -> io::Result<()> {
-            let mut before = String::new();
+            let mut before = Vec::new();
             match open_plainly(&data.join(NAME)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 file => {
-                    file?.take(MAX_BYTES).read_to_string(&mut before)?;
+                    file?.take(MAX_BYTES).read_to_end(&mut before)?;
                 }
+            }
+            if before.len() as u64 == MAX_BYTES {
+                return Err(io::Error::other("it is longer than 1 MiB"));
             }
             let new = data.join(NEW_NAME);
             match fs::remove_file(&new) {
@@ -65,7 +68,7 @@ impl SettingsChange {
                 _ => {}
             }
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(self.edit(&before).as_bytes())?;
+            file.write_all(&to_bytes(&self.edit(&to_text(&before))))?;
             file.sync_all()?;
             fs::rename(&new, data.join(NAME))?;
             File::open(data)?.sync_all()
@@ -84,11 +87,20 @@ impl SettingsChange {
         let mut text: String =
             before.lines().filter(|line| !changes(line)).map(|line| format!("{line}\n")).collect();
         for (name, value) in &self.set {
-            let value = value.replace('\\', r"\\").replace('\'', "''");
+            let value = to_text(value.as_bytes()).replace('\\', r"\\").replace('\'', "''");
             text += &format!("{name} = '{value}'\n");
         }
         text
     }
+}
+
+/// The file may be in any encoding: a character for each byte.
+fn to_text(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+fn to_bytes(text: &str) -> Vec<u8> {
+    text.chars().map(|char| u8::try_from(u32::from(char)).unwrap_or(b'?')).collect()
 }
 
 /// Whether it can be a setting: a word, or several with dots between.

@@ -5,12 +5,12 @@
 //! pause its own settings decide, since a checkpoint more often would cost it writes.
 
 use super::door::{Door, said};
+use super::slot::Lease;
 use super::supervisor::Supervisor;
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::storage::page::{Position, TimelineId};
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -73,9 +73,9 @@ impl Debts {
     }
 
     async fn settle(&self, supervisor: &Supervisor, timeline: TimelineId, newest: Position) {
-        if let Some(socket) = supervisor.state(timeline).socket {
+        if let Some(lease) = supervisor.lease_if_running(timeline) {
             let began = Instant::now();
-            match tokio::time::timeout(LIMIT, checkpoint_if_due(&socket)).await {
+            match tokio::time::timeout(LIMIT, checkpoint_if_due(&lease)).await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(bytes)) => {
                     let ms = began.elapsed().as_millis();
@@ -93,10 +93,10 @@ impl Debts {
 }
 
 /// Makes a checkpoint if there is much to replay; how many bytes it was, 0 for none.
-async fn checkpoint_if_due(socket: &Path) -> Result<i64> {
-    let mut door = Door::open(socket, DATABASES[0]).await;
+async fn checkpoint_if_due(lease: &Lease) -> Result<i64> {
+    let mut door = Door::open(lease, DATABASES[0]).await;
     if door.is_err() {
-        door = Door::open(socket, DATABASES[1]).await;
+        door = Door::open(lease, DATABASES[1]).await;
     }
     let door = door?;
     let failed = |error: tokio_postgres::Error| Error::unavailable("door_closed", said(&error));

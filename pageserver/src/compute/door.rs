@@ -12,6 +12,7 @@
 use super::child::Surroundings;
 use super::installation::Installation;
 use super::settings::{self, Situation};
+use super::slot::Lease;
 use super::tool;
 use super::user::OsUser;
 use crate::error::{Error, Result};
@@ -19,10 +20,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{Client, Config, Connection, NoTls};
 
 /// The role, which belongs to the server on every branch.
 pub use api::names::DOOR_ROLE as ROLE;
@@ -37,9 +43,13 @@ pub(crate) const CLOSED: &str = "door_closed";
 /// Postgres recovers and writes a checkpoint in this time.
 const MAKE_LIMIT: Duration = Duration::from_secs(600);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const STATEMENTS_LIMIT: Duration = Duration::from_secs(60);
+/// Far more than all answers on one connection have.
+const ANSWER_BYTES: usize = 4 << 20;
 /// Settings of the role, or of everybody, must not change what our statements mean.
 const OPTIONS: &str = "-c search_path= -c log_statement=none -c log_min_duration_statement=-1 \
-                       -c statement_timeout=0 -c lock_timeout=0";
+                       -c statement_timeout=0 -c lock_timeout=0 \
+                       -c session_preload_libraries= -c local_preload_libraries=";
 
 /// What makes the role, in single-user mode, a statement a line. Subscriptions of a copied cluster
 /// lose the slots of the publisher, which are not theirs: a copy neither moves nor drops them.
@@ -104,6 +114,7 @@ pub(super) async fn make(
     command.arg("--single").args(settings::arguments(situation));
     // Without this a failed statement would be reported, and the program succeed. The database is
     // the one that every cluster has.
+    command.args(["-c", "session_preload_libraries=", "-c", "local_preload_libraries="]);
     command.args(["-c", "exit_on_error=on", "template1"]);
     let done = tool::run_in(command, user, MAKE, MAKE_LIMIT, surroundings).await?;
     if done.success {
@@ -120,23 +131,22 @@ pub struct Door {
 }
 
 impl Door {
-    /// Connects to a database of the Postgres that listens at `socket`.
-    pub(crate) async fn open(socket: &Path, database: &str) -> Result<Self> {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host_path(socket.parent().unwrap_or(socket))
-            .user(ROLE)
-            .dbname(database)
-            .options(OPTIONS);
-        config.application_name("coppice");
-        let connected = tokio::time::timeout(CONNECT_LIMIT, config.connect(NoTls)).await;
+    /// Connects to a database of the Postgres that a lease is of.
+    pub(crate) async fn open(lease: &Lease, database: &str) -> Result<Self> {
         let late = |_| Error::unavailable(CLOSED, "the branch's Postgres does not answer");
-        let (client, connection) = connected.map_err(late)?.map_err(|error| refused(&error))?;
+        let connected = tokio::time::timeout(CONNECT_LIMIT, connect(lease, database)).await;
+        let (client, connection) = connected.map_err(late)??;
         let connection = tokio::spawn(async move {
             // Whoever waits for an answer has the error too.
             let _ended = connection.await;
         });
         Ok(Self { client, connection })
+    }
+
+    /// Runs statements, which a branch may answer late or never.
+    pub(crate) async fn limited<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = |_| Error::unavailable(CLOSED, "the branch's Postgres does not answer");
+        tokio::time::timeout(STATEMENTS_LIMIT, work).await.map_err(late)?
     }
 
     /// The session.
@@ -151,13 +161,66 @@ impl Drop for Door {
     }
 }
 
+type OpenDoor = (Client, Connection<Bounded, NoTlsStream>);
+
+async fn connect(lease: &Lease, database: &str) -> Result<OpenDoor> {
+    let failed = |e| Error::io("connect to the branch's Postgres", &e);
+    let stream = UnixStream::connect(lease.socket()).await.map_err(failed)?;
+    // The branch may have put a link to somebody else there, who would take us for a friend.
+    if stream.peer_cred().map_err(failed)?.uid() != lease.owner() {
+        let detail = "another user than the branch's listens at its socket";
+        return Err(Error::unavailable(CLOSED, detail));
+    }
+    let mut config = Config::new();
+    config.user(ROLE).dbname(database).options(OPTIONS).application_name("coppice");
+    let stream = Bounded { stream, left: ANSWER_BYTES };
+    config.connect_raw(stream, NoTls).await.map_err(|error| refused(&error))
+}
+
+/// A connection on which no more than so many bytes are received: a branch must not fill the
+/// server's memory.
+struct Bounded {
+    stream: UnixStream,
+    left: usize,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let (this, before) = (self.get_mut(), buffer.filled().len());
+        if this.left == 0 {
+            return Poll::Ready(Err(io::Error::other("the answer is too long")));
+        }
+        let outcome = Pin::new(&mut this.stream).poll_read(context, buffer);
+        this.left = this.left.saturating_sub(buffer.filled().len() - before);
+        outcome
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
 fn refused(error: &tokio_postgres::Error) -> Error {
     let code = error.code();
-    let by_role = [
-        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
-        SqlState::INVALID_PASSWORD,
-        SqlState::TOO_MANY_CONNECTIONS,
-    ];
+    let by_role = [SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_PASSWORD];
     if code.is_some_and(|code| by_role.contains(code)) {
         let detail = format!(
             "the branch does not let the server in as role {ROLE} ({}); suspend the branch, and \

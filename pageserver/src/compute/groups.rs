@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -59,8 +60,9 @@ struct Group(Vec<PathBuf>);
 /// server has.
 pub fn group_name(run_dir: &Path) -> String {
     let path = run_dir.as_os_str().as_bytes();
-    let backwards: Vec<u8> = path.iter().rev().copied().collect();
-    format!("coppice-{:08x}{:08x}", crc32fast::hash(path), crc32fast::hash(&backwards))
+    // In two containers the same path may be two directories.
+    let (device, inode) = fs::metadata(run_dir).map_or((0, 0), |about| (about.dev(), about.ino()));
+    format!("coppice-{:08x}-{device:x}-{inode:x}", crc32fast::hash(path))
 }
 
 /// Ends what runs in the groups of a server that was killed, and removes them.
@@ -177,7 +179,8 @@ impl Group {
 
 fn members(at: &Path) -> Vec<i32> {
     let text = fs::read_to_string(at.join(MEMBERS)).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
+    // Processes of other namespaces have the number 0 here.
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
 }
 
 fn is_populated(at: &Path) -> bool {

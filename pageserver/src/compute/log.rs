@@ -27,11 +27,13 @@ impl PostgresLog {
         self.has_clients.store(true, Ordering::SeqCst);
     }
 
-    /// Keeps a line of postmaster `pid` or its processes, if it may be shown.
-    pub(crate) fn push(&self, pid: i32, line: &str) {
-        if !self.has_clients.load(Ordering::SeqCst) || is_of_the_server(pid, line) {
+    /// Keeps a line of postmaster `pid` or its processes, if it may be shown; whether it may.
+    pub(crate) fn push(&self, pid: i32, line: &str) -> bool {
+        let shown = !self.has_clients.load(Ordering::SeqCst) || is_of_the_server(pid, line);
+        if shown {
             self.tail.push(line);
         }
+        shown
     }
 
     /// The kept lines, oldest first.

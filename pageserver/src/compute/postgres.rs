@@ -35,6 +35,7 @@ pub(crate) struct Postgres {
     log: PostgresLog,
     reader: JoinHandle<()>,
     data: PathBuf,
+    uid: u32,
 }
 
 impl Postgres {
@@ -59,13 +60,19 @@ impl Postgres {
         let reader = tokio::spawn(async move {
             if let Some(stderr) = stderr {
                 read_lines(stderr, |line| {
-                    tracing::debug!(%timeline, "postgres: {line}");
-                    kept.push(pid, line);
+                    if kept.push(pid, line) {
+                        tracing::debug!(%timeline, "postgres: {line}");
+                    }
                 })
                 .await;
             }
         });
-        Ok(Self { child, log, reader, data: situation.data.to_owned() })
+        Ok(Self { child, log, reader, data: situation.data.to_owned(), uid: user.uid })
+    }
+
+    /// The operating-system user that it runs as.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
     }
 
     /// Number of the postmaster process.

@@ -229,6 +229,10 @@ fn fixed<'a>(major: u32) -> Vec<(&'static str, &'a str)> {
     if major >= 12 {
         settings.extend(RECOVERY.map(|name| (name, "")));
     }
+    if major < 17 {
+        // It would give the name of a role another meaning.
+        settings.push(("db_user_namespace", "off"));
+    }
     if major >= 17 {
         settings.extend([("sync_replication_slots", "off"), ("synchronized_standby_slots", "")]);
     }
@@ -290,6 +294,7 @@ mod tests {
              -c recovery_end_command= -c recovery_target= -c recovery_target_lsn= \
              -c recovery_target_name= \
              -c recovery_target_time= -c recovery_target_xid= \
+             -c db_user_namespace=off \
              -c cron.launch_active_jobs=off \
              -c data_directory=/mnt/00000007 \
              -c config_file=/run/etc/00000007.conf \

@@ -49,6 +49,8 @@ pub(crate) struct SlotState {
     pub(crate) leases: u64,
     idle_since: Instant,
     retired: bool,
+    /// The operating-system user that the compute runs as.
+    owner: u32,
     /// Whether this generation's sessions must end at once, and its Postgres without ceremony.
     revoked: bool,
 }
@@ -102,6 +104,7 @@ impl ComputeSlot {
             leases: 0,
             idle_since: Instant::now(),
             retired: false,
+            owner: 0,
             revoked: false,
         };
         Self { timeline, state: watch::Sender::new(state) }
@@ -119,12 +122,12 @@ impl ComputeSlot {
             if state.retired {
                 return false;
             }
+            if let Some(lease) = self.lease(state) {
+                entry = Admission::Ready(lease);
+                return false;
+            }
             entry = match &state.phase {
-                Phase::Running(socket) => {
-                    state.leases += 1;
-                    let (slot, socket) = (Arc::clone(self), Arc::clone(socket));
-                    Admission::Ready(Lease { slot, socket, generation: state.generation })
-                }
+                Phase::Running(_) => unreachable!("it gave no lease"),
                 Phase::Starting => Admission::Wait(state.generation),
                 Phase::Stopping => Admission::Stopping(state.generation),
                 Phase::Suspended | Phase::Failed(_) => {
@@ -137,6 +140,23 @@ impl ComputeSlot {
             matches!(entry, Admission::Start(_))
         });
         entry
+    }
+
+    /// A lease if it runs.
+    pub(crate) fn lease_if_running(self: &Arc<Self>) -> Option<Lease> {
+        let mut lease = None;
+        self.state.send_if_modified(|state| {
+            lease = self.lease(state);
+            false
+        });
+        lease
+    }
+
+    fn lease(self: &Arc<Self>, state: &mut SlotState) -> Option<Lease> {
+        let Phase::Running(socket) = &state.phase else { return None };
+        let (slot, socket) = (Arc::clone(self), Arc::clone(socket));
+        state.leases += 1;
+        Some(Lease { slot, socket, owner: state.owner, generation: state.generation })
     }
 
     /// Waits until start `generation` is over; its error if it failed.
@@ -166,10 +186,10 @@ impl ComputeSlot {
     }
 
     /// The start succeeded.
-    pub(crate) fn running(&self, socket: PathBuf) {
+    pub(crate) fn running(&self, socket: PathBuf, owner: u32) {
         self.state.send_modify(|state| {
             assert!(matches!(state.phase, Phase::Starting), "running after {:?}", state.phase);
-            state.phase = Phase::Running(socket.into());
+            (state.phase, state.owner) = (Phase::Running(socket.into()), owner);
             state.idle_since = Instant::now();
         });
     }
@@ -319,10 +339,17 @@ impl SlotState {
 pub struct Lease {
     slot: Arc<ComputeSlot>,
     socket: Arc<Path>,
+    owner: u32,
     generation: u64,
 }
 
 impl Lease {
+    /// The operating-system user who listens at the socket. The directory of the socket belongs to
+    /// that user, who may put something else in its place.
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
     /// Ready when the session must end at once, since nothing of its Postgres may reach the client
     /// any more.
     pub fn revoked(&self) -> impl Future<Output = ()> + Send + 'static {
@@ -354,7 +381,7 @@ mod tests {
         let slot = Arc::new(ComputeSlot::new(TimelineId(1)));
         assert!(matches!(slot.enter(), Admission::Start(1)));
         assert!(matches!(slot.enter(), Admission::Wait(1)));
-        slot.running(PathBuf::from("/s"));
+        slot.running(PathBuf::from("/s"), 1);
         slot
     }
 

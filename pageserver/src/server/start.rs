@@ -38,18 +38,21 @@ pub fn lock_data(data: &Path) -> Result<File> {
     // Others may pass through to the sockets and the mount, but not look.
     make_directory(data, 0o711)?;
     let Layout { lock: path, connections, .. } = Layout::of(data);
-    let ended = connection::abort_leftovers(&connections)
-        .map_err(|e| Error::io("end the mounts of a killed server", &e))?;
     let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = open.map_err(|e| Error::io(format!("open {}", path.display()), &e))?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match lock_file(data, file.try_clone().map_err(|e| Error::io("lock the data", &e))?) {
-            // What was left of the killed server can end now.
-            Err(_) if ended > 0 && Instant::now() < deadline => std::thread::sleep(LOCK_STEP),
-            locked => return locked,
+    let lock = || lock_file(data, file.try_clone().map_err(|e| Error::io("lock the data", &e))?);
+    let mut locked = lock();
+    if locked.is_err() {
+        // A killed server may be unable to end, because it waits for its own mounts.
+        let ended = connection::abort_leftovers(&connections)
+            .map_err(|e| Error::io("end the mounts of a killed server", &e))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        while ended > 0 && locked.is_err() && Instant::now() < deadline {
+            std::thread::sleep(LOCK_STEP);
+            locked = lock();
         }
     }
+    locked
 }
 
 /// Takes a data directory that a server has used, without adding to it. None if the lock's file is

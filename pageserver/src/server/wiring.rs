@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::fs::mount::{Mount, Places};
 use crate::import::Imports;
 use crate::jobs::Jobs;
+use crate::storage::catalog::Allowance;
 use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use crate::tasks::blocking;
@@ -36,6 +37,13 @@ impl DataDirectories for Mount {
 
     fn is_wanted(&self, timeline: TimelineId) -> bool {
         self.store().catalog().may_run(timeline)
+    }
+
+    fn allowance(&self, timeline: TimelineId) -> Allowance {
+        self.store().catalog().with_branches(|branches| {
+            let of = branches.values().find(|branch| branch.timeline == timeline.0);
+            of.map_or_else(Allowance::default, |branch| branch.allowance)
+        })
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -54,6 +54,10 @@ pub trait DataDirectories: Send + Sync + 'static {
     /// Whether a compute may run on the timeline: a name leads to it, or somebody visits it. Unlike
     /// the others this is called from any thread, and answers at once.
     fn is_wanted(&self, timeline: TimelineId) -> bool;
+    /// What the timeline's Postgres may do beyond its own data. Asked at each start.
+    fn allowance(&self, _timeline: TimelineId) -> Allowance {
+        Allowance::default()
+    }
     /// Bytes that are free where temporary files go, if that is known.
     fn free_bytes(&self) -> Option<u64> {
         None
@@ -123,18 +127,14 @@ impl Supervisor {
 
     /// Waits until the timeline's Postgres accepts connections, starting it if need be, and keeps
     /// it awake until the lease is dropped. A start that is under way is shared, and goes on if
-    /// this future is dropped. A start that begins here lets Postgres do what `allowance` says.
-    pub async fn wake(
-        self: &Arc<Self>,
-        timeline: TimelineId,
-        allowance: Allowance,
-    ) -> Result<Lease> {
+    /// this future is dropped.
+    pub async fn wake(self: &Arc<Self>, timeline: TimelineId) -> Result<Lease> {
         loop {
             let slot = self.slot(timeline)?;
             match slot.enter() {
                 Admission::Ready(lease) => return Ok(lease),
                 Admission::Start(generation) => {
-                    tokio::spawn(self.clone().live(slot.clone(), allowance));
+                    tokio::spawn(self.clone().live(slot.clone()));
                     slot.started(generation).await?;
                 }
                 Admission::Wait(generation) => slot.started(generation).await?,
@@ -170,7 +170,7 @@ impl Supervisor {
     /// Ends all sessions on a timeline that a name no longer leads to. When it returns, Postgres
     /// acknowledges nothing there any more; its shutdown may still be under way.
     ///
-    /// Postgres tells its clients, for as long as [`FAREWELL`]. Those that are left are cut off.
+    /// Postgres tells its clients. Those that are left after a second are cut off.
     pub async fn end_sessions(&self, timeline: TimelineId) {
         let slot = lock(&self.slots).get(&timeline).cloned();
         let Some(slot) = slot else { return };
@@ -265,6 +265,12 @@ impl Supervisor {
         slots.iter().filter(|(_, slot)| runs(slot)).map(|(timeline, _)| *timeline).collect()
     }
 
+    /// A lease on the timeline's compute if it runs.
+    pub(crate) fn lease_if_running(&self, timeline: TimelineId) -> Option<Lease> {
+        let slot = lock(&self.slots).get(&timeline).cloned()?;
+        slot.lease_if_running()
+    }
+
     /// How many computes run, and how many leases are out.
     pub fn totals(&self) -> (u64, u64) {
         let slots = lock(&self.slots);
@@ -317,10 +323,10 @@ impl Supervisor {
     }
 
     /// The life of one compute, from start to rest.
-    async fn live(self: Arc<Self>, slot: Arc<ComputeSlot>, allowance: Allowance) {
+    async fn live(self: Arc<Self>, slot: Arc<ComputeSlot>) {
         let started = match self.room.place(|| lock(&self.slots).values().cloned().collect()).await
         {
-            Ok(place) => self.start(&slot, allowance).await.map(|postgres| (postgres, place)),
+            Ok(place) => self.start(&slot).await.map(|postgres| (postgres, place)),
             Err(error) => Err(error),
         };
         let failure = match started {
@@ -329,7 +335,7 @@ impl Supervisor {
                 Some(error)
             }
             Ok((mut postgres, _place)) => {
-                slot.running(self.sockets(slot.timeline).join(SOCKET_FILE));
+                slot.running(self.sockets(slot.timeline).join(SOCKET_FILE), postgres.uid());
                 let failure = self.tend(&slot, &mut postgres).await;
                 self.clean_up(slot.timeline).await;
                 failure

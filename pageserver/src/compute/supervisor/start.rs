@@ -10,7 +10,7 @@ use crate::compute::settings::{Defaults, Situation};
 use crate::compute::slot::ComputeSlot;
 use crate::compute::user::OsUser;
 use crate::error::{Error, Result};
-use crate::storage::catalog::Allowance;
+use crate::storage::catalog::{Allowance, BranchNetwork};
 use crate::storage::page::TimelineId;
 use std::future::pending;
 use std::os::unix::fs::PermissionsExt;
@@ -23,11 +23,7 @@ use std::time::Instant;
 const TEMP_SHARE: u64 = 4;
 
 impl Supervisor {
-    pub(super) async fn start(
-        self: &Arc<Self>,
-        slot: &ComputeSlot,
-        allowance: Allowance,
-    ) -> Result<Postgres> {
+    pub(super) async fn start(self: &Arc<Self>, slot: &ComputeSlot) -> Result<Postgres> {
         let asked = Instant::now();
         let mut closing = self.closing.subscribe();
         let closed = async move {
@@ -41,7 +37,7 @@ impl Supervisor {
             permit = self.starts.acquire() => permit,
         };
         let started = Instant::now();
-        let mut postgres = self.open_and_spawn(slot.timeline, allowance).await?;
+        let mut postgres = self.open_and_spawn(slot.timeline).await?;
         let (timeline, pid) = (slot.timeline, postgres.pid());
         let enclosed = self.blocking(move |this| this.surroundings.enclose(timeline, pid));
         let both = async {
@@ -82,15 +78,11 @@ impl Supervisor {
         }
     }
 
-    async fn open_and_spawn(
-        self: &Arc<Self>,
-        timeline: TimelineId,
-        allowance: Allowance,
-    ) -> Result<Postgres> {
+    async fn open_and_spawn(self: &Arc<Self>, timeline: TimelineId) -> Result<Postgres> {
         let opened = self.blocking(move |this| this.directories.open(timeline)).await?;
         let (data, prepared) = (opened.clone(), self.prepare(timeline, opened).await);
         let spawned = match prepared {
-            Ok((prepared, user)) => self.spawn(timeline, (&user, &data), prepared, allowance).await,
+            Ok((prepared, user)) => self.spawn(timeline, (&user, &data), prepared).await,
             Err(error) => Err(error),
         };
         if spawned.is_err() {
@@ -123,6 +115,15 @@ impl Supervisor {
         self.blocking(prepare).await
     }
 
+    /// Does work that may take long, but not into a shutdown.
+    async fn unless_closed<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut closing = self.closing.subscribe();
+        tokio::select! {
+            done = work => done,
+            _ = closing.wait_for(|closing| *closing) => Err(shutting_down()),
+        }
+    }
+
     /// Makes the server's role before the first client can come, without a network whatever the
     /// branch may reach.
     async fn make_door(
@@ -132,10 +133,13 @@ impl Supervisor {
         situation: &Situation<'_>,
     ) -> Result<()> {
         let timeline = situation.timeline;
-        let surroundings = self.surroundings.of(Allowance::default());
+        let surroundings = self
+            .surroundings
+            .of(Allowance { network: Some(BranchNetwork::None), ..Allowance::default() });
         let users = self.managed.path(&format!("{timeline}.users"));
         let installation = &self.config.installation;
-        let made = door::make(installation, user, situation, surroundings, &users).await;
+        let made = door::make(installation, user, situation, surroundings, &users);
+        let made = self.unless_closed(made).await;
         let _none = self.blocking(move |_| std::fs::remove_file(users)).await;
         made?;
         let (data, user) = (data.to_owned(), user.clone());
@@ -149,19 +153,22 @@ impl Supervisor {
         timeline: TimelineId,
         (user, data): (&OsUser, &Path),
         prepared: Prepared,
-        allowance: Allowance,
     ) -> Result<Postgres> {
+        // Asked now, when the slot is starting: who changes it later stops this Postgres.
+        let allowance = self.directories.allowance(timeline);
         let situation = Situation {
             timeline,
             major: self.config.installation.major,
             data,
             sockets: &self.sockets(timeline),
             managed: &self.managed,
-            is_new: prepared.is_new,
+            // What single-user mode wrote is not durable if it was cut off.
+            is_new: prepared.is_new && prepared.has_door,
             scheduled_jobs: allowance.scheduled_jobs,
             preload: None,
         };
-        let preload = cron::preload_without(&self.config.installation, user, &situation).await?;
+        let preload = cron::preload_without(&self.config.installation, user, &situation);
+        let preload = self.unless_closed(preload).await?;
         let situation = Situation { preload: preload.as_deref(), ..situation };
         if !prepared.has_door
             && let Err(error) = self.make_door(user, data, &situation).await
