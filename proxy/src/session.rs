@@ -38,7 +38,7 @@ const EARLY_BYTES_MAX: usize = 8 * 1024;
 /// How long to wait before connecting again to a Postgres whose queue of new connections is full.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a session asks for its branch if the Postgres of the branch goes away just then.
-const ATTEMPTS: u32 = 16;
+const ATTEMPTS: u32 = 9;
 /// Longest pause between two of these; after a crash Postgres may need some seconds to end.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// How long the refusal of a client may take to send.
@@ -208,9 +208,11 @@ impl<B: Backends> Connection<'_, B> {
         let limit = self.shared.limits.wake;
         let work = async {
             let (mut attempts, mut pause) = (1..=ATTEMPTS, CONNECT_INTERVAL);
+            let began = Instant::now();
             loop {
                 let upstream = self.shared.backends.acquire(target).await?;
-                let is_last = attempts.next().is_none_or(|nth| nth == ATTEMPTS);
+                let is_last = attempts.next().is_none_or(|nth| nth == ATTEMPTS)
+                    || began.elapsed() + pause >= limit;
                 match reach(&upstream.socket, upstream.owner, startup).await {
                     Ok(server) => return Ok(Awake { upstream, server }),
                     Err(error) if is_last => return Err(unreachable_branch(&upstream, &error)),
