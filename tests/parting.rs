@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf, join};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Builder;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
@@ -40,7 +41,7 @@ type Received = Vec<usize>;
 /// A connection that counts what it receives. A clock cannot tell whether a thread that the machine
 /// kept waiting had its acknowledgement before the answer to somebody else; the bytes can.
 struct Wire {
-    stream: TcpStream,
+    stream: OwnedReadHalf,
     counted: Arc<Counted>,
 }
 
@@ -60,10 +61,13 @@ impl Counted {
 }
 
 impl Wire {
-    async fn connect(to: SocketAddr) -> Self {
+    /// What comes, and where requests go.
+    async fn connect(to: SocketAddr) -> (Self, OwnedWriteHalf) {
         let stream = TcpStream::connect(to).await.unwrap();
         let socket = stream.as_fd().try_clone_to_owned().unwrap();
-        Self { stream, counted: Arc::new(Counted { socket, read: Mutex::default() }) }
+        let counted = Arc::new(Counted { socket, read: Mutex::default() });
+        let (stream, requests) = stream.into_split();
+        (Self { stream, counted }, requests)
     }
 }
 
@@ -78,24 +82,6 @@ impl AsyncRead for Wire {
         let outcome = Pin::new(&mut this.stream).poll_read(context, buffer);
         *read += buffer.filled().len() - before;
         outcome
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
 
@@ -116,13 +102,13 @@ impl Shared {
 
     /// Connects, and calls `act` with the session and its number.
     async fn connect(&self, to: SocketAddr, config: &Config, act: impl AsyncFn(&Client, usize)) {
-        let wire = Wire::connect(to).await;
+        let (wire, requests) = Wire::connect(to).await;
         let number = {
             let mut wires = self.wires.lock().unwrap();
             wires.push(Arc::clone(&wire.counted));
             wires.len() - 1
         };
-        match config.connect_raw(wire, NoTls).await {
+        match config.connect_raw(join(wire, requests), NoTls).await {
             Ok((client, connection)) => {
                 let connection = tokio::spawn(connection);
                 act(&client, number).await;

@@ -2,6 +2,7 @@
 //! write-out, priorities, and what `/dev/fuse` needs.
 
 pub mod child;
+pub mod mounts;
 pub mod process;
 pub mod uring;
 

@@ -207,12 +207,11 @@ impl<B: Backends> Connection<'_, B> {
     async fn wake(&self, target: &Target, startup: &[u8]) -> Result<Awake, Refusal> {
         let limit = self.shared.limits.wake;
         let work = async {
-            let (mut attempts, mut pause) = (1..=ATTEMPTS, CONNECT_INTERVAL);
-            let began = Instant::now();
+            let (mut attempt, mut pause, began) = (0, CONNECT_INTERVAL, Instant::now());
             loop {
                 let upstream = self.shared.backends.acquire(target).await?;
-                let is_last = attempts.next().is_none_or(|nth| nth == ATTEMPTS)
-                    || began.elapsed() + pause >= limit;
+                attempt += 1;
+                let is_last = attempt == ATTEMPTS || began.elapsed() + pause >= limit;
                 match reach(&upstream.socket, upstream.owner, startup).await {
                     Ok(server) => return Ok(Awake { upstream, server }),
                     Err(error) if is_last => return Err(unreachable_branch(&upstream, &error)),

@@ -40,12 +40,8 @@ impl Branches {
     /// Bounds what branches to come will have to recover. Must be called within the runtime.
     pub fn bound_debts(&self) {
         let catalog = self.store.catalog();
-        let has_children = |id: &TimelineId| {
-            let root = catalog.timeline(*id).is_some_and(|timeline| timeline.ancestor.is_none());
-            root || !catalog.children(*id).is_empty()
-        };
         let newest = |id: TimelineId| Some((id, self.store.if_open(id)?.last_positions().wal));
-        let running = self.supervisor.running().into_iter().filter(has_children);
+        let running = self.supervisor.running().into_iter().filter(|id| catalog.is_a_parent(*id));
         let newest: Vec<_> = running.filter_map(newest).collect();
         self.debts.bound(&self.supervisor, &newest);
     }

@@ -5,7 +5,7 @@ use super::change::{Data, Decision, Departure};
 use super::directory::NameChange;
 use super::url::SUPERUSER;
 use super::{Branches, rules};
-use crate::compute::door::{CLOSED, DOOR_MISSING, Door, NO_DATABASE, ROLE, said};
+use crate::compute::door::{CLOSED, DOOR_MISSING, Door, ROLE, said};
 use crate::compute::{Lease, SettingsChange, door};
 use crate::error::{Error, Result};
 use crate::events::{Action, Actor};
@@ -28,8 +28,6 @@ const LISTS: [&str; 6] = [
     "temp_tablespaces",
     "unix_socket_directories",
 ];
-/// Databases that the server connects to when it does not matter which, the first that exists.
-const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 impl Branches {
     /// Changes settings of a branch's Postgres: through the door while it runs, else in its file
@@ -86,14 +84,8 @@ impl Branches {
     /// A session of the server on a branch, which is woken for it.
     async fn door(self: &Arc<Self>, name: &str) -> Result<(Lease, Door)> {
         let lease = self.acquire(name).await?;
-        let mut outcome = Err(Error::unavailable(CLOSED, "there is no database"));
-        for database in DATABASES {
-            outcome = Door::open(&lease, database).await;
-            if !outcome.as_ref().is_err_and(|error| error.code == NO_DATABASE) {
-                break;
-            }
-        }
-        Ok((lease, outcome?))
+        let door = Door::open(&lease).await?;
+        Ok((lease, door))
     }
 
     /// The same; a branch whose role for it is gone is started anew.

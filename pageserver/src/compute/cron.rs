@@ -10,6 +10,7 @@ use super::settings::{self, RUN_JOBS, Situation};
 use super::tool;
 use super::user::OsUser;
 use crate::error::Result;
+use crate::tasks;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -31,9 +32,15 @@ pub(super) async fn preload_without(
     user: &OsUser,
     situation: &Situation<'_>,
 ) -> Result<Option<String>> {
-    let may_load =
-        user.with_rights(|| FILES.iter().any(|name| may_name_it(&situation.data.join(name))));
-    if situation.scheduled_jobs || !may_load || !runs_always(installation) {
+    if situation.scheduled_jobs {
+        return Ok(None);
+    }
+    let (of, as_user, data) = (installation.clone(), user.clone(), situation.data.to_owned());
+    let may_run = move || {
+        let may_load = || FILES.iter().any(|name| may_name_it(&data.join(name)));
+        runs_always(&of) && as_user.with_rights(may_load)
+    };
+    if !tasks::blocking(may_run).await {
         return Ok(None);
     }
     let mut command = tool::command(installation, "postgres");

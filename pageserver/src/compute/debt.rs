@@ -4,7 +4,7 @@
 //! Once what was written pauses, a checkpoint bounds the debt. While a Postgres writes without a
 //! pause its own settings decide, since a checkpoint more often would cost it writes.
 
-use super::door::{Door, said};
+use super::door::{CLOSED, Door, said};
 use super::slot::Lease;
 use super::supervisor::Supervisor;
 use crate::error::{Error, Result};
@@ -22,8 +22,6 @@ const PAUSE: Duration = Duration::from_millis(400);
 const LET_BE_BYTES: i64 = 4 << 20;
 /// A checkpoint that takes longer is left to Postgres.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Databases to connect to, the first that exists.
-const DATABASES: [&str; 2] = ["postgres", "template1"];
 const QUESTION: &str = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), \
                         redo_lsn)::bigint FROM pg_catalog.pg_control_checkpoint()";
 
@@ -94,12 +92,8 @@ impl Debts {
 
 /// Makes a checkpoint if there is much to replay; how many bytes it was, 0 for none.
 async fn checkpoint_if_due(lease: &Lease) -> Result<i64> {
-    let mut door = Door::open(lease, DATABASES[0]).await;
-    if door.is_err() {
-        door = Door::open(lease, DATABASES[1]).await;
-    }
-    let door = door?;
-    let failed = |error: tokio_postgres::Error| Error::unavailable("door_closed", said(&error));
+    let door = Door::open(lease).await?;
+    let failed = |error: tokio_postgres::Error| Error::unavailable(CLOSED, said(&error));
     let row = door.client().query_one(QUESTION, &[]).await.map_err(failed)?;
     let bytes: i64 = row.try_get(0).map_err(failed)?;
     if bytes < LET_BE_BYTES {

@@ -16,15 +16,15 @@ use super::slot::Lease;
 use super::tool;
 use super::user::OsUser;
 use crate::error::{Error, Result};
+use crate::tasks;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt, Join, Take, join};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::NoTlsStream;
@@ -36,7 +36,7 @@ pub use api::names::DOOR_ROLE as ROLE;
 pub const DOOR_MISSING: &str = "door_missing";
 
 /// Code of the error for a database that does not exist.
-pub(crate) const NO_DATABASE: &str = "no_database";
+const NO_DATABASE: &str = "no_database";
 /// Code of the error for a Postgres that cannot be reached or does not answer.
 pub(crate) const CLOSED: &str = "door_closed";
 
@@ -45,7 +45,9 @@ const MAKE_LIMIT: Duration = Duration::from_secs(600);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const STATEMENTS_LIMIT: Duration = Duration::from_secs(60);
 /// Far more than all answers on one connection have.
-const ANSWER_BYTES: usize = 4 << 20;
+const ANSWER_BYTES: u64 = 4 << 20;
+/// Databases that the server connects to, the first that exists.
+const DATABASES: [&str; 2] = ["postgres", "template1"];
 /// Settings of the role, or of everybody, must not change what our statements mean.
 const OPTIONS: &str = "-c search_path= -c log_statement=none -c log_min_duration_statement=-1 \
                        -c statement_timeout=0 -c lock_timeout=0 \
@@ -105,16 +107,20 @@ pub(super) async fn make(
         surroundings
     } else {
         let line = format!("{ROLE}:x:{}:{}::/:/bin/false\n", user.uid, user.gid);
-        let written = fs::write(users, line)
-            .and_then(|()| fs::set_permissions(users, PermissionsExt::from_mode(0o644)));
+        let path = users.to_owned();
+        let write = move || {
+            fs::write(&path, line)?;
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o644))
+        };
+        let written = tasks::blocking(write).await;
         written.map_err(|e| Error::io(format_args!("write {}", users.display()), &e))?;
         Surroundings { users: Some(users.to_owned()), ..surroundings }
     };
     let mut command = tool::command(installation, "postgres");
     command.arg("--single").args(settings::arguments(situation));
+    command.args(["-c", "session_preload_libraries=", "-c", "local_preload_libraries="]);
     // Without this a failed statement would be reported, and the program succeed. The database is
     // the one that every cluster has.
-    command.args(["-c", "session_preload_libraries=", "-c", "local_preload_libraries="]);
     command.args(["-c", "exit_on_error=on", "template1"]);
     let done = tool::run_in(command, user, MAKE, MAKE_LIMIT, surroundings).await?;
     if done.success {
@@ -131,11 +137,17 @@ pub struct Door {
 }
 
 impl Door {
-    /// Connects to a database of the Postgres that a lease is of.
-    pub(crate) async fn open(lease: &Lease, database: &str) -> Result<Self> {
-        let late = |_| Error::unavailable(CLOSED, "the branch's Postgres does not answer");
-        let connected = tokio::time::timeout(CONNECT_LIMIT, connect(lease, database)).await;
-        let (client, connection) = connected.map_err(late)??;
+    /// Connects to the Postgres that a lease is of, to whichever database exists.
+    pub(crate) async fn open(lease: &Lease) -> Result<Self> {
+        let [first, other] = DATABASES;
+        match Self::open_database(lease, first).await {
+            Err(error) if error.code == NO_DATABASE => Self::open_database(lease, other).await,
+            opened => opened,
+        }
+    }
+
+    async fn open_database(lease: &Lease, database: &str) -> Result<Self> {
+        let (client, connection) = in_time(CONNECT_LIMIT, connect(lease, database)).await?;
         let connection = tokio::spawn(async move {
             // Whoever waits for an answer has the error too.
             let _ended = connection.await;
@@ -145,8 +157,7 @@ impl Door {
 
     /// Runs statements, which a branch may answer late or never.
     pub(crate) async fn limited<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = |_| Error::unavailable(CLOSED, "the branch's Postgres does not answer");
-        tokio::time::timeout(STATEMENTS_LIMIT, work).await.map_err(late)?
+        in_time(STATEMENTS_LIMIT, work).await
     }
 
     /// The session.
@@ -161,6 +172,13 @@ impl Drop for Door {
     }
 }
 
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::unavailable(CLOSED, "the branch's Postgres does not answer");
+    tokio::time::timeout(limit, work).await.map_err(late)?
+}
+
+/// A connection that ends after so many bytes: a branch must not fill the server's memory.
+type Bounded = Join<Take<OwnedReadHalf>, OwnedWriteHalf>;
 type OpenDoor = (Client, Connection<Bounded, NoTlsStream>);
 
 async fn connect(lease: &Lease, database: &str) -> Result<OpenDoor> {
@@ -173,49 +191,9 @@ async fn connect(lease: &Lease, database: &str) -> Result<OpenDoor> {
     }
     let mut config = Config::new();
     config.user(ROLE).dbname(database).options(OPTIONS).application_name("coppice");
-    let stream = Bounded { stream, left: ANSWER_BYTES };
+    let (answers, statements) = stream.into_split();
+    let stream = join(answers.take(ANSWER_BYTES), statements);
     config.connect_raw(stream, NoTls).await.map_err(|error| refused(&error))
-}
-
-/// A connection on which no more than so many bytes are received: a branch must not fill the
-/// server's memory.
-struct Bounded {
-    stream: UnixStream,
-    left: usize,
-}
-
-impl AsyncRead for Bounded {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let (this, before) = (self.get_mut(), buffer.filled().len());
-        if this.left == 0 {
-            return Poll::Ready(Err(io::Error::other("the answer is too long")));
-        }
-        let outcome = Pin::new(&mut this.stream).poll_read(context, buffer);
-        this.left = this.left.saturating_sub(buffer.filled().len() - before);
-        outcome
-    }
-}
-
-impl AsyncWrite for Bounded {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
-    }
 }
 
 fn refused(error: &tokio_postgres::Error) -> Error {

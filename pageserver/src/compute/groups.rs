@@ -7,6 +7,7 @@
 
 use crate::locks::lock;
 use crate::storage::page::TimelineId;
+use crate::sys::mounts;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -246,11 +247,10 @@ struct OwnGroups {
 }
 
 /// Reads `mountinfo` and `cgroup` of a process (proc(5), cgroups(7)).
-fn find(mounts: &str, own: &str) -> OwnGroups {
-    let mounted = |kind: &str, controller: Option<&str>| {
-        mounts.lines().filter_map(parse_mount).find(|mount| {
-            mount.kind == kind
-                && controller.is_none_or(|name| mount.options.split(',').any(|o| o == name))
+fn find(mounted: &str, own: &str) -> OwnGroups {
+    let mount = |kind: &str, controller: Option<&str>| {
+        mounts::parse(mounted).find(|mount| {
+            mount.kind == kind && controller.is_none_or(|name| mount.has_option(name))
         })
     };
     let path = |controller: &str| {
@@ -259,36 +259,12 @@ fn find(mounts: &str, own: &str) -> OwnGroups {
             names.split(',').any(|name| name == controller).then_some(path)
         })
     };
-    let one = CONTROLLERS.map(|name| Some(mounted("cgroup", Some(name))?.place(path(name)?)));
-    let two = mounted("cgroup2", None);
-    let two = two.and_then(|mount| Some((PathBuf::from(mount.at), mount.place(path("")?))));
+    let one = CONTROLLERS.map(|name| Some(mount("cgroup", Some(name))?.place(path(name)?)));
+    let two = mount("cgroup2", None);
+    let two = two.and_then(|mount| Some((mount.place(mount.root), mount.place(path("")?))));
     let [memory, pids, cpu] = one;
     let one = memory.zip(pids).zip(cpu).map(|((memory, pids), cpu)| [memory, pids, cpu]);
     OwnGroups { one, two }
-}
-
-struct MountLine<'a> {
-    root: &'a str,
-    at: &'a str,
-    kind: &'a str,
-    options: &'a str,
-}
-
-fn parse_mount(line: &str) -> Option<MountLine<'_>> {
-    let (place, file_system) = line.split_once(" - ")?;
-    let mut place = place.split(' ').skip(3);
-    let mut file_system = file_system.split(' ');
-    let (root, at) = (place.next()?, place.next()?);
-    Some(MountLine { root, at, kind: file_system.next()?, options: file_system.nth(1)? })
-}
-
-impl MountLine<'_> {
-    /// Where a group is that a process names from the root of all groups, of which the mount may
-    /// show a part.
-    fn place(&self, group: &str) -> PathBuf {
-        let within = Path::new(group).strip_prefix(self.root).unwrap_or(Path::new(""));
-        Path::new(self.at).join(within.strip_prefix("/").unwrap_or(within))
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! killed while one of its own threads waited for its mount keeps it too, and itself. So a server
 //! records its connections, and the next one ends those of a server that is no more.
 
+use crate::sys::mounts::{self, MountLine};
 use crate::sys::process::start_time;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{minor, stat};
@@ -43,7 +44,7 @@ pub fn abort_leftovers(record: &Path) -> io::Result<usize> {
     let mut count = 0;
     for (number, place) in lines.filter_map(|line| line.split_once(' ')) {
         // The kernel may have given the number to another mount since.
-        if mounted.lines().any(|line| is_ours(line, number, place)) {
+        if mounts::parse(&mounted).any(|mount| is_ours(&mount, number, place)) {
             match abort(number.parse().map_err(io::Error::other)?) {
                 Ok(()) => count += 1,
                 // As a rule the connection has ended with its server, and no right is needed.
@@ -54,15 +55,9 @@ pub fn abort_leftovers(record: &Path) -> io::Result<usize> {
     Ok(count)
 }
 
-/// Whether a line of `mountinfo` (proc(5)) is of a mount with this number at this place.
-fn is_ours(line: &str, number: &str, place: &str) -> bool {
-    let mut fields = line.split(' ');
-    let device = fields.nth(2).and_then(|device| device.split_once(':'));
-    // Of a path with a space, a tab or a backslash the line shows the octal code.
-    let at = fields.nth(1).map(|at| at.replace("\\040", " ").replace("\\011", "\t"));
-    device.is_some_and(|(_, minor)| minor == number)
-        && at.is_some_and(|at| at.replace("\\134", "\\") == place)
-        && line.contains(" - fuse")
+/// Whether it is a mount of FUSE with this number at this place.
+fn is_ours(mount: &MountLine<'_>, number: &str, place: &str) -> bool {
+    mount.kind.starts_with("fuse") && mount.minor == number && mount.at == Path::new(place)
 }
 
 /// Ends a connection: all requests of processes fail, and so does whoever serves it.
@@ -107,10 +102,13 @@ mod tests {
     #[test]
     fn only_the_mount_with_that_number_at_that_place_is_ours() {
         let line = "60 23 0:51 / /var/my\\040data/mount rw,nosuid - fuse coppice rw,user_id=0";
-        assert!(is_ours(line, "51", "/var/my data/mount"));
-        assert!(!is_ours(line, "5", "/var/my data/mount"));
-        assert!(!is_ours(line, "51", "/var/my data"));
-        assert!(!is_ours(&line.replace("fuse", "ext4"), "51", "/var/my data/mount"));
-        assert!(!is_ours("", "51", "/"));
+        let ours = |line: &str, number, place| {
+            mounts::parse(line).any(|mount| is_ours(&mount, number, place))
+        };
+        assert!(ours(line, "51", "/var/my data/mount"));
+        assert!(!ours(line, "5", "/var/my data/mount"));
+        assert!(!ours(line, "51", "/var/my data"));
+        assert!(!ours(&line.replace("fuse", "ext4"), "51", "/var/my data/mount"));
+        assert!(!ours("", "51", "/"));
     }
 }

@@ -25,29 +25,16 @@ const TEMP_SHARE: u64 = 4;
 impl Supervisor {
     pub(super) async fn start(self: &Arc<Self>, slot: &ComputeSlot) -> Result<Postgres> {
         let asked = Instant::now();
-        let mut closing = self.closing.subscribe();
-        let closed = async move {
-            // It fails only when the supervisor is gone.
-            let _gone = closing.wait_for(|closing| *closing).await;
-        };
-        tokio::pin!(closed);
-        let turn = tokio::select! {
-            biased;
-            () = &mut closed => return Err(shutting_down()),
-            permit = self.starts.acquire() => permit,
-        };
+        let turn = self.unless_closed(async { Ok(self.starts.acquire().await) }).await?;
         let started = Instant::now();
         let mut postgres = self.open_and_spawn(slot.timeline).await?;
         let (timeline, pid) = (slot.timeline, postgres.pid());
         let enclosed = self.blocking(move |this| this.surroundings.enclose(timeline, pid));
-        let both = async {
+        let ready = self.unless_closed(async {
             let ready = self.ready(&mut postgres, timeline, turn);
             tokio::join!(ready, enclosed).0
-        };
-        let ready = tokio::select! {
-            ready = both => ready,
-            () = closed => Err(shutting_down()),
-        };
+        });
+        let ready = ready.await;
         if let Err(error) = ready {
             if !postgres.stop(self.config.stop_limit, pending()).await {
                 postgres.sweep().await;
@@ -119,8 +106,10 @@ impl Supervisor {
     async fn unless_closed<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut closing = self.closing.subscribe();
         tokio::select! {
-            done = work => done,
+            biased;
+            // It fails only when the supervisor is gone.
             _ = closing.wait_for(|closing| *closing) => Err(shutting_down()),
+            done = work => done,
         }
     }
 

@@ -172,6 +172,13 @@ impl Catalog {
         state.names.contains_key(&id.0) || state.children.contains_key(&id.0)
     }
 
+    /// Whether timelines are forked from this one, or are likely to be: it is a root.
+    pub fn is_a_parent(&self, id: TimelineId) -> bool {
+        let state = read(&self.state);
+        let is_root = |timeline: &TimelineRecord| timeline.ancestor.is_none();
+        state.children.contains_key(&id.0) || state.timelines.get(&id.0).is_some_and(is_root)
+    }
+
     /// The timelines that would be dropped with a branch's name.
     pub fn freed_by_delete(&self, name: &str) -> Vec<TimelineId> {
         read(&self.state).freed_by(&Update::default().remove::<BranchRecord>(name))
