@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building, the demo and the tests need, on Debian and Ubuntu. Says nothing when
-# everything is there. With --lints it also adds rustfmt and clippy to a Rust without them, and the
-# C++ compiler that fuzzing needs. With --bench it adds what Coppice is compared with; a system that
-# does not have it skips the comparison.
+# everything is there. With --lints it also adds rustfmt and clippy to a Rust without them, the C++
+# compiler that fuzzing needs, and pg_cron, whose jobs must not run on branches. With --bench it adds
+# what Coppice is compared with; a system that does not have it skips the comparison.
 #
 # Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts
 # it when Postgres is installed; here it is told not to, since Coppice makes its own.
@@ -86,6 +86,17 @@ install_postgres() {
     apt_install postgresql
 }
 
+# Prints the majors of Debian's Postgres that are here without pg_cron.
+without_cron() {
+    for server in /usr/lib/postgresql/*/bin/postgres; do
+        major=${server#/usr/lib/postgresql/}
+        major=${major%%/*}
+        if [ -e "$server" ] && [ ! -e "/usr/lib/postgresql/$major/lib/pg_cron.so" ]; then
+            echo "$major"
+        fi
+    done
+}
+
 # Installs PgBouncer without starting its service, now or with the machine.
 install_pgbouncer() {
     if [ ! -e "$policy" ]; then
@@ -97,17 +108,22 @@ install_pgbouncer() {
     if has systemctl; then "${as_root[@]}" systemctl --quiet disable pgbouncer >>"$log" 2>&1 || true; fi
 }
 
-if [ ${#missing[@]} -gt 0 ]; then
-    has apt-get || fail "missing: ${missing[*]} (Debian's names); install them with this system's package manager"
-    if [ "$(id -u)" != 0 ] && ! has sudo; then
-        fail "missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
-    fi
+# Makes the log that apt_install writes, and refreshes the list of packages.
+begin_apt() {
     log=$(mktemp)
     trap clean_up EXIT
     "${as_root[@]}" apt-get update -q >"$log" 2>&1 || {
         cat "$log" >&2
         fail "apt-get update failed"
     }
+}
+
+if [ ${#missing[@]} -gt 0 ]; then
+    has apt-get || fail "missing: ${missing[*]} (Debian's names); install them with this system's package manager"
+    if [ "$(id -u)" != 0 ] && ! has sudo; then
+        fail "missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
+    fi
+    begin_apt
     mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep -vxE 'postgresql|pgbouncer' || true)
     if [ ${#plain[@]} -gt 0 ]; then apt_install "${plain[@]}"; fi
     has_postgres || install_postgres
@@ -116,6 +132,18 @@ fi
 
 has cargo || fail "cargo is not installed: get Rust from https://rustup.rs"
 $lints || exit 0
+# What a system does not have, the tests of it say and skip.
+extensions=()
+if has apt-cache; then
+    for major in $(without_cron); do
+        package=postgresql-$major-cron
+        if apt-cache show "$package" >/dev/null 2>&1; then extensions+=("$package"); fi
+    done
+fi
+if [ ${#extensions[@]} -gt 0 ] && { [ "$(id -u)" = 0 ] || has sudo; }; then
+    [ -n "${log:-}" ] || begin_apt
+    apt_install "${extensions[@]}"
+fi
 for component in fmt:rustfmt clippy:clippy; do
     cargo "${component%:*}" --version >/dev/null 2>&1 && continue
     has rustup || fail "cargo ${component%:*} is not installed: add it to this Rust"
