@@ -62,7 +62,7 @@ fn first_rows(
         });
     };
     let (mut running, mut firsts, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
-    let url = |name: &str| server.url("main").replace("%40main", &format!("%40{name}"));
+    let url = |name: &str| server.url("main").replace("postgres.main", &format!("postgres.{name}"));
     let first_row = |name: &str| {
         timed(|| {
             client.create(&branch(name)).expect("create");

@@ -9,10 +9,12 @@
 use coppice::Directory;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pageserver::storage::disk::random::Random;
+use proxy::mentions::Mentions;
 use proxy::route::route;
 use proxy::startup::{LENGTH_BYTES, Packet, body_bytes, decode};
 use proxy::{
-    Backends, Limits, Listeners, Metrics, Refusal, Relay, Selector, Target, Tls, Upstream,
+    Backends, Limits, Listeners, Metrics, Refusal, Relay, Routing, Selector, Settings, Target, Tls,
+    Upstream,
 };
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -44,7 +46,7 @@ fn main() {
 
 /// A packet as a client would send it, with its branch in one of the places for it, and that
 /// branch.
-fn packet(random: &mut Random) -> (Vec<u8>, Selector) {
+fn packet(random: &mut Random) -> (Vec<u8>, String) {
     let branch = format!("feature/{:08x}", random.below(1 << 32));
     let (database, options) = if random.below(2) == 0 {
         (format!("app@{branch}"), "-c geqo=off".to_owned())
@@ -64,17 +66,22 @@ fn packet(random: &mut Random) -> (Vec<u8>, Selector) {
     }
     body.push(0);
     let length = u32::try_from(body.len() + LENGTH_BYTES).expect("a length");
-    ([&length.to_be_bytes()[..], &body].concat(), Selector::Name(branch))
+    ([&length.to_be_bytes()[..], &body].concat(), branch)
 }
 
 /// Reads, routes and encodes a packet again, as a session does before it connects.
-fn pass(packet: &[u8], branch: &Selector) -> usize {
+fn pass(packet: &[u8], branch: &str) -> usize {
     let (header, body) = packet.split_first_chunk::<LENGTH_BYTES>().expect("a length");
     assert_eq!(body_bytes(*header).expect("a legal length"), body.len());
     let Ok(Packet::Startup(startup)) = decode(body) else { panic!("no startup packet") };
-    let (target, startup) = route(startup, None, None).expect("a way");
-    assert_eq!(target.branch, *branch);
-    startup.encode().len()
+    let mentions = Mentions::read(startup, None, None).expect("legal options");
+    let means = |selector| match selector {
+        Selector::Label(text) | Selector::Name(text) => Some(text),
+    };
+    let found: Vec<_> = mentions.selectors().into_iter().map(means).collect();
+    let route = route(mentions, &found, None).expect("a way");
+    assert_eq!(route.target.branch, branch);
+    route.startup.encode().len()
 }
 
 fn startup(c: &mut Criterion) {
@@ -93,6 +100,10 @@ fn startup(c: &mut Criterion) {
 struct Echo(PathBuf);
 
 impl Backends for Echo {
+    async fn find(&self, selectors: Vec<Selector>) -> Result<Vec<Option<String>>, Refusal> {
+        Ok(vec![Some("main".to_owned()); selectors.len()])
+    }
+
     async fn acquire(&self, _: &Target) -> Result<Upstream, Refusal> {
         Ok(Upstream::new("main".to_owned(), self.0.clone(), ()))
     }
@@ -123,7 +134,8 @@ async fn serve(directory: &Path) -> SocketAddr {
     let (limits, metrics) = (Limits::default(), Arc::new(Metrics::default()));
     let (relay, never) = (Relay::start().expect("start threads"), std::future::pending());
     let listeners = Listeners { tcp: listener, unix: None };
-    tokio::spawn(proxy::run(listeners, tls, limits, Arc::new(Echo(socket)), metrics, relay, never));
+    let settings = Settings { tls, routing: Routing::default(), limits, relay };
+    tokio::spawn(proxy::run(listeners, settings, Arc::new(Echo(socket)), metrics, never));
     address
 }
 

@@ -25,16 +25,14 @@ fn refused<T: std::fmt::Debug>(outcome: Result<T, Error>, status: u16, code: &st
 fn names_that_cannot_be_branches() {
     let server = Server::shared();
     let client = server.client();
-    for name in ["", "-a", "a b", "a@b", "ä", "../x", "a\nb", &"x".repeat(64)] {
-        refused(client.create(&branch(name, None)), 400, "bad_branch_name", &["letters, digits"]);
+    for name in ["", "-a", "a b", "a@{b", "a..b", "../x", "a\nb", &"x".repeat(245)] {
+        refused(client.create(&branch(name, None)), 400, "bad_branch_name", &["that git takes"]);
     }
-    refused(client.create(&branch("main", None)), 409, "branch_exists", &["main"]);
-    client.create(&branch("Feature/X", None)).unwrap();
-    let same_host = client.create(&branch("feature-x", None));
-    refused(same_host, 409, "host_name_taken", &["\"feature-x\"", "\"Feature/X\"", "another name"]);
+    let taken = client.create(&branch("main", None));
+    refused(taken, 409, "branch_exists", &["main", "another name"]);
     client.create(&branch("to-rename", None)).unwrap();
-    let rename = UpdateBranch { name: Some("FEATURE_X".into()), ..UpdateBranch::default() };
-    refused(client.update("to-rename", &rename), 409, "host_name_taken", &["Feature/X"]);
+    let rename = UpdateBranch { name: Some("main".into()), ..UpdateBranch::default() };
+    refused(client.update("to-rename", &rename), 409, "branch_exists", &["main"]);
     refused(
         client.create(&branch("y", Some("no-parent"))),
         404,
@@ -49,7 +47,6 @@ fn names_that_cannot_be_branches() {
     );
     refused(client.delete("main"), 409, "default_branch", &["main", "stays"]);
     refused(client.reset("main", &Default::default()), 409, "no_parent", &["main"]);
-    client.delete("Feature/X").unwrap();
     client.delete("to-rename").unwrap();
     assert_eq!(server.sql("main", "select 1").unwrap(), "1");
 }
@@ -70,12 +67,10 @@ fn clients_that_may_not_or_do_not_find() {
     let url = server.url("main");
     let (exit, error) = psql(&url.replacen("main", "mian", 1));
     assert_eq!(exit, Some(2));
-    let told =
-        error.contains("branch \"mian\" does not exist") && error.contains("did you mean \"main\"");
-    assert!(told, "{error}");
-    let (before, rest) = url.split_once("postgres:").unwrap();
+    assert!(error.contains("none has the label \"mian\"") && !error.contains("main"), "{error}");
+    let (before, rest) = url.split_once("postgres.main:").unwrap();
     let (_, after) = rest.split_once('@').unwrap();
-    let (exit, error) = psql(&format!("{before}postgres:wrong@{after}"));
+    let (exit, error) = psql(&format!("{before}postgres.main:wrong@{after}"));
     assert_eq!(exit, Some(2));
     assert!(error.contains("password authentication failed for user \"postgres\""), "{error}");
     assert_eq!(psql(&url), (Some(0), String::new()));

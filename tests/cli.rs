@@ -67,7 +67,11 @@ fn a_branch_lives_and_dies() {
     );
     ok(&server, &["reset", "feature/login"]);
     ok(&server, &["rename", "other", "third"]);
-    fails(&server, &["show", "other"], 3, "other");
+    let other = ok(&server, &["show", "other"]);
+    assert!(other.contains("third"), "it keeps its label: {other}");
+    for verb in ["reset", "delete"] {
+        fails(&server, &[verb, "other"], 3, "other");
+    }
     ok(&server, &["protect", "third"]);
     fails(&server, &["delete", "third"], 4, "third");
     ok(&server, &["unprotect", "third"]);
@@ -198,7 +202,10 @@ fn psql_gets_the_password_in_its_environment_only() {
     assert_eq!(run.exit, 9, "psql's own exit code: {}", run.err);
     let lines: Vec<&str> = run.out.lines().collect();
     assert_eq!(lines[2..], ["-c", "select 1"]);
-    assert!(!lines[0].is_empty() && lines[1].starts_with("postgresql://postgres@"), "{lines:?}");
+    assert!(
+        !lines[0].is_empty() && lines[1].starts_with("postgresql://postgres.main@"),
+        "{lines:?}"
+    );
     let (before, after) = lines[1].split_once('@').unwrap();
     assert!(
         url.starts_with(&format!("{before}:")) && url.trim_end().ends_with(after),

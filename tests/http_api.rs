@@ -184,14 +184,14 @@ fn computes_and_connections() {
     let url = connection.json()["url"].as_str().unwrap().to_owned();
     assert_eq!(
         url,
-        format!("postgresql://ann@{}/shop%40awake", api.server.proxy),
+        format!("postgresql://ann.awake@{}/shop", api.server.proxy),
         "no password of ann is known"
     );
     let own = api.call("GET", &format!("{path}/connection"), "").json()["url"]
         .as_str()
         .unwrap()
         .to_owned();
-    assert!(own.starts_with("postgresql://postgres:") && own.ends_with("/app%40awake"), "{own}");
+    assert!(own.starts_with("postgresql://postgres.awake:") && own.ends_with("/app"), "{own}");
     api.refuses("GET", &format!("{path}/connection?x=1"), "", 400, "bad_query");
     api.refuses("GET", "/v1/branches/none/connection", "", 404, "branch_not_found");
 }

@@ -274,3 +274,28 @@ fn nothing_is_acknowledged_after_the_answer_to_a_restore_or_a_deletion() {
         }
     });
 }
+
+#[test]
+fn a_session_that_rests_learns_why_it_ends() {
+    let server = Server::start();
+    let client = Arc::new(server.client());
+    client.create(&CreateBranch { name: "b".into(), ..CreateBranch::default() }).unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // The farewell of Postgres itself may be faster on a busy machine.
+    let learned = (0..20).any(|_| {
+        let client = Arc::clone(&client);
+        let error = runtime.block_on(async {
+            let connected = tokio_postgres::connect(&server.url("b"), NoTls).await;
+            let (session, connection) = connected.unwrap();
+            let connection = tokio::spawn(connection);
+            session.batch_execute("create table t ()").await.unwrap();
+            let reset = move || client.reset("b", &ResetBranch::default());
+            tokio::task::spawn_blocking(reset).await.unwrap().unwrap();
+            connection.await.unwrap().unwrap_err()
+        });
+        let error = error.as_db_error().expect("an error of the server");
+        assert_eq!(error.code(), &SqlState::ADMIN_SHUTDOWN);
+        error.message().contains("the branch was reset")
+    });
+    assert!(learned);
+}

@@ -99,12 +99,12 @@ fn a_password_lets_the_superuser_in_whatever_was_done_to_the_role() {
     assert_eq!(server.sql("main", "select 1").unwrap(), "1");
     // Other roles get one too, if they are there.
     server.sql("main", "create role app_user nologin").unwrap();
-    let new = NewPassword { role: Some("app_user".into()) };
+    let new = NewPassword { role: Some("app_user".into()), password: None };
     let url = client.password("main", &new).unwrap().url;
     assert_eq!(sql_at(&url, "select current_user").unwrap(), "app_user");
-    let missing = NewPassword { role: Some("nosuch".into()) };
+    let missing = NewPassword { role: Some("nosuch".into()), password: None };
     assert_eq!(client.password("main", &missing).unwrap_err().code, "role_not_found");
-    let own = NewPassword { role: Some("coppice".into()) };
+    let own = NewPassword { role: Some("coppice".into()), password: None };
     assert_eq!(client.password("main", &own).unwrap_err().code, "bad_role");
     for secret in [url, server.url("b0")] {
         let password = secret.split([':', '@']).nth(2).unwrap().to_owned();

@@ -60,7 +60,11 @@ impl Service {
             (Installation::find(None).unwrap(), OsUser::resolve(None).unwrap());
         let config = ComputeConfig::new(installation.clone(), user.clone(), run.clone());
         let supervisor = Supervisor::new(config, Arc::clone(&mount) as _).unwrap();
-        let about = About { postgres_version: "0".into(), proxy_address: "localhost:1".into() };
+        let about = About {
+            postgres_version: "0".into(),
+            proxy_address: "localhost:1".into(),
+            domain: None,
+        };
         let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), supervisor, about);
         let imports = Imports::new(installation, user, &run, Arc::clone(&branches) as _).unwrap();
         let token = Token::load_or_create(&data.join("api-token")).unwrap();

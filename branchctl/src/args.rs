@@ -197,9 +197,12 @@ pub(crate) enum Command {
     Password {
         /// Name of the branch
         name: String,
-        /// Role [default: postgres, which is made anew if it is missing]
+        /// Role [default: that of `branchctl url`]; postgres is made anew if it is missing
         #[arg(long, short, value_name = "NAME")]
         role: Option<String>,
+        /// Read the password from standard input instead of making one
+        #[arg(long)]
+        stdin: bool,
     },
     /// Stop a branch's Postgres; the next connection wakes it
     Suspend {
@@ -258,10 +261,11 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 pub(crate) struct Target {
     /// Name of the branch
     pub(crate) name: String,
-    /// Database [default: app]
+    /// Database [default: app, or the one that the branch's root was imported by]
     #[arg(long, short, value_name = "NAME")]
     pub(crate) database: Option<String>,
-    /// Role; the URL has the password only of one whose password the server set [default: postgres]
+    /// Role; the URL has the password only of one whose password the server set [default: postgres,
+    /// or the role that the branch's root was imported by]
     #[arg(long, short, value_name = "NAME")]
     pub(crate) role: Option<String>,
 }

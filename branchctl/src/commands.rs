@@ -1,7 +1,7 @@
 //! One function per verb, and how each finds the server.
 
 use std::env;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use api::client::{Client, read_token};
@@ -15,6 +15,9 @@ use jiff::Timestamp;
 use crate::args::{Args, Command, Format, NetworkArg, Switch};
 use crate::failure::{Exit, Failure};
 use crate::{import, output, psql};
+
+/// Bytes that are read of a password at most; the server refuses most of them.
+const STDIN_BYTES_MAX: u64 = 4096;
 
 /// Runs one command.
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
@@ -61,8 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
             let outcome = client.set(name, &UpdateSettings { set, unset })?;
             show(format, &outcome, || output::settings(name, &outcome))?;
         }
-        Command::Password { name, role } => {
-            let connection = client.password(name, &NewPassword { role: role.clone() })?;
+        Command::Password { name, role, stdin } => {
+            let password = stdin.then(read_password).transpose()?;
+            let request = NewPassword { role: role.clone(), password };
+            let connection = client.password(name, &request)?;
             show(format, &connection, || format!("{}\n", connection.url))?;
         }
         Command::Import { name, from, follow } => {
@@ -85,6 +90,14 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         change => change_one(&client, format, change)?,
     }
     Ok(Exit::Done)
+}
+
+/// Reads a password from standard input: the first line.
+fn read_password() -> Result<String, Failure> {
+    let mut line = String::new();
+    let read = io::stdin().take(STDIN_BYTES_MAX).read_to_string(&mut line);
+    read.map_err(|error| Failure::Local(format!("cannot read the password: {error}")))?;
+    Ok(line.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The verbs that change one branch and show what became of it.

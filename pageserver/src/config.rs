@@ -123,6 +123,15 @@ pub struct Config {
     /// branch feature-x; if left out, the first label of any host name with a dot may be one.
     #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
     pub domain: Option<String>,
+
+    /// Branch of connections that name none; without one they are refused, so that a session that
+    /// lost its branch on the way through a tool does not land on another one.
+    #[arg(long, env = "COPPICE_DEFAULT_BRANCH", value_name = "NAME")]
+    pub default_branch: Option<String>,
+
+    /// Add the client's address to application_name, since Postgres itself sees none.
+    #[arg(long, env = "COPPICE_APPLICATION_NAME_ADD_HOST")]
+    pub application_name_add_host: bool,
 }
 
 /// Reads a number of bytes with or without a unit: `10MB`, `2GiB`, `4096`.

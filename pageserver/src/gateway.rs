@@ -1,4 +1,5 @@
-//! The branch service as the proxy sees it: selectors onto sockets, errors onto SQLSTATEs.
+//! The branch service as the proxy sees it: selectors onto branches and sockets, errors onto
+//! SQLSTATEs.
 
 use crate::branches::Branches;
 use crate::error::{Error, Kind};
@@ -10,13 +11,16 @@ use std::sync::Arc;
 pub struct Gateway(pub Arc<Branches>);
 
 impl Backends for Gateway {
-    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
-        let name = match &target.branch {
-            Selector::Default => self.0.default_name(),
-            Selector::Name(name) => name.clone(),
-            // An unknown host is looked up as a name, whose error says what there is.
-            Selector::Host(host) => self.0.name_of_host(host).unwrap_or_else(|| host.clone()),
+    async fn find(&self, selectors: Vec<Selector>) -> Result<Vec<Option<String>>, Refusal> {
+        let means = |selector: &Selector| match selector {
+            Selector::Label(label) => self.0.name_of_label(label),
+            Selector::Name(name) => self.0.name_meant(name),
         };
+        Ok(selectors.iter().map(means).collect())
+    }
+
+    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
+        let name = target.branch.clone();
         let lease = match &target.at {
             None => self.0.acquire(&name).await,
             Some(text) => {
@@ -26,9 +30,9 @@ impl Backends for Gateway {
             }
         };
         let lease = lease.map_err(refuse)?;
-        let (socket, revoked) = (lease.socket().to_path_buf(), lease.revoked());
-        let owner = lease.owner();
-        Ok(Upstream::new(name, socket, lease).of(owner).until(revoked))
+        let (socket, owner) = (lease.socket().to_path_buf(), lease.owner());
+        let (parting, revoked) = (lease.parting(), lease.revoked());
+        Ok(Upstream::new(name, socket, lease).of(owner).until(parting, revoked))
     }
 
     fn admits(&self, uid: u32) -> bool {

@@ -5,6 +5,7 @@ use std::future::pending;
 use std::path::PathBuf;
 use std::pin::Pin;
 
+use crate::mentions::Selector;
 use crate::refusal::Refusal;
 use crate::route::Target;
 
@@ -19,6 +20,8 @@ pub struct Upstream {
     pub owner: Option<u32>,
     /// Keeps the branch awake until dropped, which is when the session ends.
     pub lease: Box<dyn Send + Sync>,
+    /// Ready when the session is to end if it rests.
+    pub parting: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Ready when the session must end at once: nothing of its Postgres may reach the client any
     /// more.
     pub revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -27,8 +30,8 @@ pub struct Upstream {
 impl Upstream {
     /// A Postgres whose sessions end by themselves.
     pub fn new(branch: String, socket: PathBuf, lease: impl Send + Sync + 'static) -> Self {
-        let (owner, revoked) = (None, Box::pin(pending()));
-        Self { branch, socket, owner, lease: Box::new(lease), revoked }
+        let (parting, revoked) = (Box::pin(pending()), Box::pin(pending()));
+        Self { branch, socket, owner: None, lease: Box::new(lease), parting, revoked }
     }
 
     /// The same, if this user listens.
@@ -36,14 +39,24 @@ impl Upstream {
         Self { owner: Some(owner), ..self }
     }
 
-    /// The same, until `revoked` is ready.
-    pub fn until(self, revoked: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { revoked: Box::pin(revoked), ..self }
+    /// The same, until `parting` is ready, if the session rests then, or `revoked` is.
+    pub fn until(
+        self,
+        parting: impl Future<Output = ()> + Send + 'static,
+        revoked: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self { parting: Box::pin(parting), revoked: Box::pin(revoked), ..self }
     }
 }
 
 /// Finds branches and wakes them.
 pub trait Backends: Send + Sync + 'static {
+    /// The names of the branches that are meant, one for each selector; none where there is none.
+    fn find(
+        &self,
+        selectors: Vec<Selector>,
+    ) -> impl Future<Output = Result<Vec<Option<String>>, Refusal>> + Send;
+
     /// Wakes the branch, or the moment of its past, if need be, and returns once its Postgres
     /// accepts connections.
     ///

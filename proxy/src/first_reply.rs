@@ -34,6 +34,12 @@ pub(crate) async fn first_reply(server: &UnixStream) -> io::Result<FirstReply> {
 }
 
 impl FirstReply {
+    /// Whether the Postgres asks for a password that is hashed with the name of the role
+    /// (`AuthenticationMD5Password`).
+    pub(crate) fn asks_for_md5(&self) -> bool {
+        self.0.starts_with(b"R\0\0\0\x0c\0\0\0\x05")
+    }
+
     /// Whether the Postgres has closed the connection, or refuses it because it is on its way down
     /// or up.
     pub(crate) fn is_going_away(&self) -> bool {
@@ -59,6 +65,9 @@ mod tests {
         for (code, expected) in [("57P01", true), ("57P03", true), ("28000", false)] {
             assert_eq!(refused(code).is_going_away(), expected, "{code}");
         }
+        let asks = |bytes: &[u8]| FirstReply(bytes.to_vec()).asks_for_md5();
+        assert!(asks(b"R\0\0\0\x0c\0\0\0\x05salt"));
+        assert!(!asks(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0"));
         for other in [&b"R\0\0\0\x08\0\0\0\0"[..], b"E", b"E\0\0\0", b"N"] {
             assert!(!FirstReply(other.to_vec()).is_going_away(), "{other:?}");
         }

@@ -5,7 +5,8 @@
 //! 1. [`server`] accepts it, within [`Limits`], over TCP or through a [`LocalListener`];
 //! 2. `greeting` answers encryption requests with [`tls`] and reads the first packet, which
 //!    [`startup`] decodes;
-//! 3. [`route`] chooses the branch; a [`Backends`] wakes it and says where its Postgres is;
+//! 3. [`mentions`] reads what the client says of its branch, a [`Backends`] finds what that means,
+//!    and [`route`] chooses the branch, whose Postgres the [`Backends`] wakes;
 //! 4. `session` connects the two and waits for the `first_reply` of Postgres, and [`Relay`] copies
 //!    bytes from `socket` to `socket` until one side ends; a `monitor` counts the bytes, and
 //!    `cancel` remembers the key by which a client can cancel the queries of the session.
@@ -18,6 +19,7 @@
 //! binding. By default no client does.
 
 pub mod locks;
+pub mod mentions;
 pub mod metrics;
 pub mod property;
 pub mod refusal;
@@ -43,9 +45,10 @@ mod socket;
 pub use backends::{Backends, Upstream};
 pub use limits::Limits;
 pub use local_listener::LocalListener;
+pub use mentions::Selector;
 pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use relay::Relay;
-pub use route::{Selector, Target};
-pub use server::{Listeners, run};
+pub use route::{Routing, Target};
+pub use server::{Listeners, Settings, run};
 pub use tls::Tls;

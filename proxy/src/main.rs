@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use api::client::{Client, read_token};
 use clap::Parser;
-use proxy::{Limits, Listeners, LocalListener, Metrics, Tls};
+use proxy::{Limits, Listeners, LocalListener, Metrics, Routing, Settings, Tls};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -61,22 +61,27 @@ struct Flags {
     /// Without one the first label of any host name with a dot is taken for a branch.
     #[arg(long, env = "COPPICE_DOMAIN", value_name = "NAME")]
     domain: Option<String>,
+
+    /// Branch of connections that name none; without one they are refused.
+    #[arg(long, env = "COPPICE_DEFAULT_BRANCH", value_name = "NAME")]
+    default_branch: Option<String>,
+
+    /// Add the client's address to application_name, since Postgres itself sees none.
+    #[arg(long, env = "COPPICE_APPLICATION_NAME_ADD_HOST")]
+    application_name_add_host: bool,
 }
 
 const EXAMPLES: &str = "\
-How a connection names its branch, the first that applies:
+How a connection names its branch; all of them have to name the same one:
+  behind the role       psql 'host=localhost port=5433 user=postgres.feature-x dbname=app'
   host name, over TLS   psql 'host=feature-x.localhost port=5433 sslmode=require user=postgres \
   dbname=app'
   startup option        psql 'host=localhost port=5433 user=postgres dbname=app \
   options=branch=feature/x'
   database name         psql 'host=localhost port=5433 user=postgres dbname=app@feature/x'
-  none of them          the default branch
 
-In a host name a branch goes by its host-name form: lower case, with '-' for all but letters and \
-digits.
-The database name is split at its last '@', so a database that is itself called a@b is reached as \
-a@b@main.
-A database name equal to the user's is never split.
+Behind a role and in a host name a branch goes by its label, which `branchctl show` prints.
+A connection that names no branch is refused unless there is a --default-branch.
 
 Passwords are checked by the branch's own Postgres. Logs go to stderr; RUST_LOG sets their level.
 The server's --suspend-after has to be over 10 seconds for sessions of this proxy to keep their \
@@ -140,9 +145,13 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
         }
     };
     tracing::info!(listen = %listeners.tcp.local_addr()?, api = flags.api, "proxy is ready");
-    let (limits, metrics, relay) =
-        (Limits::default(), Arc::new(Metrics::default()), proxy::Relay::start()?);
-    proxy::run(listeners, tls, limits, backends, metrics, relay, shutdown).await;
+    let routing = Routing {
+        default_branch: flags.default_branch,
+        application_name_add_host: flags.application_name_add_host,
+    };
+    let relay = proxy::Relay::start()?;
+    let settings = Settings { tls, routing, limits: Limits::default(), relay };
+    proxy::run(listeners, settings, backends, Arc::new(Metrics::default()), shutdown).await;
     tracing::info!("proxy stopped");
     Ok(())
 }

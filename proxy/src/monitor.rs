@@ -11,6 +11,9 @@ use crate::cancel::{KeyWatch, Registration, Table};
 use crate::metrics::Metrics;
 use crate::refusal::{Refusal, SHUTTING_DOWN};
 
+/// What Postgres sends last of each answer, but for the state of the transaction: `ReadyForQuery`.
+const READY: &[u8] = b"Z\0\0\0\x05";
+
 /// Sees each piece of data of a session. The key is in the table as long as the monitor lives.
 #[derive(Default)]
 pub(crate) struct Monitor {
@@ -20,6 +23,10 @@ pub(crate) struct Monitor {
     /// Where the session's Postgres is.
     socket: PathBuf,
     registration: Option<Registration>,
+    /// Whether what the client received last looks like the end of an answer.
+    is_answered: bool,
+    /// Whether the client has sent nothing since.
+    is_idle: bool,
     /// Bytes that the client sent.
     pub(crate) bytes_in: u64,
     /// Bytes that it received.
@@ -32,24 +39,43 @@ impl Monitor {
         Self { metrics, keys, socket, ..Self::default() }
     }
 
+    /// Whether the client waits for no answer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_idle
+    }
+
     /// The client sent this.
     pub(crate) fn sent(&mut self, data: &[u8]) {
+        self.is_idle = false;
         count(data, &mut self.bytes_in, &self.metrics.bytes_from_clients_total);
     }
 
-    /// What the client is to be told if its Postgres ends here, without a word of its own.
+    /// What the client is to be told if its Postgres ends here, without a word of its own: nothing
+    /// in the middle of a message.
     pub(crate) fn last_words(&self) -> Option<BytesMut> {
-        self.watch.is_silent().then(|| ended_early().encode())
+        match (self.watch.is_silent(), self.is_answered) {
+            (true, _) => Some(ended_early().encode()),
+            (false, true) => Some(ended().encode()),
+            (false, false) => None,
+        }
     }
 
     /// The client is about to receive this.
     pub(crate) fn received(&mut self, data: &[u8]) {
         count(data, &mut self.bytes_out, &self.metrics.bytes_to_clients_total);
+        let end = data.last_chunk::<{ READY.len() + 1 }>();
+        self.is_answered = end.is_some_and(|end| end.starts_with(READY));
+        self.is_idle = self.is_answered;
         // The client learns its key after this, so it cannot use it before the table knows it.
         if let Some(key) = self.watch.see(data) {
             self.registration = Some(self.keys.register(key, &self.socket));
         }
     }
+}
+
+fn ended() -> Refusal {
+    Refusal::new(SHUTTING_DOWN, "terminating connection: the branch was reset, restored or deleted")
+        .with_hint("Connect again.")
 }
 
 fn ended_early() -> Refusal {

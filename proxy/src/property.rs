@@ -1,12 +1,14 @@
 //! Properties that hold for any bytes that a client sends, for fuzzing and random tests.
 //!
 //! Invariants checked: nothing panics; a refusal is one well-formed error; an accepted startup
-//! packet encodes to the same bytes; routing removes its option for good, keeps the user and never
-//! makes the packet longer; the watch for the cancel key finds the same however the bytes are cut.
+//! packet encodes to the same bytes; routing removes its options for good, keeps the user but for a
+//! label, and never makes the packet longer; the watch for the cancel key finds the same however
+//! the bytes are cut.
 
 use crate::cancel::KeyWatch;
+use crate::mentions::{Mentions, Selector};
 use crate::refusal::Refusal;
-use crate::route::route;
+use crate::route::{Route, route};
 use crate::startup::{BODY_BYTES_MAX, LENGTH_BYTES, Packet, Startup, body_bytes, decode};
 
 /// Checks all of it on `bytes`, taken as a first packet with its length word and as a server's
@@ -35,16 +37,27 @@ pub fn startup_packet(bytes: &[u8]) {
 
 fn routed(startup: Startup, body: &[u8]) {
     assert_eq!(&startup.encode()[LENGTH_BYTES..], body, "encodes to what it came from");
-    let user = startup.get("user").map(<[u8]>::to_vec);
-    match route(startup, Some("a.localhost"), None) {
+    let user = startup.get("user").unwrap_or_default().to_vec();
+    let read = |startup| Mentions::read(startup, Some("a.localhost"), None);
+    let routed = read(startup).and_then(|mentions| {
+        let means = |selector| match selector {
+            Selector::Label(name) | Selector::Name(name) => (name == "a").then_some(name),
+        };
+        let found: Vec<_> = mentions.selectors().into_iter().map(means).collect();
+        route(mentions, &found, Some("b"))
+    });
+    match routed {
         Err(refusal) => well_formed(&refusal),
-        Ok((_, left)) => {
-            assert_eq!(left.get("user"), user.as_deref());
+        Ok(Route { target, startup: left, role_changed }) => {
+            assert_eq!(target.branch, "a", "the host name is sure");
+            let label = if role_changed { &b".a"[..] } else { b"" };
+            let role = left.get("user").map(|role| [role, label].concat());
+            assert!(role.as_deref().is_some_and(|role| role.eq_ignore_ascii_case(&user)));
             let encoded = left.encode();
             assert!(encoded.len() <= LENGTH_BYTES + body.len(), "longer than what came in");
             assert_eq!(decode(&encoded[LENGTH_BYTES..]), Ok(Packet::Startup(left.clone())));
-            let again = route(left.clone(), Some("a.localhost"), None).map(|(_, again)| again);
-            assert_eq!(again, Ok(left), "nothing was left to remove");
+            let again = read(left).map(|mentions| (mentions.option, mentions.at));
+            assert_eq!(again.ok(), Some((None, None)), "nothing was left to remove");
         }
     }
 }

@@ -13,6 +13,8 @@
 //! The relay parses nothing; a [`Monitor`] sees each piece of data.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -94,12 +96,14 @@ impl Relay {
     }
 
     /// Copies between the socket of a client, which may be encrypted, and that of its Postgres
-    /// until one side is done or `cut` is, which says why.
+    /// until one side is done or `cut` is, which says why; a session that rests when `parting` is
+    /// ready is cut then.
     pub(crate) async fn copy(
         &self,
         (client, tls): (OwnedFd, Option<ServerConnection>),
         server: OwnedFd,
         monitor: Monitor,
+        parting: impl Future<Output = ()>,
         cut: impl Future<Output = End>,
     ) -> io::Result<(End, OwnedFd, Monitor)> {
         let nth = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
@@ -114,12 +118,18 @@ impl Relay {
             monitor,
             finished,
         })?;
+        let cut_at_rest = async {
+            parting.await;
+            guard.thread.end_if_it_rests(guard.number);
+            pending::<Infallible>().await
+        };
         let finished = tokio::select! {
             finished = &mut ended => finished,
             end = cut => {
                 guard.thread.end(guard.number, end);
                 ended.await
             }
+            never = cut_at_rest => match never {},
         };
         let Finished { end, client, monitor } = finished.map_err(io::Error::other)?;
         Ok((end, client, monitor))
@@ -189,6 +199,14 @@ impl RelayThread {
     fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
         self.sessions().clear();
+    }
+
+    /// Ends a session whose client waits for no answer.
+    fn end_if_it_rests(&self, number: u64) {
+        let rests = self.sessions().get(&number).is_some_and(|session| session.monitor.is_idle());
+        if rests {
+            self.end(number, End::Revoked);
+        }
     }
 
     /// Ends a session, if it has not ended yet.

@@ -104,7 +104,8 @@ async fn copy(
             shutdown.await;
             End::Shutdown
         };
-        let copied = relay.copy(client, near_server, Monitor::default(), cut);
+        let copied =
+            relay.copy(client, near_server, Monitor::default(), std::future::pending(), cut);
         let (end, client, monitor) = copied.await.unwrap();
         close(&mut UnixStream::from_std(client.into()).unwrap()).await;
         (end, monitor)

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use api::client::{Client, Error};
-use api::types::Branch;
 use proxy::locks::lock;
 use proxy::refusal::{CANNOT_CONNECT_NOW, FEATURE_NOT_SUPPORTED, NO_SUCH_BRANCH};
 use proxy::{Backends, Refusal, Selector, Target, Upstream};
@@ -37,6 +36,18 @@ impl Remote {
         Self { client: Arc::new(client), interval, beats: Mutex::default() }
     }
 
+    /// Calls the API on a thread that may block.
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Client) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let client = Arc::clone(&self.client);
+        spawn_blocking(move || work(&client)).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a call of the API failed in its own code");
+            Err(no_answer())
+        })
+    }
+
     /// The beat of a branch, started if there is none.
     fn beat(&self, branch: &str) -> Arc<Beat> {
         let mut beats = lock(&self.beats);
@@ -58,18 +69,19 @@ impl Drop for Beat {
 }
 
 impl Backends for Remote {
+    async fn find(&self, selectors: Vec<Selector>) -> Result<Vec<Option<String>>, Refusal> {
+        self.call(move |client| selectors.iter().map(|selector| find(client, selector)).collect())
+            .await
+    }
+
     async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
         if target.at.is_some() {
             let text = "this proxy cannot reach moments of the past";
             let hint = "Connect through the server's own proxy, or make a branch of the moment.";
             return Err(Refusal::new(FEATURE_NOT_SUPPORTED, text).with_hint(hint));
         }
-        let (client, selector) = (Arc::clone(&self.client), target.branch.clone());
-        let woken = spawn_blocking(move || wake(&client, &selector)).await;
-        let branch = woken.unwrap_or_else(|error| {
-            tracing::error!(%error, "a call of the API failed in its own code");
-            Err(no_answer())
-        })?;
+        let name = target.branch.clone();
+        let branch = self.call(move |client| client.wake(&name).map_err(|e| refusal(&e))).await?;
         let Some(socket) = branch.socket else {
             let text = format!("branch \"{}\" was woken but has no socket", branch.name);
             return Err(Refusal::new(CANNOT_CONNECT_NOW, text).with_hint("Connect again later."));
@@ -94,33 +106,22 @@ async fn keep_awake(client: Arc<Client>, branch: String, interval: Duration) {
     }
 }
 
-/// Finds the branch and wakes it.
-fn wake(client: &Client, selector: &Selector) -> Result<Branch, Refusal> {
-    let name = match selector {
-        Selector::Name(name) => name.clone(),
-        _ => choose(selector, client.list().map_err(|error| refusal(&error))?)?,
+/// The name of the branch that `selector` means. The API knows branches by name and by label.
+fn find(client: &Client, selector: &Selector) -> Result<Option<String>, Refusal> {
+    let (Selector::Name(text) | Selector::Label(text)) = selector;
+    let branch = match client.get(text) {
+        Err(error) if error.status == 404 => return Ok(None),
+        branch => branch.map_err(|error| refusal(&error))?,
     };
-    client.wake(&name).map_err(|error| refusal(&error))
-}
-
-/// The name of the branch that `selector` means.
-fn choose(selector: &Selector, branches: Vec<Branch>) -> Result<String, Refusal> {
-    let fits = |branch: &Branch| match selector {
-        Selector::Host(host) => branch.host == *host,
-        Selector::Name(name) => branch.name == *name,
-        Selector::Default => branch.default,
-    };
-    let found = branches.into_iter().find(fits).map(|branch| branch.name);
-    found.ok_or_else(|| {
-        let text = match selector {
-            Selector::Host(name) | Selector::Name(name) => {
-                format!("branch \"{name}\" does not exist")
-            }
-            Selector::Default => "the server has no default branch".to_owned(),
-        };
-        Refusal::new(NO_SUCH_BRANCH, text)
-            .with_hint("`branchctl list` shows the branches that exist.")
-    })
+    match selector {
+        // A name that is the label of another branch.
+        Selector::Label(label) if branch.host != *label => {
+            let branches = client.list().map_err(|error| refusal(&error))?;
+            let found = branches.into_iter().find(|branch| branch.host == *label);
+            Ok(found.map(|branch| branch.name))
+        }
+        _ => Ok(Some(branch.name)),
+    }
 }
 
 /// What a client may learn of a failed call. Wrong settings of the proxy itself go to the log only.

@@ -45,6 +45,11 @@ fn answer(listener: &TcpListener) -> String {
     reader.read_exact(&mut vec![0; length]).unwrap();
     let (status, body) = match line.split(' ').nth(1).unwrap() {
         "/v1/branches" => (200, format!(r#"{{"branches":[{MAIN},{ASLEEP}]}}"#)),
+        "/v1/branches/main" => (200, MAIN.to_owned()),
+        // What is the label of a branch is the name of another one.
+        "/v1/branches/team-a" => {
+            (200, ASLEEP.replace(r#""team-a""#, r#""t""#).replace("team/A", "team-a"))
+        }
         "/v1/branches/main/wake" => (200, MAIN.to_owned()),
         "/v1/branches/team%2FA/wake" => (200, ASLEEP.to_owned()),
         "/v1/branches/sick/wake" => (503, problem("start_failed", "branch sick: no space left")),
@@ -68,53 +73,62 @@ fn remote(url: &str) -> Remote {
     Remote::new(Client::new(url, None).unwrap(), INTERVAL)
 }
 
+fn target(branch: &str) -> Target {
+    Target { branch: branch.to_owned(), at: None }
+}
+
 #[tokio::test]
 async fn finds_and_wakes_a_branch() {
-    let (url, requests) = serve(5);
+    let (url, requests) = serve(6);
     let remote = remote(&url);
-    for selector in
-        [Selector::Default, Selector::Host("main".into()), Selector::Name("main".into())]
-    {
-        let upstream = remote.acquire(&selector.into()).await.unwrap();
-        assert_eq!(upstream.branch, "main");
-        assert_eq!(upstream.socket, Path::new("/run/main/.s.PGSQL.5432"));
-    }
-    let list = "GET /v1/branches HTTP/1.1";
-    let wake = "POST /v1/branches/main/wake HTTP/1.1";
-    assert_eq!(requests.join().unwrap(), [list, wake, list, wake, wake]);
+    let label = |text: &str| Selector::Label(text.to_owned());
+    let name = |text: &str| Selector::Name(text.to_owned());
+    let selectors = vec![label("main"), name("main"), label("gone"), label("team-a")];
+    let found = remote.find(selectors).await.unwrap();
+    let main = Some("main".to_owned());
+    assert_eq!(found, [main.clone(), main, None, Some("team/A".to_owned())]);
+    let upstream = remote.acquire(&target("main")).await.unwrap();
+    assert_eq!(upstream.branch, "main");
+    assert_eq!(upstream.socket, Path::new("/run/main/.s.PGSQL.5432"));
+    let expected = [
+        "GET /v1/branches/main",
+        "GET /v1/branches/main",
+        "GET /v1/branches/gone",
+        "GET /v1/branches/team-a",
+        "GET /v1/branches",
+        "POST /v1/branches/main/wake",
+    ];
+    assert_eq!(requests.join().unwrap(), expected.map(|line| format!("{line} HTTP/1.1")));
 }
 
 #[tokio::test]
 async fn says_why_a_branch_is_not_there() {
-    let (url, requests) = serve(5);
+    let (url, requests) = serve(3);
     let remote = remote(&url);
     let table = [
-        (Selector::Name("gone".into()), NO_SUCH_BRANCH, "branch gone does not exist; near: main"),
-        (Selector::Host("gone".into()), NO_SUCH_BRANCH, "branch \"gone\" does not exist"),
-        (Selector::Name("sick".into()), CANNOT_CONNECT_NOW, "branch sick: no space left"),
-        (
-            Selector::Host("team-a".into()),
-            CANNOT_CONNECT_NOW,
-            "branch \"team/A\" was woken but has no socket",
-        ),
+        ("gone", NO_SUCH_BRANCH, "branch gone does not exist; near: main"),
+        ("sick", CANNOT_CONNECT_NOW, "branch sick: no space left"),
+        ("team/A", CANNOT_CONNECT_NOW, "branch \"team/A\" was woken but has no socket"),
     ];
-    for (selector, sqlstate, message) in table {
-        let refusal = remote.acquire(&selector.into()).await.err().unwrap();
+    for (name, sqlstate, message) in table {
+        let refusal = remote.acquire(&target(name)).await.err().unwrap();
         assert_eq!((refusal.sqlstate, refusal.message.as_str()), (sqlstate, message));
     }
     requests.join().unwrap();
-    let past = Target { branch: Selector::Default, at: Some("10m".into()) };
+    let past = Target { at: Some("10m".into()), ..target("main") };
     let refusal = remote.acquire(&past).await.err().unwrap();
     assert_eq!(refusal.sqlstate, FEATURE_NOT_SUPPORTED);
-    let refusal = remote.acquire(&Selector::Default.into()).await.err().unwrap();
+    let refusal = remote.acquire(&target("main")).await.err().unwrap();
     assert_eq!(refusal, no_answer(), "the server is gone");
+    let refusal = remote.find(vec![Selector::Name("main".into())]).await.err().unwrap();
+    assert_eq!(refusal, no_answer());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keeps_a_branch_awake_while_a_session_lives() {
     let (url, requests) = serve(3);
     let remote = remote(&url);
-    let name = Target::from(Selector::Name("main".into()));
+    let name = target("main");
     let before = Instant::now();
     let first = remote.acquire(&name).await.unwrap();
     let second = remote.acquire(&name).await.unwrap();

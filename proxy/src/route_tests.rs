@@ -1,176 +1,160 @@
 //! Tables of what chooses a branch, and of what its Postgres gets to see then.
 
 use super::*;
-use crate::startup::{LENGTH_BYTES, Packet, decode};
+use crate::mentions::Selector;
+use crate::refusal::INVALID_AUTHORIZATION;
+use crate::startup::LENGTH_BYTES;
+use crate::startup::tests::startup;
 
-/// A startup with these parameters, made the way a client makes it.
-fn startup(params: &[(&str, &str)]) -> Startup {
-    let mut body = (3_u32 << 16).to_be_bytes().to_vec();
-    for (name, value) in params {
-        body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
-    }
-    body.push(0);
-    match decode(&body) {
-        Ok(Packet::Startup(startup)) => startup,
-        other => panic!("{params:?}: {other:?}"),
+/// The branches: names and labels.
+const BRANCHES: [(&str, &str); 5] = [
+    ("a", "a"),
+    ("b", "b"),
+    ("feature/login", "feature-login"),
+    ("renovate/@types/node", "renovate--types-node"),
+    // The name is the label of another branch.
+    ("feature-login", "feature-login-1"),
+];
+
+/// Parameters of a startup packet.
+type Params<'a> = &'a [(&'a str, &'a str)];
+
+fn find(selector: &Selector) -> Option<String> {
+    let by = |text: &str, nth: fn(&(&'static str, &'static str)) -> &'static str| {
+        BRANCHES.iter().find(|branch| nth(branch) == text).map(|(name, _)| (*name).to_owned())
+    };
+    match selector {
+        Selector::Label(label) => by(label, |branch| branch.1),
+        Selector::Name(name) => by(name, |branch| branch.0).or_else(|| by(name, |branch| branch.1)),
     }
 }
 
-fn name(name: &str) -> Selector {
-    Selector::Name(name.into())
-}
-
-#[test]
-fn options_name_a_moment() {
-    let table = [
-        ("at=2026-11-20T10:00:00Z", None, Some("2026-11-20T10:00:00Z"), None),
-        ("-c at=0/16B3748 branch=a", Some("a"), Some("0/16B3748"), None),
-        ("--at=1 -c work_mem=4MB -cat=10m", None, Some("10m"), Some("-c work_mem=4MB")),
-        ("-c search_path=a\\ at=1", None, None, Some("-c search_path=a\\ at=1")),
-    ];
-    for (options, branch, at, kept) in table {
-        let (target, left) =
-            route(startup(&[("user", "u"), ("options", options)]), None, None).unwrap();
-        assert_eq!(target.branch, branch.map_or(Selector::Default, name), "{options:?}");
-        assert_eq!(target.at.as_deref(), at, "{options:?}");
-        assert_eq!(left.get("options"), kept.map(|kept: &str| kept.as_bytes()), "{options:?}");
-    }
-    for bad in ["at=", "at=a\\ b", "at=\u{1}"] {
-        let refusal = route(startup(&[("user", "u"), ("options", bad)]), None, None).unwrap_err();
-        assert_eq!(refusal.sqlstate, INVALID_PARAMETER, "{bad:?}");
-    }
-    let long = format!("at={}", "1".repeat(MOMENT_BYTES_MAX + 1));
-    route(startup(&[("user", "u"), ("options", &long)]), None, None).unwrap_err();
-}
-
-fn host(label: &str) -> Selector {
-    Selector::Host(label.into())
+fn routed(params: Params<'_>, sni: Option<&str>, default: Option<&str>) -> Result<Route, Refusal> {
+    let mentions = Mentions::read(startup(params), sni, None)?;
+    let found: Vec<_> = mentions.selectors().iter().map(find).collect();
+    route(mentions, &found, default)
 }
 
 #[test]
-fn options_name_a_branch() {
-    let table = [
-        ("branch=a", Some("a"), None),
-        ("  branch=a  ", Some("a"), None),
-        ("-c branch=a", Some("a"), None),
-        ("-cbranch=a", Some("a"), None),
-        ("--branch=a", Some("a"), None),
-        ("-c branch=a/b.c_d-e", Some("a/b.c_d-e"), None),
-        ("branch=a -c branch=b", Some("b"), None),
-        ("-c work_mem=4MB branch=a --geqo=off", Some("a"), Some("-c work_mem=4MB --geqo=off")),
-        ("-c work_mem=4MB -c branch=a", Some("a"), Some("-c work_mem=4MB")),
-        ("br\\anch=a", Some("a"), None),
+fn each_way_names_a_branch_and_leaves_nothing_of_it() {
+    let left = [("user", "u"), ("database", "app")];
+    let table: [(Params<'_>, Option<&str>, &str); 9] = [
+        (&[("user", "u"), ("database", "app@a")], None, "a"),
+        (&[("user", "u"), ("database", "app@feature/login")], None, "feature/login"),
+        (&[("user", "u"), ("database", "app@renovate/@types/node")], None, "renovate/@types/node"),
+        (&[("user", "u"), ("database", "app"), ("options", "branch=a")], None, "a"),
+        (&[("user", "u.feature-login"), ("database", "app")], None, "feature/login"),
+        (&[("user", "u.FEATURE-login-1"), ("database", "app")], None, "feature-login"),
+        (&[("user", "u"), ("database", "app")], Some("feature-login.localhost"), "feature/login"),
+        (&[("user", "u"), ("database", "app")], Some("a.example.com"), "a"),
         (
-            "-c search_path=a\\ branch=b\\\\ --branch=c",
-            Some("c"),
-            Some("-c search_path=a\\ branch=b\\\\"),
+            &[("user", "u.a"), ("database", "app@a"), ("options", "branch=a")],
+            Some("a.localhost"),
+            "a",
         ),
-        ("-c search_path=a\\ branch=b", None, Some("-c search_path=a\\ branch=b")),
-        ("-c  -cbranch=a", None, Some("-c  -cbranch=a")),
-        ("-c", None, Some("-c")),
-        ("branch=a -c", Some("a"), Some("-c")),
-        ("branch=a x\\", Some("a"), Some("x\\")),
-        ("branch", None, Some("branch")),
-        ("-c Branch=a", None, Some("-c Branch=a")),
-        ("", None, Some("")),
-        ("-c\tbranch=a\x0b\x0c\r\n-e", Some("a"), Some("-e")),
     ];
-    for (options, branch, kept) in table {
-        let given = startup(&[("user", "u"), ("options", options), ("database", "d")]);
-        let (Target { branch: selector, .. }, left) = route(given, None, None).unwrap();
-        assert_eq!(selector, branch.map_or(Selector::Default, name), "{options:?}");
-        let kept = kept.map(|kept: &str| kept.as_bytes());
-        assert_eq!(left.get("options"), kept, "{options:?}");
-        assert_eq!(left.get("database"), Some(&b"d"[..]), "{options:?}");
+    for (params, sni, branch) in table {
+        let found = routed(params, sni, None).unwrap();
+        assert_eq!(found.target.branch, branch, "{params:?} {sni:?}");
+        assert_eq!(found.startup, startup(&left), "{params:?} {sni:?}");
+        assert_eq!(found.role_changed, params[0].1.contains('.'));
     }
 }
 
 #[test]
-fn the_database_names_a_branch() {
-    let table = [
-        ("app@a", Some("a"), Some("app")),
-        ("app@x@a", Some("a"), Some("app@x")),
-        ("@a", Some("a"), None),
-        ("app", None, Some("app")),
-        ("u@v", None, Some("u@v")),
-    ];
-    for (database, branch, left) in table {
-        let given = startup(&[("user", "u@v"), ("database", database)]);
-        let (Target { branch: selector, .. }, rest) = route(given, None, None).unwrap();
-        assert_eq!(selector, branch.map_or(Selector::Default, name), "{database:?}");
-        assert_eq!(rest.get("database"), left.map(str::as_bytes), "{database:?}");
+fn labels_are_taken_where_names_are_but_names_go_first() {
+    for (text, branch) in [("renovate--types-node", "renovate/@types/node"), ("b", "b")] {
+        let params = [("user", "u"), ("options", &*format!("branch={text}"))];
+        assert_eq!(routed(&params, None, None).unwrap().target.branch, branch);
     }
-    let (Target { branch: selector, .. }, rest) =
-        route(startup(&[("user", "u")]), None, None).unwrap();
-    assert_eq!((selector, rest), (Selector::Default, startup(&[("user", "u")])));
+    let found = routed(&[("user", "u"), ("database", "app@feature-login")], None, None).unwrap();
+    assert_eq!(found.target.branch, "feature-login");
 }
 
 #[test]
-fn the_server_name_is_a_branch() {
-    let table = [
-        ("a.localhost", None, host("a")),
-        ("A-B.LocalHost.", None, host("a-b")),
-        ("localhost", None, Selector::Default),
-        ("db", None, Selector::Default),
-        ("127.0.0.1", None, Selector::Default),
-        ("::1", None, Selector::Default),
-        (".localhost", None, Selector::Default),
-        ("a.example.com", None, host("a")),
-        ("a.example.com", Some("Example.com"), host("a")),
-        ("a.localhost", Some("example.com"), host("a")),
-        ("example.com", Some("example.com"), Selector::Default),
-        ("a.b.example.com", Some("example.com"), Selector::Default),
-        ("db.internal", Some("example.com"), Selector::Default),
-    ];
-    for (sni, domain, expected) in table {
-        let (Target { branch: selector, .. }, _) =
-            route(startup(&[("user", "u")]), Some(sni), domain).unwrap();
-        assert_eq!(selector, expected, "{sni} under {domain:?}");
+fn a_role_or_database_that_names_no_branch_stays_as_it_is() {
+    let at_a = [("options", "branch=a")];
+    for (role, database) in [("tenant.reader", "app"), ("u", "app@nosuch"), ("u", "x@y@z")] {
+        let params = [("user", role), ("database", database), at_a[0]];
+        let found = routed(&params, None, None).unwrap();
+        assert_eq!(found.startup, startup(&params[..2]), "{role} {database}");
+        assert!(!found.role_changed);
     }
+    // The split that leads to a branch counts.
+    let found = routed(&[("user", "u"), ("database", "x@y@a")], None, None).unwrap();
+    assert_eq!(found.startup.get("database"), Some(&b"x@y"[..]));
+    // A user who named no database.
+    let found = routed(&[("user", "u.a"), ("database", "u.a")], None, None).unwrap();
+    assert_eq!(found.startup, startup(&[("user", "u"), ("database", "u")]));
+    let found = routed(&[("user", "u"), ("database", "@a")], None, None).unwrap();
+    assert_eq!(found.startup, startup(&[("user", "u")]));
 }
 
 #[test]
-fn one_choice_goes_before_another() {
-    let all = [("user", "u"), ("options", "branch=o -e"), ("database", "app@d")];
-    let table = [
-        (Some("s.localhost"), &all[..], host("s"), "app@d"),
-        (Some("machine.internal"), &all[..], name("o"), "app@d"),
-        (None, &all[..], name("o"), "app@d"),
-        (Some("machine.internal"), &[all[0], all[2]], name("d"), "app"),
-        (Some("s.localhost"), &[all[0], all[2]], host("s"), "app@d"),
+fn two_branches_at_once_are_refused() {
+    let table: [(Params<'_>, Option<&str>); 4] = [
+        (&[("user", "u.a"), ("database", "app@b")], None),
+        (&[("user", "u.a"), ("options", "branch=b")], None),
+        (&[("user", "u"), ("database", "app@b")], Some("a.localhost")),
+        (&[("user", "u.b")], Some("a.localhost")),
     ];
-    for (sni, params, expected, database) in table {
-        let (Target { branch: selector, .. }, left) = route(startup(params), sni, None).unwrap();
-        assert_eq!(selector, expected, "{sni:?} {params:?}");
-        assert_eq!(left.get("database"), Some(database.as_bytes()), "{sni:?} {params:?}");
-        let options = left.get("options");
-        assert!(options.is_none_or(|options| options == b"-e"), "never shown to Postgres");
+    for (params, sni) in table {
+        let refusal = routed(params, sni, Some("a")).unwrap_err();
+        assert_eq!(refusal.sqlstate, NO_SUCH_BRANCH);
+        assert!(refusal.message.contains("two branches: \"a\" "), "{refusal:?}");
+        assert!(refusal.message.contains("and \"b\" "), "{refusal:?}");
     }
+    // The first label of another host name is no more than a guess.
+    let found = routed(&[("user", "u.b")], Some("a.example.com"), None).unwrap();
+    assert_eq!(found.target.branch, "b");
 }
 
 #[test]
-fn refuses_what_cannot_be_a_name() {
-    let long = "a".repeat(MAX_NAME_BYTES + 1);
-    for bad in ["", "-a", ".a", "a b", "a:b", "é", "a\u{1}", &long] {
-        let escaped = bad.replace(' ', "\\ ");
-        for params in [("options", format!("branch={escaped}")), ("database", format!("app@{bad}"))]
-        {
-            let given = startup(&[("user", "u"), (params.0, &params.1)]);
-            let refusal = route(given, None, None).unwrap_err();
-            assert_eq!(refusal.sqlstate, NO_SUCH_BRANCH, "{params:?}");
-        }
+fn whoever_names_no_branch_gets_the_default_one_or_none() {
+    for params in [&[("user", "u")][..], &[("user", "a.reader"), ("database", "app")]] {
+        let found = routed(params, Some("db.example.com"), Some("b")).unwrap();
+        assert_eq!(found.target.branch, "b");
+        assert_eq!(found.startup, startup(params));
+        let refusal = routed(params, None, None).unwrap_err();
+        assert_eq!(refusal.sqlstate, NO_SUCH_BRANCH);
+        assert!(refusal.message.contains("names no branch"), "{refusal:?}");
     }
-    let longest = format!("app@{}", &long[1..]);
-    assert!(route(startup(&[("user", "u"), ("database", &longest)]), None, None).is_ok());
+    let refusal = routed(&[("user", "u.nosuch")], None, None).unwrap_err();
+    assert!(refusal.message.contains("none has the label \"nosuch\""), "{refusal:?}");
+}
+
+#[test]
+fn a_branch_that_is_not_there_never_leads_to_the_default_one() {
+    let table: [(Params<'_>, Option<&str>); 4] = [
+        (&[("user", "u"), ("database", "app@nosuch")], None),
+        (&[("user", "u"), ("options", "branch=nosuch")], None),
+        (&[("user", "u"), ("options", "branch=")], None),
+        (&[("user", "u.a")], Some("nosuch.localhost")),
+    ];
+    for (params, sni) in table {
+        let refusal = routed(params, sni, Some("a")).unwrap_err();
+        assert_eq!(refusal.sqlstate, NO_SUCH_BRANCH);
+        assert!(refusal.message.contains("does not exist"), "{refusal:?}");
+    }
+    let long = format!("app@{}", "x".repeat(5000));
+    let refusal = routed(&[("user", "u"), ("database", &long)], None, None).unwrap_err();
+    assert!(refusal.message.len() < 300, "{refusal:?}");
+}
+
+#[test]
+fn the_servers_own_role_is_refused_however_it_is_written() {
+    for role in ["coppice", "coppice@a", "coppice.a", "coppice@x.a"] {
+        let refusal = routed(&[("user", role), ("database", "app@a")], None, None).unwrap_err();
+        assert_eq!(refusal.sqlstate, INVALID_AUTHORIZATION, "{role}");
+    }
 }
 
 #[test]
 fn never_makes_the_packet_longer() {
     for database in ["app@a", "@a", "a"] {
-        let given = startup(&[("user", "u"), ("database", database), ("options", "branch=x  -e")]);
-        let before = given.encode().len();
-        let (_, left) = route(given, None, None).unwrap();
-        assert!(left.encode().len() < before);
-        assert!(decode(&left.encode()[LENGTH_BYTES..]).is_ok());
+        let given = [("user", "u"), ("database", database), ("options", "branch=a  -e")];
+        let left = routed(&given, None, None).unwrap().startup.encode();
+        assert!(left.len() < startup(&given).encode().len());
+        assert!(crate::startup::decode(&left[LENGTH_BYTES..]).is_ok());
     }
 }

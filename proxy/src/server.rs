@@ -23,6 +23,7 @@ use crate::local_listener::LocalListener;
 use crate::metrics::Metrics;
 use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
 use crate::relay::Relay;
+use crate::route::Routing;
 use crate::session::{serve, serve_local};
 use crate::shared::{Phase, Shared};
 use crate::tls::Tls;
@@ -47,6 +48,18 @@ pub struct Listeners {
     pub tcp: TcpListener,
 }
 
+/// How a proxy works.
+pub struct Settings {
+    /// Its certificate, and the domain of the branches.
+    pub tls: Tls,
+    /// How it chooses branches.
+    pub routing: Routing,
+    /// What it refuses.
+    pub limits: Limits,
+    /// What copies the bytes of sessions.
+    pub relay: Relay,
+}
+
 /// Serves connections through `listeners` until `shutdown` is ready, then ends those that are left,
 /// and returns.
 ///
@@ -54,18 +67,18 @@ pub struct Listeners {
 /// the shutdown message of its own Postgres.
 pub async fn run<B: Backends>(
     listeners: Listeners,
-    tls: Tls,
-    limits: Limits,
+    settings: Settings,
     backends: Arc<B>,
     metrics: Arc<Metrics>,
-    relay: Relay,
     shutdown: impl Future<Output = ()>,
 ) {
     let (phase, watch) = watch::channel(Phase::Serving);
+    let Settings { tls, routing, limits, relay } = settings;
     let grace = limits.grace;
     let shared = Arc::new(Shared {
         backends,
         tls,
+        routing,
         metrics,
         keys: Arc::default(),
         relay,

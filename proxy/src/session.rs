@@ -22,14 +22,15 @@ use tokio_rustls::server::TlsStream;
 
 use crate::backends::{Backends, Upstream};
 use crate::end::{End, close};
-use crate::first_reply::first_reply;
+use crate::first_reply::{FirstReply, first_reply};
 use crate::greeting::{self, Failure, Negotiated, StartupRequest};
+use crate::mentions::Mentions;
 use crate::monitor::Monitor;
 use crate::refusal::{
     CANNOT_CONNECT_NOW, INVALID_AUTHORIZATION, PROTOCOL_VIOLATION, Refusal, SHUTTING_DOWN,
     TOO_MANY_CONNECTIONS,
 };
-use crate::route::{Target, route};
+use crate::route::{Route, route};
 use crate::shared::{Phase, Shared};
 use crate::startup::{CancelKey, Startup};
 
@@ -184,16 +185,15 @@ impl<B: Backends> Connection<'_, B> {
         client: &mut impl Stream,
         startup: Startup,
     ) -> Result<Session, Failure> {
-        let (target, startup) = route(startup, self.sni.as_deref(), self.shared.tls.domain())?;
+        let route = self.route(startup).await?;
         let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
         let permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
         self.permit = None;
         let started = Instant::now();
         let mut early = Vec::new();
-        let startup = startup.encode();
         let Awake { upstream, mut server } = tokio::select! {
             biased;
-            awake = self.wake(&target, &startup) => awake?,
+            awake = self.wake(&route) => awake?,
             error = watch_client(client, &mut early) => return Err(Failure::Gone(error)),
             () = self.shared.reached(Phase::Draining) => return Err(shutting_down().into()),
         };
@@ -202,18 +202,36 @@ impl<B: Backends> Connection<'_, B> {
         Ok(Session { upstream, server, started, permit })
     }
 
+    /// Finds the branch that the client asks for.
+    async fn route(&self, startup: Startup) -> Result<Route, Refusal> {
+        let Shared { backends, tls, routing, .. } = &**self.shared;
+        let mentions = Mentions::read(startup, self.sni.as_deref(), tls.domain())?;
+        let selectors = mentions.selectors();
+        let found =
+            if selectors.is_empty() { Vec::new() } else { backends.find(selectors).await? };
+        let mut route = route(mentions, &found, routing.default_branch.as_deref())?;
+        if routing.application_name_add_host {
+            route.startup.add_host(&self.peer);
+        }
+        Ok(route)
+    }
+
     /// Wakes the branch, and has its Postgres answer the startup packet. A Postgres that goes away
     /// just then, as one whose branch is reset, is left for the one that the branch has now.
-    async fn wake(&self, target: &Target, startup: &[u8]) -> Result<Awake, Refusal> {
+    async fn wake(&self, route: &Route) -> Result<Awake, Refusal> {
         let limit = self.shared.limits.wake;
+        let startup = route.startup.encode();
         let work = async {
             let (mut attempt, mut pause, began) = (0, CONNECT_INTERVAL, Instant::now());
             loop {
-                let upstream = self.shared.backends.acquire(target).await?;
+                let upstream = self.shared.backends.acquire(&route.target).await?;
                 attempt += 1;
                 let is_last = attempt == ATTEMPTS || began.elapsed() + pause >= limit;
-                match reach(&upstream.socket, upstream.owner, startup).await {
-                    Ok(server) => return Ok(Awake { upstream, server }),
+                match reach(&upstream.socket, upstream.owner, &startup).await {
+                    Ok((_, reply)) if route.role_changed && reply.asks_for_md5() => {
+                        return Err(md5_with_label(&route.startup));
+                    }
+                    Ok((server, _)) => return Ok(Awake { upstream, server }),
                     Err(error) if is_last => return Err(unreachable_branch(&upstream, &error)),
                     Err(error) => {
                         let branch = &upstream.branch;
@@ -235,7 +253,7 @@ impl<B: Backends> Connection<'_, B> {
     /// Runs a session to its end.
     async fn run(&self, client: impl Stream, session: Session) {
         let Session { upstream, server, started, permit } = session;
-        let Upstream { branch, socket, lease, revoked, .. } = upstream;
+        let Upstream { branch, socket, lease, parting, revoked, .. } = upstream;
         let monitor = Monitor::new(&self.shared.metrics, &self.shared.keys, socket);
         let cut = async {
             tokio::select! {
@@ -245,7 +263,7 @@ impl<B: Backends> Connection<'_, B> {
         };
         let ended = async {
             let (client, server) = (client.into_parts()?, server.into_std()?.into());
-            self.shared.relay.copy(client, server, monitor, cut).await
+            self.shared.relay.copy(client, server, monitor, parting, cut).await
         };
         let ended = ended.await;
         let duration = started.elapsed();
@@ -313,17 +331,22 @@ async fn watch_client(client: &mut impl Stream, early: &mut Vec<u8>) -> io::Erro
 }
 
 /// Connects to a Postgres and waits until it has begun to answer.
-async fn reach(socket: &Path, owner: Option<u32>, startup: &[u8]) -> io::Result<UnixStream> {
+async fn reach(
+    socket: &Path,
+    owner: Option<u32>,
+    startup: &[u8],
+) -> io::Result<(UnixStream, FirstReply)> {
     let mut server = connect(socket).await?;
     // A link that the branch put there leads to somebody else.
     if owner.is_some_and(|owner| server.peer_cred().map_or(true, |peer| peer.uid() != owner)) {
         return Err(io::Error::other("another user listens at its socket"));
     }
     server.write_all(startup).await?;
-    if first_reply(&server).await?.is_going_away() {
+    let reply = first_reply(&server).await?;
+    if reply.is_going_away() {
         return Err(io::Error::other("it is shutting down"));
     }
-    Ok(server)
+    Ok((server, reply))
 }
 
 /// Connects to a Postgres, waiting while its queue of new connections is full.
@@ -341,9 +364,18 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
 fn unreachable_branch(upstream: &Upstream, error: &io::Error) -> Refusal {
     let Upstream { branch, socket, .. } = upstream;
     tracing::warn!(branch, ?socket, %error, "cannot reach the Postgres of a branch");
-    let text = format!("cannot reach the Postgres of branch \"{branch}\": {error}");
-    Refusal::new(CANNOT_CONNECT_NOW, text)
+    Refusal::new(CANNOT_CONNECT_NOW, format!("cannot reach the Postgres of the branch: {error}"))
         .with_hint("Connect again; if that does not help, the server's log says why.")
+}
+
+/// An MD5 secret is bound to the name of the role, which the client gives with the label.
+fn md5_with_label(startup: &Startup) -> Refusal {
+    let role = String::from_utf8_lossy(startup.get("user").unwrap_or_default()).into_owned();
+    let text = format!("role \"{role}\" has an MD5 password, which the label behind it spoils");
+    Refusal::new(INVALID_AUTHORIZATION, text).with_hint(
+        "Give the role a SCRAM password (`branchctl password BRANCH --role ROLE`), or name the \
+         branch by options=branch=BRANCH or behind the database (app@BRANCH).",
+    )
 }
 
 fn not_admitted() -> Refusal {

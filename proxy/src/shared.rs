@@ -8,6 +8,7 @@ use crate::cancel::Table;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::relay::Relay;
+use crate::route::Routing;
 use crate::tls::Tls;
 
 /// How far the shutdown is.
@@ -25,6 +26,7 @@ pub(crate) enum Phase {
 pub(crate) struct Shared<B> {
     pub(crate) backends: Arc<B>,
     pub(crate) tls: Tls,
+    pub(crate) routing: Routing,
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keys: Arc<Table>,

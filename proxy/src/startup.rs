@@ -150,6 +150,22 @@ impl Startup {
         param.map(|(_, value)| value.as_slice())
     }
 
+    /// Adds a client's address to the name of its application, unless the packet then gets too
+    /// long.
+    pub(crate) fn add_host(&mut self, host: &str) {
+        const NAME: &str = "application_name";
+        let text = match self.get(NAME) {
+            Some(name) if !name.is_empty() => [name, b" - ", host.as_bytes()].concat(),
+            _ => host.as_bytes().to_vec(),
+        };
+        let added = NAME.len() + text.len() + 2;
+        if self.encode().len() + added > LENGTH_BYTES + BODY_BYTES_MAX || text.contains(&0) {
+            return;
+        }
+        self.set(NAME, None);
+        self.params.push((NAME.as_bytes().to_vec(), text));
+    }
+
     /// Replaces the value that [`get`](Self::get) answers; with nothing, removes every `name`.
     ///
     /// # Panics
@@ -201,13 +217,18 @@ fn framed(code: u32, rest: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pgwire::messages::cancel::CancelRequest;
 
     use super::*;
 
     /// Protocol 3.0.
     const V3: u32 = 3 << 16;
+
+    /// A startup with these parameters, made the way a client makes it.
+    pub(crate) fn startup(params: &[(&str, &str)]) -> Startup {
+        decode_startup(&packet(params))
+    }
 
     fn packet(params: &[(&str, &str)]) -> Vec<u8> {
         let bytes = |text: &&str| text.as_bytes().to_vec();
@@ -242,6 +263,20 @@ mod tests {
         assert_eq!(startup.encode(), packet(&[("user", "a"), ("x", "1"), ("x", "3")]));
         startup.set("x", None);
         assert_eq!(startup.encode(), packet(&[("user", "a")]));
+    }
+
+    #[test]
+    fn the_address_of_the_client_follows_the_name_of_its_application() {
+        let with_host = |params: &[(&str, &str)]| {
+            let mut startup = startup(params);
+            startup.add_host("10.0.0.7:4711");
+            startup.get("application_name").map(|name| String::from_utf8_lossy(name).into_owned())
+        };
+        assert_eq!(with_host(&[("user", "a")]).as_deref(), Some("10.0.0.7:4711"));
+        let named = [("user", "a"), ("application_name", "psql")];
+        assert_eq!(with_host(&named).as_deref(), Some("psql - 10.0.0.7:4711"));
+        let full = "x".repeat(BODY_BYTES_MAX - 40);
+        assert_eq!(with_host(&[("user", "a"), ("options", &full)]), None, "no room");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::branch::{Branch, Doubt};
 use crate::model::{Directory, Image, Node};
 use crate::stalled::Slow;
 use pageserver::fs::tree::{NewInode, Tree};
-use pageserver::storage::catalog::{Allowance, BranchRecord, Update};
+use pageserver::storage::catalog::{BranchRecord, Update};
 use pageserver::storage::check;
 use pageserver::storage::disk::Disk;
 use pageserver::storage::disk::sim::{SimDisk, Unsynced};
@@ -65,16 +65,7 @@ pub(crate) struct World {
 }
 
 pub(crate) fn record(timeline: TimelineId) -> BranchRecord {
-    BranchRecord {
-        id: timeline.0,
-        timeline: timeline.0,
-        parent: None,
-        created_ns: 0,
-        forked_ns: 0,
-        protected: false,
-        password: None,
-        allowance: Allowance::default(),
-    }
+    BranchRecord::root(timeline.0, timeline, 0)
 }
 
 pub(crate) fn new_inode(kind: FileKind, mode: u16, target: &[u8]) -> NewInode<'_> {

@@ -155,12 +155,21 @@ pub struct SettingsOutcome {
 }
 
 /// Body of `POST /v1/branches/{name}/password` (optional).
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewPassword {
-    /// Role that gets the password; the superuser that the server set up if left out.
+    /// Role that gets the password; that of the branch's login if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// The password, at most 1,000 bytes; a random one if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for NewPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewPassword").field("role", &self.role).finish_non_exhaustive()
+    }
 }
 
 /// Body of `POST /v1/branches/{name}/reset` (optional).
@@ -256,7 +265,7 @@ pub struct Branch {
     /// When the data was last taken from the parent: creation or the last reset.
     #[schema(value_type = String, format = DateTime)]
     pub forked_at: Timestamp,
-    /// Whether this is the branch for connections that name none.
+    /// Whether new branches start from it if they name no parent.
     pub default: bool,
     /// Whether reset and delete are refused.
     pub protected: bool,
@@ -428,7 +437,7 @@ pub struct Status {
     pub version: String,
     /// Version of Postgres that runs the branches.
     pub postgres_version: String,
-    /// Branch for connections that name none.
+    /// Branch that new branches start from if they name no parent.
     pub default_branch: String,
     /// Number of branches.
     pub branches: u64,

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body as Stream, HttpBody};
@@ -11,6 +12,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
+use super::app::App;
 use super::problem::Fault;
 use crate::events::Actor;
 
@@ -68,6 +70,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
                 "the path is not percent-encoded UTF-8",
             )),
         }
+    }
+}
+
+/// The branch that the path means by its name or its label; what the path says if there is none.
+pub(super) struct Named(pub(super) String);
+
+impl FromRequestParts<Arc<App>> for Named {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Fault> {
+        let Name(text) = Name::from_request_parts(parts, app).await?;
+        Ok(Self(app.branches.name_meant(&text).unwrap_or(text)))
     }
 }
 

@@ -150,10 +150,12 @@ impl Branches {
         match leaving {
             Departure::Nothing => None,
             Departure::Retire(timeline) => {
+                self.supervisor.part(timeline);
                 self.retire(timeline, freed);
                 Some(timeline)
             }
             Departure::Suspend(timeline) => {
+                self.supervisor.part(timeline);
                 let supervisor = Arc::clone(&self.supervisor);
                 let chore = self.tidying.begin();
                 tokio::spawn(async move {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::events::{Action, Actor};
 use crate::moment::Moment;
 use crate::secret::Secret;
-use crate::storage::catalog::{Allowance, BranchRecord, DEFAULT_BRANCH};
+use crate::storage::catalog::{BranchRecord, DEFAULT_BRANCH};
 use crate::storage::page::TimelineId;
 use std::sync::Arc;
 
@@ -26,17 +26,7 @@ pub struct NewBranch {
 impl Branches {
     /// The record for the first branch of a new store.
     pub fn first_record(timeline: TimelineId, password: Option<Secret>) -> BranchRecord {
-        let now = now_ns();
-        BranchRecord {
-            id: DEFAULT_BRANCH,
-            timeline: timeline.0,
-            parent: None,
-            created_ns: now,
-            forked_ns: now,
-            protected: false,
-            password,
-            allowance: Allowance::default(),
-        }
+        BranchRecord { password, ..BranchRecord::root(DEFAULT_BRANCH, timeline, now_ns()) }
     }
 
     /// Makes the first branch of a new store, of a timeline that is filled.
@@ -49,7 +39,8 @@ impl Branches {
         let name = name.to_owned();
         self.changing(false, move |this| {
             this.make(&Actor::Server, Action::Create, &name, || {
-                let record = Self::first_record(timeline, Some(password));
+                let label = this.directory.new_label(&name);
+                let record = BranchRecord { label, ..Self::first_record(timeline, Some(password)) };
                 let put = NameChange::Put(name.clone(), record);
                 Ok(Decision {
                     branch: DEFAULT_BRANCH,
@@ -96,7 +87,8 @@ impl Branches {
     }
 
     fn parent_name(&self, new: &NewBranch) -> String {
-        new.parent.clone().unwrap_or_else(|| self.default_name())
+        let meant = |text: &String| self.name_meant(text).unwrap_or_else(|| text.clone());
+        new.parent.as_ref().map_or_else(|| self.default_name(), meant)
     }
 
     /// Finds the moment that a new branch is to begin at.
@@ -116,15 +108,13 @@ impl Branches {
             let parent_name = self.parent_name(new);
             let parent = self.record(&parent_name)?;
             let (id, now, name) = (self.store.catalog().new_branch(), now_ns(), new.name.clone());
+            let label = self.directory.new_label(&name);
             let record = move |timeline: TimelineId| BranchRecord {
-                id,
-                timeline: timeline.0,
                 parent: Some(parent.id),
-                created_ns: now,
-                forked_ns: now,
-                protected: false,
                 password: parent.password,
-                allowance: Allowance::default(),
+                login: parent.login,
+                label,
+                ..BranchRecord::root(id, timeline, now)
             };
             Ok(Decision {
                 branch: id,

@@ -28,7 +28,8 @@ impl ImportTarget for Branches {
         self.store.timeline(timeline)?.sync_and_wait()?;
         self.make(actor, Action::Import, name, || {
             let id = self.store.catalog().new_branch();
-            let record = BranchRecord { id, ..Self::first_record(timeline, None) };
+            let label = self.directory.new_label(name);
+            let record = BranchRecord { id, label, ..Self::first_record(timeline, None) };
             let put = NameChange::Put(name.to_owned(), record);
             Ok(Decision {
                 branch: id,

@@ -18,6 +18,7 @@ mod delete;
 mod directory;
 mod held;
 mod imports;
+mod labels;
 mod repair;
 mod reset;
 mod restore;
@@ -65,6 +66,8 @@ pub struct About {
     pub postgres_version: String,
     /// Where clients reach the proxy, `host:port`.
     pub proxy_address: String,
+    /// The domain whose sub-domains are branches.
+    pub domain: Option<String>,
 }
 
 /// The branches of a server.
@@ -129,14 +132,19 @@ impl Branches {
         Ok(TimelineId(self.record(name)?.timeline))
     }
 
-    /// Name of the branch for connections that name none.
+    /// Name of the branch that new branches start from.
     pub fn default_name(&self) -> String {
         self.directory.name_of(DEFAULT_BRANCH).unwrap_or_default()
     }
 
-    /// Name of the branch with this host-name form.
-    pub fn name_of_host(&self, host: &str) -> Option<String> {
-        self.directory.name_of_host(host)
+    /// Name of the branch with this label.
+    pub fn name_of_label(&self, label: &str) -> Option<String> {
+        self.directory.name_of_label(label)
+    }
+
+    /// Name of the branch that somebody means by a name or a label; none if there is none.
+    pub fn name_meant(&self, text: &str) -> Option<String> {
+        self.directory.name_meant(text)
     }
 
     /// Runs work that waits for the disk, or for a timeline that is busy, away from the threads

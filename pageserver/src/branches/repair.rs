@@ -3,7 +3,6 @@
 
 use super::change::{Data, Decision, Departure};
 use super::directory::NameChange;
-use super::url::SUPERUSER;
 use super::{Branches, rules};
 use crate::compute::door::{CLOSED, DOOR_MISSING, Door, ROLE, said};
 use crate::compute::{Lease, SettingsChange, door};
@@ -17,6 +16,10 @@ use std::time::Instant;
 
 /// Characters of a generated password: 192 bits.
 const PASSWORD_CHARS: usize = 32;
+/// Longest password that somebody chooses.
+const MAX_PASSWORD_BYTES: usize = 1000;
+/// Role that is made anew where it is missing.
+const SUPERUSER: &str = "postgres";
 /// How often a branch is stopped to have its role made.
 const REPAIRS: usize = 10;
 /// Settings that are lists of names, each of which is quoted for itself.
@@ -55,30 +58,32 @@ impl Branches {
         Ok(later)
     }
 
-    /// Gives a role of a branch a new password and lets it log in; the superuser is made anew if it
-    /// is missing. Returns the URL with the password.
+    /// Gives a role of a branch a new password, a random one if none is given, and lets it log in;
+    /// the superuser is made anew if it is missing. Returns the URL with the password.
     pub async fn new_password(
         self: &Arc<Self>,
         actor: Actor,
         name: &str,
         role: Option<String>,
+        password: Option<Secret>,
     ) -> Result<Secret> {
-        let role = role.unwrap_or_else(|| SUPERUSER.to_owned());
+        let began = Instant::now();
+        let record = self.record(name)?;
+        let role = role.unwrap_or_else(|| record.login.role.clone());
         if role.is_empty() || role.contains('\0') || role == ROLE {
             return Err(Error::invalid("bad_role", format!("role {role:?} can have no password")));
         }
-        let began = Instant::now();
-        let record = self.record(name)?;
         let timeline = TimelineId(record.timeline);
-        let password = Secret::from(secret::random_text(PASSWORD_CHARS)?);
+        let random = || secret::random_text(PASSWORD_CHARS).map(Secret::from);
+        let password = password.map_or_else(random, checked)?;
         let (_lease, door) = self.repaired_door(name, timeline).await?;
         Door::limited(let_in(&door, &role, &password)).await?;
-        if role == SUPERUSER {
+        if role == record.login.role {
             self.note_password(&actor, name, timeline, password.clone()).await?;
         } else {
             self.announce(&actor, Action::Update, (record.id, name), None, (timeline, began));
         }
-        Ok(self.url(name, None, &role, Some(&password)))
+        Ok(self.url((name, &record), None, &role, Some(&password)))
     }
 
     /// A session of the server on a branch, which is woken for it.
@@ -164,6 +169,16 @@ async fn alter_system(door: &Door, change: &SettingsChange) -> Result<Vec<String
     door.client().batch_execute("SELECT pg_catalog.pg_reload_conf()").await.map_err(failed)?;
     let rows = door.client().query(question, &[&lower]).await.map_err(failed)?;
     Ok(rows.iter().filter_map(|row| row.try_get(0).ok()).collect())
+}
+
+/// Refuses a password that Postgres cannot take.
+fn checked(password: Secret) -> Result<Secret> {
+    let text = password.expose();
+    if text.is_empty() || text.len() > MAX_PASSWORD_BYTES || text.contains('\0') {
+        let detail = format!("a password has 1 to {MAX_PASSWORD_BYTES} bytes, none of them zero");
+        return Err(Error::invalid("bad_password", detail));
+    }
+    Ok(password)
 }
 
 /// Lets a role log in with a password.

@@ -31,9 +31,13 @@ impl Branches {
                 let (head, old) = (TimelineId(parent.timeline), TimelineId(record.timeline));
                 let (branch, name) = (record.id, name.clone());
                 let names = move |timeline: TimelineId| {
-                    let (password, forked_ns) = (parent.password, now_ns());
-                    let record =
-                        BranchRecord { timeline: timeline.0, forked_ns, password, ..record };
+                    let record = BranchRecord {
+                        timeline: timeline.0,
+                        forked_ns: now_ns(),
+                        password: parent.password,
+                        login: parent.login,
+                        ..record
+                    };
                     vec![NameChange::Put(name, record)]
                 };
                 Ok(Decision {

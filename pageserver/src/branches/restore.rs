@@ -58,6 +58,7 @@ impl Branches {
                         created_ns,
                         protected: false,
                         allowance: Allowance::default(),
+                        label: this.directory.new_label(&keep_as),
                         ..record.clone()
                     };
                     NameChange::Put(keep_as, kept)

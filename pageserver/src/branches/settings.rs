@@ -2,7 +2,7 @@
 
 use super::change::{Data, Decision, Departure};
 use super::directory::NameChange;
-use super::{BranchView, Branches};
+use super::{BranchView, Branches, labels};
 use crate::error::Result;
 use crate::events::{Action, Actor};
 use crate::storage::catalog::{Allowance, BranchNetwork, BranchRecord};
@@ -35,7 +35,6 @@ impl Branches {
         self.changing(false, move |this| {
             let new_name = new.name.unwrap_or_else(|| name.clone());
             this.change(&actor, Action::Update, &name, |record| {
-                // A new name may have the same host-name form as the old one.
                 this.directory.require_free(&new_name, Some(&name))?;
                 let (branch, timeline) = (record.id, TimelineId(record.timeline));
                 let protected = new.protected.unwrap_or(record.protected);
@@ -44,7 +43,8 @@ impl Branches {
                     network: new.network.unwrap_or(before.network),
                     scheduled_jobs: new.scheduled_jobs.unwrap_or(before.scheduled_jobs),
                 };
-                let record = BranchRecord { protected, allowance, ..record };
+                let label = labels::of(&name, &record);
+                let record = BranchRecord { protected, allowance, label, ..record };
                 let put = NameChange::Put(new_name.clone(), record);
                 let renamed = new_name != name;
                 let remove = renamed.then(|| NameChange::Remove(name.clone(), branch));

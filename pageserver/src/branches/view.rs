@@ -1,6 +1,6 @@
 //! What the service says of branches and of the server.
 
-use super::{Branches, rules};
+use super::{Branches, labels};
 use crate::compute::ComputeState;
 use crate::error::Result;
 use crate::moment::timestamp;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub struct BranchView {
     /// Its name.
     pub name: String,
-    /// Its host-name form.
+    /// Its label.
     pub host: String,
     /// Name of the branch that it was made from; none for a root or when the parent is gone.
     pub parent: Option<String>,
@@ -29,7 +29,7 @@ pub struct BranchView {
     pub created_at: Timestamp,
     /// When its data was last taken from the parent.
     pub forked_at: Timestamp,
-    /// Whether it is for connections that name none.
+    /// Whether new branches start from it if they name no parent.
     pub default: bool,
     /// Whether reset and delete are refused.
     pub protected: bool,
@@ -69,7 +69,7 @@ pub struct BranchPage {
 pub struct ServerView {
     /// Version of Postgres that runs the branches.
     pub postgres_version: String,
-    /// Branch for connections that name none.
+    /// Branch that new branches start from.
     pub default_branch: String,
     /// Number of branches.
     pub branches: u64,
@@ -140,7 +140,7 @@ impl Branches {
         let own = |id| self.store.sizes(id).map_or(0, |(own, _)| own);
         Ok(BranchView {
             name: name.to_owned(),
-            host: rules::host(name),
+            host: labels::of(name, record),
             parent: record.parent.and_then(|parent| self.directory.name_of(parent)),
             timeline,
             fork_position: ancestor.map(|ancestor| ancestor.at.data),

@@ -51,6 +51,8 @@ pub(crate) struct SlotState {
     retired: bool,
     /// The operating-system user that the compute runs as.
     owner: u32,
+    /// Whether the name of the timeline leads elsewhere.
+    parting: bool,
     /// Whether this generation's sessions must end at once, and its Postgres without ceremony.
     revoked: bool,
 }
@@ -105,6 +107,7 @@ impl ComputeSlot {
             idle_since: Instant::now(),
             retired: false,
             owner: 0,
+            parting: false,
             revoked: false,
         };
         Self { timeline, state: watch::Sender::new(state) }
@@ -133,7 +136,7 @@ impl ComputeSlot {
                 Phase::Suspended | Phase::Failed(_) => {
                     state.phase = Phase::Starting;
                     state.generation += 1;
-                    state.revoked = false;
+                    (state.parting, state.revoked) = (false, false);
                     Admission::Start(state.generation)
                 }
             };
@@ -225,6 +228,11 @@ impl ComputeSlot {
         halt
     }
 
+    /// Ends the sessions that rest, as the name of the timeline leads elsewhere.
+    pub(crate) fn part(&self) {
+        self.state.send_if_modified(|state| !std::mem::replace(&mut state.parting, true));
+    }
+
     /// Ends the sessions of a compute that is going down at once, and that compute.
     pub(crate) fn revoke(&self) {
         self.state.send_if_modified(|state| {
@@ -234,11 +242,15 @@ impl ComputeSlot {
         });
     }
 
-    /// Waits until the sessions of `generation` must end.
-    fn revoked(&self, generation: u64) -> impl Future<Output = ()> + Send + 'static {
+    /// Waits until the sessions of `generation` must end, or this is so.
+    fn over(
+        &self,
+        generation: u64,
+        is_over: fn(&SlotState) -> bool,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let mut state = self.state.subscribe();
         async move {
-            let over = |state: &SlotState| state.generation > generation || state.revoked;
+            let over = |state: &SlotState| state.generation > generation || is_over(state);
             if state.wait_for(over).await.is_err() {
                 // The slot is gone, and so is its compute.
             }
@@ -353,7 +365,12 @@ impl Lease {
     /// Ready when the session must end at once, since nothing of its Postgres may reach the client
     /// any more.
     pub fn revoked(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.slot.revoked(self.generation)
+        self.slot.over(self.generation, |state| state.revoked)
+    }
+
+    /// Ready when the session is to end if it rests, as the branch leads elsewhere.
+    pub fn parting(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.slot.over(self.generation, |state| state.parting)
     }
 
     /// The Unix socket of the compute.

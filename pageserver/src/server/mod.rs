@@ -76,9 +76,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let router = api::router(Arc::new(running.app(Arc::clone(&proxy_metrics))), token);
     let api = tokio::spawn(api::serve(listeners.api, router, until(stopped.clone())));
     let limits = proxy::Limits { grace: PROXY_GRACE, ..proxy::Limits::default() };
+    let routing = proxy::Routing {
+        default_branch: config.default_branch.clone(),
+        application_name_add_host: config.application_name_add_host,
+    };
+    let settings = proxy::Settings { tls, routing, limits, relay };
     let gateway = Arc::new(Gateway(Arc::clone(&running.branches)));
-    let proxy =
-        proxy::run(listeners.proxy, tls, limits, gateway, proxy_metrics, relay, until(stopped));
+    let proxy = proxy::run(listeners.proxy, settings, gateway, proxy_metrics, until(stopped));
     let proxy = tokio::spawn(proxy);
     tracing::info!(
         api = %listeners.api_address, proxy = %listeners.proxy_address,

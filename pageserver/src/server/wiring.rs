@@ -101,7 +101,11 @@ impl Running {
             tasks: config.branch_tasks,
         };
         let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
-        let about = About { postgres_version: installation.version.clone(), proxy_address };
+        let about = About {
+            postgres_version: installation.version.clone(),
+            proxy_address,
+            domain: config.domain.clone(),
+        };
         let branches =
             Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
         if store.catalog().with_branches(|branches| branches.is_empty()) {

@@ -2,7 +2,7 @@
 
 use crate::fs::tree::{NewInode, Tree, Wanted};
 use crate::locks::read;
-use crate::storage::catalog::{Allowance, BranchRecord, Update};
+use crate::storage::catalog::{BranchRecord, Update};
 use crate::storage::check;
 use crate::storage::disk::Disk;
 use crate::storage::disk::random::Random;
@@ -29,17 +29,7 @@ fn open(disk: &SimDisk) -> crate::error::Result<Store> {
 }
 
 pub(super) fn named(name: &str, timeline: TimelineId) -> Update {
-    let record = BranchRecord {
-        id: timeline.0,
-        timeline: timeline.0,
-        parent: None,
-        created_ns: 0,
-        forked_ns: 0,
-        protected: false,
-        password: None,
-        allowance: Allowance::default(),
-    };
-    Update::default().put(name, record)
+    Update::default().put(name, BranchRecord::root(timeline.0, timeline, 0))
 }
 
 /// A store with one named root timeline that has its root directory.

@@ -22,7 +22,7 @@ async fn psql_reaches_the_branch_it_names() {
         ("sslmode=require dbname=app@feature/x", "feature"),
         ("sslmode=require host=feature-x.localhost", "feature"),
         ("sslmode=require host=feature-x.example.com", "feature"),
-        ("sslmode=require host=feature-x.localhost options=branch=main", "feature"),
+        ("sslmode=require host=feature-x.localhost options=branch=feature/x", "feature"),
         ("sslmode=require host=feature-x.example.com options=branch=main", "main"),
         ("sslmode=require host=feature-x.localhost sslsni=0", "main"),
         ("sslmode=disable dbname=@feature/x", "feature"),
@@ -88,12 +88,13 @@ async fn an_unknown_branch_is_named_with_a_hint() {
     {
         let error = ask(&world, conninfo, "select 1").await.unwrap_err();
         assert!(error.contains("FATAL:  branch \"nope\" does not exist"), "{error}");
-        assert!(error.contains("HINT:  There is: main, feature/x."), "{error}");
+        assert!(error.contains("HINT:  `branchctl list` shows"), "{error}");
     }
     let error = world.connect("app@nope", "any").await.err().unwrap();
     assert_eq!(error.code().map(|code| code.code()), Some("3D000"));
-    let error = ask(&world, "dbname=app@_", "select 1").await.unwrap_err();
-    assert!(error.contains("not a name of a branch"), "{error}");
+    let error = ask(&world, "sslmode=require host=main.localhost dbname=app@feature/x", "select 1");
+    let error = error.await.unwrap_err();
+    assert!(error.contains("names two branches"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

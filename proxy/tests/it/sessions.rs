@@ -171,10 +171,9 @@ async fn nothing_waits_for_a_client_that_left() {
 async fn a_branch_that_cannot_be_reached_is_reported() {
     let limits = Limits { wake: Duration::from_secs(1), ..Limits::default() };
     let world = World::with(limits).await;
-    for (branch, text) in [
-        ("broken", "cannot reach the Postgres of branch \"broken\""),
-        ("asleep", "not ready within 1s"),
-    ] {
+    for (branch, text) in
+        [("broken", "cannot reach the Postgres of the branch"), ("asleep", "not ready within 1s")]
+    {
         let database = format!("app@{branch}");
         let bytes = world.exchange(&startup(0, &[("user", GUEST), ("database", &database)])).await;
         let (sqlstate, message) = fatal(&bytes);

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proxy::{
-    Backends, Limits, Listeners, Metrics, Refusal, Relay, Selector, Target, Tls, Upstream,
+    Backends, Limits, Listeners, Metrics, Refusal, Relay, Routing, Selector, Settings, Target, Tls,
+    Upstream,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -59,23 +60,28 @@ impl Drop for Counted {
 }
 
 impl Backends for Branches {
-    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
-        let name = match &target.branch {
-            Selector::Default => "main",
-            Selector::Host(name) | Selector::Name(name) => name.as_str(),
+    async fn find(&self, selectors: Vec<Selector>) -> Result<Vec<Option<String>>, Refusal> {
+        let means = |selector| match selector {
+            Selector::Label(name) | Selector::Name(name) => match name.as_str() {
+                "feature-x" => Some("feature/x".to_owned()),
+                "main" | "feature/x" | "broken" | "asleep" => Some(name),
+                _ => None,
+            },
         };
+        Ok(selectors.into_iter().map(means).collect())
+    }
+
+    async fn acquire(&self, target: &Target) -> Result<Upstream, Refusal> {
+        let name = target.branch.as_str();
         let socket = match name {
             "main" => self.cluster.socket("main"),
-            "feature/x" | "feature-x" => self.cluster.socket("feature"),
+            "feature/x" => self.cluster.socket("feature"),
             "broken" => self.cluster.socket("nowhere"),
             "asleep" => {
                 let _waiting = Counted::new(&self.waiting);
                 std::future::pending().await
             }
-            _ => {
-                let text = format!("branch \"{name}\" does not exist");
-                return Err(Refusal::new("3D000", text).with_hint("There is: main, feature/x."));
-            }
+            _ => return Err(Refusal::new("3D000", format!("there is no {name}"))),
         };
         Ok(Upstream::new(name.to_owned(), socket, Counted::new(&self.leases)))
     }
@@ -109,9 +115,10 @@ impl World {
         let shutdown = async { drop(stopped.await) };
         let unix = proxy::LocalListener::open(&dir, address.port()).await.unwrap();
         let listeners = Listeners { tcp: listener, unix: Some(unix) };
-        let (to, metered, relay) =
-            (Arc::clone(&branches), Arc::clone(&metrics), Relay::start().unwrap());
-        let work = proxy::run(listeners, tls, limits, to, metered, relay, shutdown);
+        let (to, metered) = (Arc::clone(&branches), Arc::clone(&metrics));
+        let routing = Routing { default_branch: Some("main".to_owned()), ..Routing::default() };
+        let settings = Settings { tls, routing, limits, relay: Relay::start().unwrap() };
+        let work = proxy::run(listeners, settings, to, metered, shutdown);
         Self {
             address,
             metrics,

@@ -15,7 +15,7 @@ use utoipa::IntoParams;
 
 use super::{Handled, paths};
 use crate::api::app::App;
-use crate::api::extract::{Body, Caller, Name, OptionalBody, Params};
+use crate::api::extract::{Body, Caller, Name, Named, OptionalBody, Params};
 use crate::api::faults::{Always, BadInput, Clash, Missing, NoRoom, Takes};
 use crate::api::observe::Subject;
 use crate::api::problem::Fault;
@@ -88,7 +88,7 @@ pub(in crate::api) async fn create(
     get, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
     responses((status = 200, description = "The branch", body = Branch), Always, BadInput, Missing)
 )]
-pub(in crate::api) async fn show(State(app): Service, Name(name): Name) -> Handled<Json<Branch>> {
+pub(in crate::api) async fn show(State(app): Service, Named(name): Named) -> Handled<Json<Branch>> {
     Ok(Json(app.branches.show(&name).await?.into()))
 }
 
@@ -126,7 +126,7 @@ pub(in crate::api) async fn ensure(
 pub(in crate::api) async fn update(
     State(app): Service,
     Caller(actor): Caller,
-    Name(name): Name,
+    Named(name): Named,
     Body(request): Body<UpdateBranch>,
 ) -> Handled<Json<Branch>> {
     Ok(Json(app.branches.update(actor, &name, request.into()).await?.into()))
@@ -178,7 +178,7 @@ pub(in crate::api) async fn restore(
 )]
 pub(in crate::api) async fn history(
     State(app): Service,
-    Name(name): Name,
+    Named(name): Named,
 ) -> Handled<Json<History>> {
     Ok(Json(app.branches.history(&name).await?.into()))
 }
@@ -206,7 +206,7 @@ pub(in crate::api) async fn delete(
 pub(in crate::api) async fn suspend(
     State(app): Service,
     Caller(actor): Caller,
-    Name(name): Name,
+    Named(name): Named,
 ) -> Handled<Json<Branch>> {
     Ok(Json(app.branches.suspend(actor, &name).await?.into()))
 }
@@ -220,7 +220,7 @@ pub(in crate::api) async fn suspend(
 pub(in crate::api) async fn wake(
     State(app): Service,
     Caller(actor): Caller,
-    Name(name): Name,
+    Named(name): Named,
 ) -> Handled<Json<Branch>> {
     Ok(Json(app.branches.wake(actor, &name).await?.into()))
 }
@@ -235,7 +235,7 @@ pub(in crate::api) async fn wake(
 pub(in crate::api) async fn settings(
     State(app): Service,
     Caller(actor): Caller,
-    Name(name): Name,
+    Named(name): Named,
     Body(UpdateSettings { set, unset }): Body<UpdateSettings>,
 ) -> Handled<Json<SettingsOutcome>> {
     let change = SettingsChange { set, unset };
@@ -243,8 +243,8 @@ pub(in crate::api) async fn settings(
     Ok(Json(SettingsOutcome { at_next_start }))
 }
 
-/// Give a role of the branch a new password and let it log in, whatever was done to the role. The
-/// superuser is made anew if it is missing. The body may be left out.
+/// Give a role of the branch a new password and let it log in, whatever was done to the role. Role
+/// `postgres` is made anew if it is missing. The body may be left out.
 #[utoipa::path(
     post, path = "/v1/branches/{name}/password", tag = "branches", params(BranchName),
     request_body = Option<NewPassword>,
@@ -254,10 +254,11 @@ pub(in crate::api) async fn settings(
 pub(in crate::api) async fn password(
     State(app): Service,
     Caller(actor): Caller,
-    Name(name): Name,
-    OptionalBody(NewPassword { role }): OptionalBody<NewPassword>,
+    Named(name): Named,
+    OptionalBody(NewPassword { role, password }): OptionalBody<NewPassword>,
 ) -> Handled<Response> {
-    Ok(secret_url(&app.branches.new_password(actor, &name, role).await?))
+    let password = password.map(Secret::from);
+    Ok(secret_url(&app.branches.new_password(actor, &name, role, password).await?))
 }
 
 /// What the connection URL is for.
@@ -265,9 +266,9 @@ pub(in crate::api) async fn password(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct UrlQuery {
-    /// Database; the server's default if left out.
+    /// Database; that of the branch's login if left out.
     database: Option<String>,
-    /// Role; the superuser that the server set up if left out.
+    /// Role; that of the branch's login if left out.
     role: Option<String>,
 }
 
@@ -278,7 +279,7 @@ pub(in crate::api) struct UrlQuery {
 )]
 pub(in crate::api) async fn connection(
     State(app): Service,
-    Name(name): Name,
+    Named(name): Named,
     Params(target): Params<UrlQuery>,
 ) -> Handled<Response> {
     let url = app.branches.connection(&name, target.database.as_deref(), target.role.as_deref())?;
@@ -299,7 +300,8 @@ fn secret_url(url: &Secret) -> Response {
     reason = "read by the OpenAPI derive only; the handlers take the name from `extract::Name`"
 )]
 pub(in crate::api) struct BranchName {
-    /// Branch name, with `/` as `%2F`. A plain `/` works too, unless the name's last part is one of
+    /// Branch name, or its label where no data is taken away, with `/` as `%2F`. A plain `/` works
+    /// too, unless the name's last part is one of
     /// `reset`, `restore`, `suspend`, `wake`, `connection`, `history`, `settings` and `password`.
     #[param(example = "feature%2Flogin")]
     name: String,

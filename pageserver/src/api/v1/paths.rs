@@ -1,5 +1,6 @@
 //! Branch names in paths.
 
+use ::api::percent::encode;
 use axum::http::Uri;
 
 /// The words that may follow a branch's name in a path.
@@ -8,9 +9,9 @@ const ACTIONS: [&str; 8] =
 /// Where branches live.
 pub(in crate::api) const BRANCHES: &str = "/v1/branches/";
 
-/// The path of a branch. The names that the service lets through need no other encoding.
+/// The path of a branch.
 pub(super) fn branch(name: &str) -> String {
-    format!("{BRANCHES}{}", name.replace('/', "%2F"))
+    format!("{BRANCHES}{}", encode(name))
 }
 
 /// Lets a branch name's `/` be written as it is: `/v1/branches/feature/login/reset` is taken as
@@ -26,7 +27,8 @@ pub(in crate::api) fn joined(uri: &Uri) -> Option<Uri> {
     if !name.contains('/') {
         return None;
     }
-    let mut path = branch(name);
+    // The rest of it is encoded already.
+    let mut path = format!("{BRANCHES}{}", name.replace('/', "%2F"));
     for part in
         [action.map(|action| format!("/{action}")), uri.query().map(|query| format!("?{query}"))]
     {

@@ -167,6 +167,13 @@ impl Supervisor {
         }
     }
 
+    /// Ends the sessions that rest on a timeline that a name no longer leads to. They learn why.
+    pub fn part(&self, timeline: TimelineId) {
+        if let Some(slot) = lock(&self.slots).get(&timeline) {
+            slot.part();
+        }
+    }
+
     /// Ends all sessions on a timeline that a name no longer leads to. When it returns, Postgres
     /// acknowledges nothing there any more; its shutdown may still be under way.
     ///

@@ -12,7 +12,7 @@ pub(super) const OLDEST: u64 = 1;
 /// What leads from the format before to this one.
 type Step = (u64, fn(&WriteTransaction) -> Result<()>);
 
-const STEPS: [Step; 3] = [(2, |_| Ok(())), (3, key_by_text), (4, |_| Ok(()))];
+const STEPS: [Step; 4] = [(2, |_| Ok(())), (3, key_by_text), (4, |_| Ok(())), (5, |_| Ok(()))];
 
 /// Takes a catalog of format `from`, or a new one, to today's format.
 pub(super) fn migrate(transaction: &WriteTransaction, from: u64) -> Result<()> {

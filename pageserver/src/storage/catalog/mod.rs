@@ -23,7 +23,7 @@ use crate::storage::catalog::change::CatalogChange;
 use crate::storage::catalog::database::Opened;
 pub use crate::storage::catalog::records::{
     Allowance, AncestorRecord, BranchNetwork, BranchRecord, DEFAULT_BRANCH, LaneRecord,
-    LayerRecord, Record, TimelineRecord, Update,
+    LayerRecord, Login, Record, TimelineRecord, Update,
 };
 use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::CATALOG_FILE;

@@ -10,8 +10,8 @@
 //!    and 2: `lanes`, `time_ns`, `begins_ns`, `logical_bytes`, `newest_mark_ns` and `marks`.
 //! 3. Each kind of record has a table by text keys, made at every start. The journal's changes are
 //!    rows of these tables. A field that a build does not know is an error.
-//!
 //! 4. Field `allowance` of branches.
+//! 5. Fields `label`, `login` and `history_s` of branches.
 //!
 //! To add a field, give it `#[serde(default)]`. To add a kind, write its struct and a line in
 //! `kinds!`. Either one raises `FORMAT`, with a step in `migrate.rs` if there is something to
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Version of the catalog that this build writes.
-pub(super) const FORMAT: u64 = 4;
+pub(super) const FORMAT: u64 = 5;
 
 /// Number of the first branch, the default one whatever it is called later.
 pub const DEFAULT_BRANCH: u64 = 1;
@@ -124,11 +124,63 @@ pub struct BranchRecord {
     pub forked_ns: i64,
     /// Refuses reset and delete.
     pub protected: bool,
-    /// Password of role `postgres` if the server set it.
+    /// Password of the role of its login if the server set it.
     pub password: Option<Secret>,
     /// What its Postgres may do beyond its own data. Branches made from it do not have it.
     #[serde(default, skip_serializing_if = "Allowance::is_default")]
     pub allowance: Allowance,
+    /// What names it as part of a host name and behind a role, whatever it is called later; empty
+    /// for what builds before format 5 made of its name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// Whom its URL is for.
+    #[serde(default, skip_serializing_if = "Login::is_default")]
+    pub login: Login,
+    /// How many seconds of its past are kept; as many as the server's settings say if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_s: Option<u64>,
+}
+
+impl BranchRecord {
+    /// A root of default settings, made at this time.
+    pub fn root(id: u64, timeline: TimelineId, created_ns: i64) -> Self {
+        Self {
+            id,
+            timeline: timeline.0,
+            parent: None,
+            created_ns,
+            forked_ns: created_ns,
+            protected: false,
+            password: None,
+            allowance: Allowance::default(),
+            label: String::new(),
+            login: Login::default(),
+            history_s: None,
+        }
+    }
+}
+
+/// Whom the URL of a branch is for, and which of its databases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// The role.
+    pub role: String,
+    /// The database.
+    pub database: String,
+}
+
+/// What a first start makes.
+impl Default for Login {
+    fn default() -> Self {
+        Self { role: "postgres".to_owned(), database: "app".to_owned() }
+    }
+}
+
+impl Login {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a branch's Postgres may do beyond its own data.

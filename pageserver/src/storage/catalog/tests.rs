@@ -6,17 +6,7 @@ use crate::storage::disk::sim::{SimDisk, Unsynced};
 use crate::storage::page::PerLane;
 
 fn branch(id: u64, timeline: TimelineId, parent: Option<u64>) -> BranchRecord {
-    let (created_ns, forked_ns) = (1, 1);
-    BranchRecord {
-        id,
-        timeline: timeline.0,
-        parent,
-        created_ns,
-        forked_ns,
-        protected: false,
-        password: None,
-        allowance: Allowance::default(),
-    }
+    BranchRecord { parent, ..BranchRecord::root(id, timeline, 1) }
 }
 
 fn fork_of(timeline: TimelineId) -> TimelineRecord {

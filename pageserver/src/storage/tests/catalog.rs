@@ -3,7 +3,7 @@
 use crate::storage::catalog::file::{STATE_AT, TRUSTED};
 use crate::storage::catalog::records::{NoteRecord, Row, Stored};
 use crate::storage::catalog::{
-    Allowance, AncestorRecord, BranchRecord, Catalog, LaneRecord, TimelineRecord, Update,
+    AncestorRecord, BranchRecord, Catalog, LaneRecord, TimelineRecord, Update,
 };
 use crate::storage::disk::Disk;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
@@ -76,16 +76,7 @@ fn some(left: Left) -> (SimDisk, Said) {
             logical_bytes: PerLane { data: 5, wal: 6 },
         };
         let ancestor = (nth > 0).then_some(ancestor);
-        let record = BranchRecord {
-            id: nth + 1,
-            timeline: fresh.0,
-            parent: None,
-            created_ns: 1,
-            forked_ns: 1,
-            protected: false,
-            password: None,
-            allowance: Allowance::default(),
-        };
+        let record = BranchRecord::root(nth + 1, fresh, 1);
         let update = Update {
             add_timelines: vec![(fresh, TimelineRecord { ancestor, ..TimelineRecord::default() })],
             ..Update::default()
@@ -224,16 +215,8 @@ fn an_older_catalog_is_refused() {
 /// A change that takes a sixteenth of the journal.
 fn long(catalog: &Catalog, nth: u64) -> Update {
     let fresh = catalog.new_timeline();
-    let record = BranchRecord {
-        id: nth,
-        timeline: fresh.0,
-        parent: None,
-        created_ns: 1,
-        forked_ns: 1,
-        protected: false,
-        password: Some("x".repeat(60_000).into()),
-        allowance: Allowance::default(),
-    };
+    let password = Some("x".repeat(60_000).into());
+    let record = BranchRecord { password, ..BranchRecord::root(nth, fresh, 1) };
     Update { add_timelines: vec![(fresh, TimelineRecord::default())], ..Update::default() }
         .put(&format!("long-{nth}"), record)
 }
