@@ -156,7 +156,8 @@ fn pretend(mut stream: TcpStream, asked: &std::sync::atomic::AtomicBool) -> std:
     }
     let answer =
         br#"{"version_num": 90624, "version": "9.6.24", "role": "postgres", "may_copy": true,
-        "tablespaces": {}, "settings": {}}"#;
+        "database": "postgres", "tablespaces": {}, "settings": {"kept": {}, "memory": {},
+        "sees_all": true, "reads_files": false}}"#;
     let mut row = vec![0, 1];
     row.extend(u32::try_from(answer.len()).unwrap().to_be_bytes());
     row.extend(answer);

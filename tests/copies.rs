@@ -1,28 +1,10 @@
 //! A copy does not act on what it was copied from: its scheduled jobs rest, and its subscriptions
 //! let go of the publisher's slots.
 
-#![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
-
 use api::types::{
     CreateBranch, CreateImport, ImportMode, ImportState, UpdateBranch, UpdateSettings,
 };
-use coppice::{Server, Source, eventually, postgres, postgres_program};
-use std::process::Command;
-
-/// Runs SQL on the database `postgres` of an imported branch, whose roles are those of its source.
-fn sql(server: &Server, branch: &str, sql: &str) -> String {
-    let output = Command::new(postgres_program("psql"))
-        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql])
-        .env("PGHOST", server.proxy.ip().to_string())
-        .env("PGPORT", server.proxy.port().to_string())
-        .env("PGDATABASE", format!("postgres@{branch}"))
-        .env("PGUSER", "postgres")
-        .env("PGPASSWORD", Source::PASSWORD)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
+use coppice::{Server, Source, eventually, postgres};
 
 #[test]
 fn subscriptions_of_a_copied_cluster_let_go_of_the_publisher() {
@@ -46,18 +28,18 @@ fn subscriptions_of_a_copied_cluster_let_go_of_the_publisher() {
     let import = server.client().import(&import.id).unwrap();
     assert_eq!(import.state, ImportState::Done, "{import:?}");
     let shown = "select subenabled, subslotname is null from pg_subscription";
-    assert_eq!(sql(&server, "prod", shown), "f|t");
+    assert_eq!(server.sql("prod", shown).unwrap(), "f|t");
     let role = "select rolsuper, rolcanlogin, rolpassword is null from pg_authid \
                 where rolname = 'coppice'";
-    assert_eq!(sql(&server, "prod", role), "t|t|t");
+    assert_eq!(server.sql("prod", role).unwrap(), "t|t|t");
     let child = CreateBranch {
         name: "child".into(),
         parent: Some("prod".into()),
         ..CreateBranch::default()
     };
     server.client().create(&child).unwrap();
-    assert_eq!(sql(&server, "child", shown), "f|t");
-    assert_eq!(sql(&server, "child", "drop subscription feed; select 1"), "1");
+    assert_eq!(server.sql("child", shown).unwrap(), "f|t");
+    assert_eq!(server.sql("child", "drop subscription feed; select 1").unwrap(), "1");
     // The source has kept what is its own.
     let kept = "select subslotname from pg_subscription";
     assert_eq!(source.sql(kept).unwrap(), "slot_of_production");

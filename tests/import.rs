@@ -3,11 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
 use api::types::{CreateBranch, CreateImport, Import, ImportState};
-use coppice::{Server, Source, check, eventually, postgres_program, program};
+use coppice::{Directory, Server, Source, check, eventually, postgres_program, program};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 const SUMS: &str = "select (select sum(abalance) from pgbench_accounts) = (select \
     coalesce(sum(delta), 0) from pgbench_history) and (select sum(tbalance) from pgbench_tellers) \
@@ -22,7 +23,9 @@ fn on(server: &Server, branch: &str, name: &str, args: &[&str]) -> Output {
     command
         .env("PGPORT", server.proxy.port().to_string())
         .env("PGDATABASE", format!("postgres@{branch}"));
-    command.env("PGUSER", "postgres").env("PGPASSWORD", Source::PASSWORD).output().unwrap()
+    let url = server.url(branch);
+    let password = url.split([':', '@']).nth(2).unwrap();
+    command.env("PGUSER", "postgres").env("PGPASSWORD", password).output().unwrap()
 }
 
 fn sql(server: &Server, branch: &str, sql: &str) -> String {
@@ -176,4 +179,107 @@ fn an_import_that_fails_in_the_middle_leaves_nothing() {
     client.start_import(&request).unwrap();
     eventually("it can be started over", || client.get("prod").is_ok());
     assert_eq!(sql(&server, "prod", "select count(*) from big"), "60000");
+}
+
+/// Imports a source, and waits for the end.
+fn imported(server: &Server, name: &str, source: String) -> Import {
+    let client = server.client();
+    let request = CreateImport { name: name.into(), source, mode: Default::default() };
+    let id = client.start_import(&request).unwrap().id;
+    eventually("the import ends", || client.import(&id).unwrap().state != ImportState::Running);
+    client.import(&id).unwrap()
+}
+
+/// What decides the meaning of a query, and what its extensions need.
+const CONFIGURATION: &str = "timezone = 'Asia/Tokyo'\ndatestyle = 'German'\n\
+    search_path = '\"$user\", app'\nbytea_output = 'escape'\nwal_level = logical\n\
+    app.tenant = 'it''s C:\\\\new'\nshared_preload_libraries = 'pg_stat_statements'\n\
+    log_directory = '/nowhere'\nssl = off\n";
+const SHOWN: &str = "select concat_ws('|', current_setting('timezone'), \
+    timestamptz '2026-11-30 20:00+00', current_setting('search_path'), '\\x41ff'::bytea, \
+    current_setting('wal_level'), current_setting('app.tenant', true), \
+    current_setting('shared_preload_libraries', true))";
+
+#[test]
+fn settings_that_decide_what_a_query_means_come_along() {
+    let server = Server::start();
+    let source = Source::configured_elsewhere(CONFIGURATION);
+    let shown = source.sql(SHOWN).unwrap();
+    assert!(
+        shown.starts_with("Asia/Tokyo|01.12.2026 05:00:00 JST|\"$user\", app|A\\377|"),
+        "{shown}"
+    );
+    assert!(shown.ends_with("|logical|it's C:\\new|pg_stat_statements"), "{shown}");
+    let import = imported(&server, "whole", source.url());
+    assert_eq!((import.error, import.notes), (None, Vec::<String>::new()));
+    assert_eq!(server.sql("whole", SHOWN).unwrap(), shown);
+
+    // A role that may only copy, which lacks what it may not see, and is told how to see it.
+    let copier = format!("create role copier replication login password '{}'", Source::PASSWORD);
+    source.sql(&copier).unwrap();
+    source.sql("create database shop").unwrap();
+    let import = imported(&server, "part", source.url_of("copier", "shop"));
+    assert_eq!((import.error, import.notes.len()), (None, 2), "{:?}", import.notes);
+    assert!(
+        import.notes[0].contains("GRANT pg_read_all_settings TO \"copier\""),
+        "{:?}",
+        import.notes
+    );
+    let (all_see, of_some) = SHOWN.rsplit_once(", current_setting(").unwrap();
+    let expected = shown.strip_suffix("|it's C:\\new|pg_stat_statements").unwrap();
+    assert_eq!(server.sql("part", &format!("{all_see})")).unwrap(), expected, "but for {of_some}");
+    let grant = "grant pg_read_all_settings to copier; \
+                 grant execute on function pg_show_all_file_settings() to copier";
+    source.sql_in("shop", grant).unwrap();
+    let import = imported(&server, "more", source.url_of("copier", "shop"));
+    assert_eq!((import.error, import.notes), (None, Vec::<String>::new()));
+    assert_eq!(server.sql("more", SHOWN).unwrap(), shown);
+    // The URL is for the role and the database of the source, also on a branch.
+    let who = "select current_user || ' ' || current_database()";
+    server
+        .client()
+        .create(&CreateBranch { name: "pr".into(), parent: Some("more".into()), at: None })
+        .unwrap();
+    for branch in ["more", "pr"] {
+        assert_eq!(server.sql(branch, who).unwrap(), "copier shop");
+        let url = server.url(branch);
+        assert!(!url.contains(Source::PASSWORD) && url.ends_with("/shop"), "{url}");
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_start_is_not_imported() {
+    let server = Server::start_with(Arc::new(Directory::new()), &["--branch-memory", "256MiB"]);
+    let source = Source::start();
+    // As much memory as a quarter of what a branch has.
+    let import = imported(&server, "small", source.url());
+    assert_eq!((import.error, import.notes.len()), (None, 1), "{:?}", import.notes);
+    assert!(import.notes[0].starts_with("shared_buffers is 65536kB"), "{:?}", import.notes);
+    assert_eq!(server.sql("small", "show shared_buffers").unwrap(), "64MB");
+
+    let before = timelines_on_disk(&server);
+    let fails = |why: &str| {
+        let import = imported(&server, "broken", source.url());
+        let error = import.error.expect("it fails");
+        assert!(error.contains("the copy cannot be used") && error.contains(why), "{error}");
+        assert_eq!(server.client().get("broken").unwrap_err().code, "branch_not_found");
+        eventually("the files go", || timelines_on_disk(&server) == before);
+    };
+    // A locale that the machine lacks shows only once somebody connects.
+    source.sql("create database shop").unwrap();
+    source.sql("update pg_database set datcollate = 'xx_YY' where datname = 'shop'").unwrap();
+    fails("database locale is incompatible");
+    source.sql("update pg_database set datallowconn = false where datname = 'shop'").unwrap();
+    let config = source.data().join("postgresql.conf");
+    let text = fs::read_to_string(&config).unwrap();
+    for (line, why) in [
+        ("include '/nowhere/secret.conf'", "/nowhere/secret.conf"),
+        ("shared_preload_libraries = 'nosuch'", "nosuch"),
+        ("max_stack_depth = 1000MB", "max_stack_depth"),
+    ] {
+        fs::write(&config, format!("{text}\n{line}\n")).unwrap();
+        fails(why);
+    }
+    fs::write(&config, text).unwrap();
+    assert_eq!(imported(&server, "broken", source.url()).error, None);
 }

@@ -11,10 +11,11 @@ use pageserver::compute::{ComputeConfig, Installation, OsUser, Supervisor};
 use pageserver::events::{Action, Actor, Event};
 use pageserver::fs::mount::{IoUring, Mount, Places};
 use pageserver::fs::tree::Tree;
-use pageserver::import::{ImportTarget, Imports};
+use pageserver::import::{CopyLogin, ImportTarget, Imports};
 use pageserver::jobs::Jobs;
 use pageserver::moment::Moment;
 use pageserver::server::{open_disk, random_number};
+use pageserver::storage::catalog::Login;
 use pageserver::storage::catalog::Update;
 use pageserver::storage::page::TimelineId;
 use pageserver::storage::store::Store;
@@ -66,7 +67,8 @@ impl Service {
             domain: None,
         };
         let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), supervisor, about);
-        let imports = Imports::new(installation, user, &run, Arc::clone(&branches) as _).unwrap();
+        let imports = Imports::new(installation, user, &run, Arc::clone(&branches) as _, 1 << 30);
+        let imports = imports.unwrap();
         let token = Token::load_or_create(&data.join("api-token")).unwrap();
         let secret = token.secret().to_owned();
         let app = App {
@@ -204,7 +206,8 @@ fn the_end_of_an_import_keeps_no_change_waiting() {
     let runtime = service.runtime.handle().clone();
     std::thread::spawn(move || {
         let _within = runtime.enter();
-        ended.send(branches.publish(&Actor::Token, "copy", timeline)).unwrap();
+        let access = CopyLogin { login: Login::default(), password: "x".to_owned().into() };
+        ended.send(branches.publish(&Actor::Token, "copy", timeline, access)).unwrap();
     });
     in_time("create", || service.create("meanwhile", "main"));
     let taken = in_time("refusal", || {

@@ -186,6 +186,9 @@ fn import_command(
     if format == Format::Json || import.state != ImportState::Failed {
         show(format, &import, || output::import(&import))?;
     }
+    if format == Format::Table && import.state == ImportState::Done {
+        print(&format!("{}\n", client.connection(&import.name, None, None)?.url))?;
+    }
     import::outcome(&import)
 }
 

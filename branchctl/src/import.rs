@@ -161,6 +161,7 @@ mod tests {
             step: "copying".to_owned(),
             bytes_done: 1 << 20,
             bytes_total: None,
+            notes: Vec::new(),
             error: None,
         };
         assert_eq!(line(&import, true), "prod: copying, 1.0 MiB");

@@ -138,7 +138,11 @@ pub(crate) fn settings(name: &str, outcome: &SettingsOutcome) -> String {
 pub(crate) fn import(import: &Import) -> String {
     let name = clean(&import.name);
     match import.state {
-        ImportState::Done => format!("{name} imported, {}\n", size(import.bytes_done)),
+        ImportState::Done => {
+            let notes = import.notes.iter().map(|note| format!("note: {}\n", clean(note)));
+            let notes: String = notes.collect();
+            format!("{name} imported, {}\n{notes}", size(import.bytes_done))
+        }
         ImportState::Running | ImportState::Failed => format!("{name}: {}\n", clean(&import.step)),
     }
 }

@@ -9,7 +9,8 @@ use nix::sys::signal::Signal;
 use pageserver::compute::{Lease, Supervisor};
 use pageserver::error::{Error, Result};
 use pageserver::events::Actor;
-use pageserver::import::{Import, ImportState, ImportTarget, Imports, NewImport};
+use pageserver::import::{CopyLogin, Import, ImportState, ImportTarget, Imports, NewImport};
+use pageserver::storage::catalog::Login;
 use pageserver::storage::page::TimelineId;
 use std::fs;
 use std::path::PathBuf;
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 const SOURCE: TimelineId = TimelineId(1);
 const COPY: TimelineId = TimelineId(2);
+/// More than the settings of a new cluster ask for.
+const MEMORY_BYTES: u64 = 4 << 30;
 /// Only a hang takes longer.
 const SOON: Duration = Duration::from_secs(120);
 
@@ -47,9 +50,22 @@ impl ImportTarget for Target {
         Ok((COPY, self.lab.data(COPY)))
     }
 
-    fn publish(&self, _: &Actor, name: &str, timeline: TimelineId) -> Result<()> {
+    fn try_out(&self, timeline: TimelineId, login: Login) -> Result<CopyLogin> {
+        self.called("try");
+        assert_eq!(timeline, COPY);
+        Ok(CopyLogin { login, password: "new".to_owned().into() })
+    }
+
+    fn publish(
+        &self,
+        _: &Actor,
+        name: &str,
+        timeline: TimelineId,
+        access: CopyLogin,
+    ) -> Result<()> {
         self.called("publish");
         assert_eq!((name, timeline), ("copy", COPY));
+        assert_eq!((&*access.login.role, &*access.login.database), ("postgres", "app"));
         Ok(())
     }
 
@@ -84,6 +100,7 @@ impl Scene {
             lab.user.clone(),
             &lab.run_dir(),
             self.target.clone(),
+            MEMORY_BYTES,
         )
         .unwrap()
     }
@@ -172,7 +189,7 @@ async fn a_source_under_load_with_a_tablespace_is_copied() {
         import.bytes_done > 30_000_000 && import.bytes_total >= Some(import.bytes_done),
         "{import:?}"
     );
-    assert_eq!(scene.target.calls(), ["begin", "publish"]);
+    assert_eq!(scene.target.calls(), ["begin", "try", "publish"]);
 
     // The link of the copy points into it; on the mount it becomes a relative one.
     let link =
@@ -247,9 +264,14 @@ async fn sources_that_cannot_be_copied_are_refused_at_once() {
     let mut other = lab.installation.clone();
     other.major += 1;
     other.version = format!("{}.0", other.major);
-    let imports_of_other =
-        Imports::new(other.clone(), lab.user.clone(), &lab.run_dir(), scene.target.clone())
-            .unwrap();
+    let imports_of_other = Imports::new(
+        other.clone(),
+        lab.user.clone(),
+        &lab.run_dir(),
+        scene.target.clone(),
+        MEMORY_BYTES,
+    )
+    .unwrap();
     let error = imports_of_other.start(Actor::Token, scene.request()).await.unwrap_err();
     assert_eq!(error.code, "import_version");
     assert!(

@@ -24,6 +24,33 @@ impl Source {
 
     /// Makes a new cluster and starts it on a free port of the loopback interface.
     pub fn start() -> Self {
+        Self::start_with(|_| None)
+    }
+
+    /// The same with a configuration outside of the data directory, as Debian has it, to which
+    /// these lines are added.
+    pub fn configured_elsewhere(lines: &str) -> Self {
+        Self::start_with(|data| {
+            let etc = data.with_extension("etc");
+            fs::create_dir(&etc).expect("make a directory for the configuration");
+            for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+                fs::copy(data.join(name), etc.join(name)).expect("copy the configuration");
+                fs::set_permissions(etc.join(name), PermissionsExt::from_mode(0o644))
+                    .expect("let the source read its configuration");
+                fs::remove_file(data.join(name)).expect("remove the configuration");
+            }
+            let config = etc.join("postgresql.conf");
+            let files = format!(
+                "hba_file = '{0}/pg_hba.conf'\nident_file = '{0}/pg_ident.conf'\n",
+                etc.display()
+            );
+            let before = fs::read_to_string(&config).expect("read the configuration");
+            fs::write(&config, before + &files + lines).expect("write the configuration");
+            Some(config)
+        })
+    }
+
+    fn start_with(configure: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let (directory, user) =
             (Directory::new(), OsUser::resolve(None).expect("find the user of Postgres"));
         let port = free_port();
@@ -42,7 +69,8 @@ impl Source {
         ]);
         let made = initdb.arg(&password).output().expect("run initdb");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let child = launch(&data, &user, port);
+        let config = configure(&data);
+        let child = launch(&data, &user, port, config.as_deref());
         let source = Self { child, user, port, directory };
         let deadline = Instant::now() + LIMIT;
         while source.sql("select 1").is_err() {
@@ -54,7 +82,12 @@ impl Source {
 
     /// Where imports find it, with its password.
     pub fn url(&self) -> String {
-        format!("postgresql://postgres:{}@127.0.0.1:{}/postgres", Self::PASSWORD, self.port)
+        self.url_of("postgres", "postgres")
+    }
+
+    /// The same for another role, which has the same password, and another database.
+    pub fn url_of(&self, role: &str, database: &str) -> String {
+        format!("postgresql://{role}:{}@127.0.0.1:{}/{database}", Self::PASSWORD, self.port)
     }
 
     /// Its data directory.
@@ -64,9 +97,14 @@ impl Source {
 
     /// Runs SQL in it; the output, unaligned.
     pub fn sql(&self, sql: &str) -> Result<String, String> {
+        self.sql_in("postgres", sql)
+    }
+
+    /// Runs SQL in one of its databases.
+    pub fn sql_in(&self, database: &str, sql: &str) -> Result<String, String> {
         let psql = Command::new(postgres_program("psql"))
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql])
-            .arg(self.url())
+            .arg(self.url_of("postgres", database))
             .output()
             .expect("run psql");
         if psql.status.success() {
@@ -127,7 +165,7 @@ impl Drop for Source {
     }
 }
 
-fn launch(data: &Path, user: &OsUser, port: u16) -> Child {
+fn launch(data: &Path, user: &OsUser, port: u16, config: Option<&Path>) -> Child {
     let mut postgres = as_user(&postgres_program("postgres"), user);
     postgres.arg("-D").arg(data).args([
         "-p",
@@ -136,6 +174,9 @@ fn launch(data: &Path, user: &OsUser, port: u16) -> Child {
         "listen_addresses=127.0.0.1",
     ]);
     postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]);
+    if let Some(config) = config {
+        postgres.arg("-c").arg(format!("config_file={}", config.display()));
+    }
     postgres.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     postgres.spawn().expect("start the source")
 }

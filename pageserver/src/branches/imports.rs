@@ -3,13 +3,16 @@
 use super::Branches;
 use super::change::{Data, Decision, Departure};
 use super::directory::NameChange;
-use crate::error::Result;
+use super::repair::{let_in, random_password};
+use crate::compute::door::{CLOSED, Door, said};
+use crate::error::{Error, Result};
 use crate::events::{Action, Actor};
-use crate::import::ImportTarget;
+use crate::import::{CopyLogin, ImportTarget};
 use crate::locks::lock;
-use crate::storage::catalog::BranchRecord;
+use crate::storage::catalog::{BranchRecord, Login};
 use crate::storage::page::TimelineId;
 use std::path::PathBuf;
+use tokio::runtime::Handle;
 
 impl ImportTarget for Branches {
     fn begin(&self, name: &str) -> Result<(TimelineId, PathBuf)> {
@@ -22,14 +25,38 @@ impl ImportTarget for Branches {
         begun.inspect_err(|_| self.directory.unreserve(name))
     }
 
-    fn publish(&self, actor: &Actor, name: &str, timeline: TimelineId) -> Result<()> {
-        // Both may take long, and nobody else writes to the timeline: no change waits for them.
+    fn try_out(&self, timeline: TimelineId, login: Login) -> Result<CopyLogin> {
+        // The mount shows the directory to the tools until then.
         self.mount.filled(timeline)?;
+        let tried = Handle::current().block_on(self.try_login(timeline, login));
+        let stopped = async {
+            match &tried {
+                Ok(_) => self.supervisor.suspend(timeline).await,
+                Err(_) => self.supervisor.drop_timeline(timeline).await,
+            }
+        };
+        Handle::current().block_on(stopped);
+        tried.map_err(|error| {
+            let detail = format!("the copy cannot be used: {}", error.detail);
+            Error { detail, ..error }
+        })
+    }
+
+    fn publish(
+        &self,
+        actor: &Actor,
+        name: &str,
+        timeline: TimelineId,
+        access: CopyLogin,
+    ) -> Result<()> {
+        // It may take long, and nobody else writes to the timeline: no change waits for it.
         self.store.timeline(timeline)?.sync_and_wait()?;
         self.make(actor, Action::Import, name, || {
             let id = self.store.catalog().new_branch();
             let label = self.directory.new_label(name);
-            let record = BranchRecord { id, label, ..Self::first_record(timeline, None) };
+            let CopyLogin { login, password } = access;
+            let record =
+                BranchRecord { id, label, login, ..Self::first_record(timeline, Some(password)) };
             let put = NameChange::Put(name.to_owned(), record);
             Ok(Decision {
                 branch: id,
@@ -48,6 +75,19 @@ impl ImportTarget for Branches {
 }
 
 impl Branches {
+    async fn try_login(&self, timeline: TimelineId, login: Login) -> Result<CopyLogin> {
+        let lease = self.supervisor.wake(timeline).await?;
+        let door = Door::open(&lease).await?;
+        let databases = Door::limited(databases(&door)).await?;
+        for database in &databases {
+            // It fails where the machine lacks a locale of the source.
+            drop(Door::open_database(&lease, database).await?);
+        }
+        let password = random_password()?;
+        Door::limited(let_in(&door, &login.role, &password)).await?;
+        Ok(CopyLogin { login, password })
+    }
+
     fn begin_root(&self) -> Result<(TimelineId, PathBuf)> {
         let timeline = self.store.create_root()?;
         let directory = self.mount.attach_new(timeline);
@@ -66,4 +106,12 @@ impl Branches {
             }
         }
     }
+}
+
+/// The databases that take connections.
+async fn databases(door: &Door) -> Result<Vec<String>> {
+    let question = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn";
+    let failed = |error: tokio_postgres::Error| Error::unavailable(CLOSED, said(&error));
+    let rows = door.client().query(question, &[]).await.map_err(failed)?;
+    rows.iter().map(|row| row.try_get(0).map_err(failed)).collect()
 }

@@ -74,8 +74,7 @@ impl Branches {
             return Err(Error::invalid("bad_role", format!("role {role:?} can have no password")));
         }
         let timeline = TimelineId(record.timeline);
-        let random = || secret::random_text(PASSWORD_CHARS).map(Secret::from);
-        let password = password.map_or_else(random, checked)?;
+        let password = password.map_or_else(random_password, checked)?;
         let (_lease, door) = self.repaired_door(name, timeline).await?;
         Door::limited(let_in(&door, &role, &password)).await?;
         if role == record.login.role {
@@ -171,6 +170,11 @@ async fn alter_system(door: &Door, change: &SettingsChange) -> Result<Vec<String
     Ok(rows.iter().filter_map(|row| row.try_get(0).ok()).collect())
 }
 
+/// A password that the server makes.
+pub(super) fn random_password() -> Result<Secret> {
+    secret::random_text(PASSWORD_CHARS).map(Secret::from)
+}
+
 /// Refuses a password that Postgres cannot take.
 fn checked(password: Secret) -> Result<Secret> {
     let text = password.expose();
@@ -182,7 +186,7 @@ fn checked(password: Secret) -> Result<Secret> {
 }
 
 /// Lets a role log in with a password.
-async fn let_in(door: &Door, role: &str, password: &Secret) -> Result<()> {
+pub(super) async fn let_in(door: &Door, role: &str, password: &Secret) -> Result<()> {
     let failed = |error: tokio_postgres::Error| {
         let why = password.redact(&said(&error));
         Error::conflict("password_refused", format!("role \"{role}\" gets no password: {why}"))

@@ -51,4 +51,12 @@ impl ComputeConfig {
             limits: ComputeLimits { memory_bytes: room::memory_bytes() / 2, tasks: 1024 },
         }
     }
+
+    /// Memory that one compute has.
+    pub fn memory_bytes(&self) -> u64 {
+        match self.limits.memory_bytes {
+            0 => room::memory_bytes(),
+            limit => limit,
+        }
+    }
 }

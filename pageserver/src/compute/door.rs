@@ -146,7 +146,8 @@ impl Door {
         }
     }
 
-    async fn open_database(lease: &Lease, database: &str) -> Result<Self> {
+    /// Connects to one database.
+    pub(crate) async fn open_database(lease: &Lease, database: &str) -> Result<Self> {
         let (client, connection) = in_time(CONNECT_LIMIT, connect(lease, database)).await?;
         let connection = tokio::spawn(async move {
             // Whoever waits for an answer has the error too.

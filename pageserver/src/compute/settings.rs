@@ -186,6 +186,14 @@ fn jobs(run: bool) -> Vec<(&'static str, &'static str)> {
     }
 }
 
+/// Names of the settings that every branch is forced to have.
+pub(crate) fn forced_names(major: u32) -> Vec<&'static str> {
+    let files = ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"];
+    let others = [RUN_JOBS, "cron.use_background_workers", "unix_socket_directories"];
+    let fixed = fixed(major).into_iter().map(|(name, _)| name);
+    fixed.chain(files).chain(others).collect()
+}
+
 /// A copied configuration may redirect any of these to the files of the cluster it came from.
 fn paths(situation: &Situation<'_>) -> Vec<(&'static str, PathBuf)> {
     vec![

@@ -8,7 +8,6 @@ use crate::compute::{Installation, OsUser, door, tool};
 use crate::error::{Error, Result};
 use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,15 +33,18 @@ pub(super) struct BackupJob<'a> {
     pub(super) facts: &'a Facts,
     /// Empty, and of the user that Postgres runs as.
     pub(super) directory: &'a Path,
+    /// Memory that the copy will have.
+    pub(super) memory_bytes: u64,
 }
 
 impl BackupJob<'_> {
-    /// Copies the source. When it returns, nothing writes to the directory any more.
+    /// Copies the source; what of its settings is not as there. When it returns, nothing writes to
+    /// the directory any more.
     pub(super) async fn run(
         &self,
         cancelled: impl Future<Output = ()>,
         report: impl Fn(Progress),
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let spawned =
             child::spawn(self.command(), self.user, Signal::SIGKILL, Surroundings::ours());
         let mut child = spawned.await.map_err(|e| Error::io("run pg_basebackup", &e))?;
@@ -59,9 +61,16 @@ impl BackupJob<'_> {
         })?;
         // The source may be a branch of another server.
         door::forget_made(self.directory, self.user)?;
-        self.user.with_rights(|| self.keep_settings()).map_err(|e| {
+        let Facts { settings, role, database, .. } = self.facts;
+        let came_along = self.user.with_rights(|| self.keep_settings()).map_err(|e| {
             Error::io(format_args!("write {}/postgresql.conf", self.directory.display()), &e)
-        })
+        })?;
+        let (fitted, mut notes) = settings.fitted(self.memory_bytes);
+        fitted.write(self.directory, self.user)?;
+        if !came_along {
+            notes.extend(settings.left_out(role, database));
+        }
+        Ok(notes)
     }
 
     fn command(&self) -> tokio::process::Command {
@@ -118,21 +127,16 @@ impl BackupJob<'_> {
         }
     }
 
-    /// Gives a copy that came without a configuration file the settings of its source.
-    fn keep_settings(&self) -> std::io::Result<()> {
+    /// Gives a copy that came without a configuration file the settings of its source; whether it
+    /// came with one.
+    fn keep_settings(&self) -> std::io::Result<bool> {
         let path = self.directory.join("postgresql.conf");
         if path.symlink_metadata().is_ok() {
-            return Ok(());
+            return Ok(true);
         }
-        let mut text = String::from(
-            "# The source keeps its configuration elsewhere; these are settings it ran with.\n",
-        );
-        for (name, value) in &self.facts.settings {
-            // Writing to a string cannot fail.
-            let _written = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
-        }
-        std::fs::write(&path, text)?;
-        std::fs::File::open(&path)?.sync_all()
+        std::fs::write(&path, self.facts.settings.file(self.installation.major))?;
+        std::fs::File::open(&path)?.sync_all()?;
+        Ok(false)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Imports: a new root branch as a physical copy of a running Postgres.
 //!
 //! The source is checked first, so that most refusals reach the caller at once. Then
-//! `pg_basebackup` streams it into the directory of a new timeline, and the branch gets its name as
-//! the very last step. After a failure at any point nothing is left of it; starting over is how an
-//! import is resumed.
+//! `pg_basebackup` streams it into the directory of a new timeline, the copy is started once, and
+//! the branch gets its name as the very last step. After a failure at any point nothing is left of
+//! it; starting over is how an import is resumed.
 
 mod basebackup;
 mod check;
+mod settings;
 pub(crate) mod source;
 
 use crate::compute::leftovers::Records;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::events::Actor;
 use crate::locks::lock;
 use crate::secret::{self, Secret};
+use crate::storage::catalog::Login;
 use crate::storage::page::TimelineId;
 use crate::tasks;
 use basebackup::Progress;
@@ -64,8 +66,18 @@ pub struct Import {
     pub bytes_done: u64,
     /// Bytes that the source estimated, once known.
     pub bytes_total: Option<u64>,
+    /// What is not as at the source, a sentence each.
+    pub notes: Vec<String>,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// Who can use a copy from the beginning.
+pub struct CopyLogin {
+    /// The role and the database that the import used at the source.
+    pub login: Login,
+    /// The password that the role has on the copy.
+    pub password: Secret,
 }
 
 /// Where imports go. Called from threads that may block.
@@ -73,8 +85,17 @@ pub trait ImportTarget: Send + Sync + 'static {
     /// Checks that the name is good and free, reserves it, and returns a new root timeline with its
     /// empty directory (mode 0700, of the user that Postgres runs as).
     fn begin(&self, name: &str) -> Result<(TimelineId, PathBuf)>;
+    /// Starts the Postgres of the filled timeline once, looks into each of its databases, and gives
+    /// the role of the login a password; the error is Postgres's own if it cannot be used.
+    fn try_out(&self, timeline: TimelineId, login: Login) -> Result<CopyLogin>;
     /// Makes the timeline the branch `name`, durably, for `actor`.
-    fn publish(&self, actor: &Actor, name: &str, timeline: TimelineId) -> Result<()>;
+    fn publish(
+        &self,
+        actor: &Actor,
+        name: &str,
+        timeline: TimelineId,
+        access: CopyLogin,
+    ) -> Result<()>;
     /// Removes everything of the timeline and frees the name.
     fn abort(&self, name: &str, timeline: TimelineId);
 }
@@ -84,6 +105,8 @@ pub struct Imports {
     installation: Installation,
     user: OsUser,
     target: Arc<dyn ImportTarget>,
+    /// Memory that a branch has.
+    memory_bytes: u64,
     records: Records,
     /// Oldest first.
     known: Mutex<VecDeque<Import>>,
@@ -92,17 +115,20 @@ pub struct Imports {
 }
 
 impl Imports {
-    /// No imports yet. The tools run as `user`, and are recorded in `run_dir`.
+    /// No imports yet. The tools run as `user`, and are recorded in `run_dir`; each copy will have
+    /// so many bytes of memory.
     pub fn new(
         installation: Installation,
         user: OsUser,
         run_dir: &Path,
         target: Arc<dyn ImportTarget>,
+        memory_bytes: u64,
     ) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             installation,
             user,
             target,
+            memory_bytes,
             records: Records::open(run_dir)?,
             known: Mutex::default(),
             running: watch::Sender::new(0),
@@ -124,6 +150,7 @@ impl Imports {
             step: "starting".to_owned(),
             bytes_done: 0,
             bytes_total: None,
+            notes: Vec::new(),
             error: None,
         };
         // A task of its own: a caller that goes away must not part the reservation from the copy.
@@ -134,7 +161,9 @@ impl Imports {
             this.remember(started.clone());
             tokio::spawn(async move {
                 let _turn = turn;
+                let login = Login { role: facts.role.clone(), database: facts.database.clone() };
                 let copied = this.clone().copy(started.id.clone(), source, facts, directory).await;
+                let copied = copied.map(|()| login);
                 this.finish(actor, &started, copied, timeline).await;
             });
             Ok(())
@@ -168,13 +197,16 @@ impl Imports {
         self: &Arc<Self>,
         actor: Actor,
         import: &Import,
-        copied: Result<()>,
+        copied: Result<Login>,
         timeline: TimelineId,
     ) {
         let (this, name) = (self.clone(), import.name.clone());
+        self.update(&import.id, |import| import.step = "starting the copy once".to_owned());
         let published = tasks::blocking(move || {
             this.records.remove(timeline);
-            let published = copied.and_then(|()| this.target.publish(&actor, &name, timeline));
+            let tried = copied.and_then(|login| this.target.try_out(timeline, login));
+            let published =
+                tried.and_then(|access| this.target.publish(&actor, &name, timeline, access));
             if published.is_err() {
                 this.target.abort(&name, timeline);
             }
@@ -224,8 +256,11 @@ impl Imports {
             source: &source,
             facts: &facts,
             directory: &directory,
+            memory_bytes: self.memory_bytes,
         };
-        job.run(cancelled, report).await
+        let notes = job.run(cancelled, report).await?;
+        self.update(&id, |import| import.notes = notes);
+        Ok(())
     }
 
     fn admit(self: &Arc<Self>) -> Result<Turn> {

@@ -100,6 +100,7 @@ impl Running {
             memory_bytes: config.branch_memory.unwrap_or(computes.limits.memory_bytes),
             tasks: config.branch_tasks,
         };
+        let memory_bytes = computes.memory_bytes();
         let supervisor = Supervisor::new(computes, Arc::clone(&mount) as Arc<dyn DataDirectories>)?;
         let about = About {
             postgres_version: installation.version.clone(),
@@ -112,7 +113,8 @@ impl Running {
             let made = (&store, &mount, &branches);
             start::first_start(made, &installation, &user, &layout.run).await?;
         }
-        let imports = Imports::new(installation, user, &layout.run, Arc::clone(&branches) as _)?;
+        let target = Arc::clone(&branches) as _;
+        let imports = Imports::new(installation, user, &layout.run, target, memory_bytes)?;
         let jobs = Jobs::new(Instant::now());
         Ok(Self { store, mount, supervisor, branches, imports, jobs })
     }

@@ -137,6 +137,7 @@ impl From<Import> for types::Import {
             step: import.step,
             bytes_done: import.bytes_done,
             bytes_total: import.bytes_total,
+            notes: import.notes,
             error: import.error,
         }
     }
