@@ -130,7 +130,7 @@ async fn serve(directory: &Path) -> SocketAddr {
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("an address");
-    let tls = Tls::self_signed(directory, None).expect("make a certificate");
+    let tls = Tls::with_authority(directory, None).expect("make a certificate");
     let (limits, metrics) = (Limits::default(), Arc::new(Metrics::default()));
     let (relay, never) = (Relay::start().expect("start threads"), std::future::pending());
     let listeners = Listeners { tcp: listener, unix: None };

@@ -113,7 +113,7 @@ fn a_superuser_of_one_branch_gets_at_nothing_else() {
     n.refused(&format!("cat {root}/api-token"));
     n.refused(&format!("ls {root}/store"));
     n.refused(&format!("head -c 1 {root}/store/catalog"));
-    n.refused(&format!("cat {root}/tls/localhost.key"));
+    n.refused(&format!("cat {root}/tls/ca.key"));
     n.refused(&format!("kill -0 {}", n.server.pid()));
     n.refused(&format!("cat /proc/{}/environ", n.server.pid()));
     // The same with what Postgres itself can read and write.

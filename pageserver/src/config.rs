@@ -111,7 +111,7 @@ pub struct Config {
     #[arg(long, env = "COPPICE_IO_URING", default_value = "auto", value_name = "WHEN")]
     pub io_uring: IoUring,
 
-    /// PEM file with the certificate chain for TLS; a self-signed one is made if left out.
+    /// PEM file with the certificate chain for TLS; if left out, a CA of the proxy's own signs.
     #[arg(long, env = "COPPICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
 
@@ -174,7 +174,7 @@ pub struct Layout {
     pub connections: PathBuf,
     /// The proxy's Unix socket.
     pub proxy: PathBuf,
-    /// Self-signed certificate.
+    /// CA of the proxy.
     pub tls: PathBuf,
 }
 

@@ -45,7 +45,8 @@ struct Flags {
     #[arg(long, env = "COPPICE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// PEM file with the certificate chain for TLS. Without one a self-signed certificate is used.
+    /// PEM file with the certificate chain for TLS. Without one the proxy signs certificates with a
+    /// CA of its own, which clients verify by `ca.crt` in --tls-dir.
     #[arg(long, env = "COPPICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 
@@ -53,7 +54,7 @@ struct Flags {
     #[arg(long, env = "COPPICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
-    /// Directory in which the self-signed certificate is made at the first start and kept.
+    /// Directory in which the CA of the proxy is made at the first start and kept.
     #[arg(long, env = "COPPICE_TLS_DIR", default_value = "proxy-tls", value_name = "DIR")]
     tls_dir: PathBuf,
 
@@ -111,7 +112,7 @@ async fn serve(flags: Flags) -> Result<(), Box<dyn Error>> {
     let domain = flags.domain.as_deref();
     let tls = match (&flags.tls_cert, &flags.tls_key) {
         (Some(cert), Some(key)) => Tls::load(cert, key, domain)?,
-        _ => Tls::self_signed(&flags.tls_dir, domain)?,
+        _ => Tls::with_authority(&flags.tls_dir, domain)?,
     };
     let token = flags.token_file.as_deref().map(read_token).transpose()?;
     let backends = Arc::new(Remote::new(Client::new(&flags.api, token)?, BEAT));

@@ -16,7 +16,7 @@ use crate::startup::Startup;
 
 /// Names under this top-level domain are the user's own machine, so the label in front can only
 /// mean a branch.
-const LOCALHOST: &str = "localhost";
+pub(crate) const LOCALHOST: &str = "localhost";
 /// The startup options that name a branch and a moment of its past.
 const BRANCH: &[u8] = b"branch=";
 const AT: &[u8] = b"at=";

@@ -35,9 +35,9 @@ const BOTH: [By; 2] = [By::Plain, By::Tls];
 /// What encrypts, on either side.
 static TLS: LazyLock<(Tls, TlsConnector)> = LazyLock::new(|| {
     let directory = std::env::temp_dir().join(format!("coppice-relay-{}", std::process::id()));
-    let tls = Tls::self_signed(&directory, None).unwrap();
+    let tls = Tls::with_authority(&directory, None).unwrap();
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(directory.join("localhost.crt")).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_file(directory.join("ca.crt")).unwrap()).unwrap();
     std::fs::remove_dir_all(directory).unwrap();
     let provider = Arc::new(crypto::ring::default_provider());
     let builder =

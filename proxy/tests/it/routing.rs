@@ -1,5 +1,7 @@
 //! Each way to name a branch, with psql.
 
+use proxy::Limits;
+
 use crate::world::World;
 
 /// Runs the query and returns what psql prints, or the error.
@@ -99,14 +101,28 @@ async fn an_unknown_branch_is_named_with_a_hint() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_can_verify_the_certificate() {
-    let world = World::start().await;
-    let certificate = world.certificate.display();
-    let verify = format!("sslmode=verify-full sslrootcert={certificate}");
-    let server = "show cluster_name";
-    let conninfo = format!("{verify} host=feature-x.localhost");
-    assert_eq!(ask(&world, &conninfo, server).await, Ok("feature".to_owned()));
-    assert_eq!(ask(&world, &verify, server).await, Ok("main".to_owned()));
-    let error =
-        ask(&world, &format!("{verify} host=feature-x.example.com"), server).await.unwrap_err();
-    assert!(error.contains("does not match host name"), "{error}");
+    let (plain, domain) =
+        (World::start().await, World::under(Some("db.coppice.test"), Limits::default()).await);
+    let table = [
+        (&plain, "feature-x.localhost", Ok("feature")),
+        (&plain, "localhost", Ok("main")),
+        (&plain, "127.0.0.1", Ok("main")),
+        (&plain, "feature-x.example.com", Err("does not match host name")),
+        (&domain, "feature-x.db.coppice.test", Ok("feature")),
+        (&domain, "feature-x.localhost", Ok("feature")),
+        (&domain, "db.coppice.test", Ok("main")),
+        (&domain, "a.feature-x.db.coppice.test", Err("does not match host name")),
+    ];
+    for (world, host, expected) in table {
+        let verify = format!("sslmode=verify-full sslrootcert={}", world.certificate.display());
+        let answer = ask(world, &format!("{verify} host={host}"), "show cluster_name").await;
+        match (&answer, expected) {
+            (Ok(name), Ok(expected)) => assert_eq!(name, expected, "{host}"),
+            (Err(error), Err(words)) => assert!(error.contains(words), "{host}: {error}"),
+            _ => panic!("{host}: {answer:?}"),
+        }
+    }
+    let verify = format!("sslmode=verify-full sslrootcert={}", domain.certificate.display());
+    let error = ask(&plain, &format!("{verify} host=localhost"), "select 1").await.unwrap_err();
+    assert!(error.contains("certificate verify failed"), "by the CA of another: {error}");
 }

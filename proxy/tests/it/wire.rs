@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proxy::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -14,17 +14,13 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use crate::postgres::{GUEST, PASSWORD};
-use crate::world::{World, fatal, read_all, read_message, startup};
+use crate::world::{World, fatal, read_all, read_message, startup, until};
 
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 const GSS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
 
-/// A domain, because rustls accepts no certificate for the sub-domains of a top-level one such as
-/// `localhost`.
-const DOMAIN: Option<&str> = Some("coppice.test");
-
-/// Starts TLS without asking first.
-async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<tokio::net::TcpStream> {
+/// What a client does TLS with that verifies the proxy.
+fn connector(world: &World, alpn: &[&[u8]]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&world.certificate).unwrap()).unwrap();
     let provider = Arc::new(crypto::ring::default_provider());
@@ -33,15 +29,20 @@ async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<toki
         .unwrap();
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config).into()
+}
+
+/// Starts TLS without asking first.
+async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
     let name = ServerName::try_from(host.to_owned()).unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, world.dial().await).await.unwrap()
+    connector(world, alpn).connect(name, world.dial().await).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn direct_tls_needs_the_protocol_name() {
-    let world = World::under(DOMAIN, Limits::default()).await;
+    let world = World::start().await;
     let packet = startup(0, &[("user", GUEST), ("database", "app")]);
-    let mut stream = direct_tls(&world, "feature-x.coppice.test", &[b"postgresql"]).await;
+    let mut stream = direct_tls(&world, "feature-x.localhost", &[b"postgresql"]).await;
     stream.write_all(&packet).await.unwrap();
     while read_message(&mut stream).await.0 != b'Z' {}
     stream.write_all(b"Q\0\0\0\x16show cluster_name\0").await.unwrap();
@@ -51,7 +52,7 @@ async fn direct_tls_needs_the_protocol_name() {
         }
     };
     assert!(row.ends_with(b"feature"), "{}", row.escape_ascii());
-    let mut stream = direct_tls(&world, "feature-x.coppice.test", &[]).await;
+    let mut stream = direct_tls(&world, "feature-x.localhost", &[]).await;
     // The refusal does not wait for the packet.
     let (sqlstate, message) = fatal(&read_all(&mut stream).await);
     assert_eq!(sqlstate, "08P01");
@@ -159,7 +160,7 @@ impl World {
 async fn a_slow_client_is_told_and_closed() {
     // Long enough for a TLS handshake on a busy machine; so all clients are slow at the same time.
     let limits = Limits { startup: Duration::from_secs(2), ..Limits::default() };
-    let world = World::under(DOMAIN, limits).await;
+    let world = World::with(limits).await;
     let packet = startup(0, &[("user", GUEST)]);
     let told = async |bytes: &[u8]| {
         let (sqlstate, message) = fatal(&world.exchange(bytes).await);
@@ -167,7 +168,7 @@ async fn a_slow_client_is_told_and_closed() {
         assert!(message.contains("no complete startup packet within 2s"), "{message}");
     };
     let silent_within_tls = async {
-        let mut stream = direct_tls(&world, "main.coppice.test", &[b"postgresql"]).await;
+        let mut stream = direct_tls(&world, "main.localhost", &[b"postgresql"]).await;
         fatal(&read_all(&mut stream).await).0
     };
     let (.., no_handshake, half_a_handshake, sqlstate) = tokio::join!(
@@ -190,10 +191,7 @@ async fn connections_that_say_nothing_are_bounded() {
     let mut third = world.dial().await;
     assert_eq!(fatal(&read_all(&mut third).await).0, "53300");
     drop(silent);
-    crate::world::until("they are gone", || {
-        world.metrics.connections_now.load(Ordering::Relaxed) == 0
-    })
-    .await;
+    until("they are gone", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
     // A session does not count among them.
     let mut sessions = Vec::new();
     for _ in 0..4 {

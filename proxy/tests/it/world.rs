@@ -102,7 +102,7 @@ impl World {
         let start = STARTS.fetch_add(1, Ordering::SeqCst);
         let dir =
             std::env::temp_dir().join(format!("coppice-world-{}-{start}", std::process::id()));
-        let tls = Tls::self_signed(&dir, domain).unwrap();
+        let tls = Tls::with_authority(&dir, domain).unwrap();
         let branches = Arc::new(Branches {
             cluster: tokio::task::spawn_blocking(Cluster::shared).await.unwrap(),
             leases: Arc::default(),
@@ -123,7 +123,7 @@ impl World {
             address,
             metrics,
             branches,
-            certificate: dir.join(format!("{}.crt", domain.unwrap_or("localhost"))),
+            certificate: dir.join("ca.crt"),
             dir,
             stop: Some(stop),
             running: Some(tokio::spawn(work)),
