@@ -65,6 +65,7 @@ impl Service {
             postgres_version: "0".into(),
             proxy_address: "localhost:1".into(),
             domain: None,
+            ca_file: None,
         };
         let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), supervisor, about);
         let imports = Imports::new(installation, user, &run, Arc::clone(&branches) as _, 1 << 30);

@@ -121,6 +121,7 @@ pub(crate) fn status(status: &Status) -> String {
         ("clients", status.connections.to_string()),
         ("store", format!("{} ({} free)", size(status.store_bytes), size(status.free_bytes))),
         ("proxy", clean(&status.proxy_address)),
+        ("CA file", status.ca_file.as_deref().map_or("-".to_owned(), clean)),
         ("up", span(status.uptime_s)),
     ])
 }

@@ -454,6 +454,11 @@ pub struct Status {
     pub free_bytes: u64,
     /// Address of the proxy, `host:port`.
     pub proxy_address: String,
+    /// Certificate of the proxy's own CA, on the server's machine, by which clients verify the
+    /// proxy; null if the proxy has a certificate that was given to it.
+    #[serde(default)]
+    #[schema(example = "/var/lib/coppice/tls/ca.crt")]
+    pub ca_file: Option<String>,
     /// Seconds since the server started.
     pub uptime_s: u64,
 }

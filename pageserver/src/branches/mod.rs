@@ -42,6 +42,7 @@ use crate::storage::page::TimelineId;
 use crate::storage::store::Store;
 use crate::tasks;
 use directory::Directory;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tidying::Tidying;
@@ -68,6 +69,8 @@ pub struct About {
     pub proxy_address: String,
     /// The domain whose sub-domains are branches.
     pub domain: Option<String>,
+    /// Certificate of the proxy's own CA; none if the proxy uses a certificate of the user.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// The branches of a server.

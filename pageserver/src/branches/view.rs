@@ -83,6 +83,8 @@ pub struct ServerView {
     pub free_bytes: u64,
     /// Address of the proxy, `host:port`.
     pub proxy_address: String,
+    /// Certificate of the proxy's own CA, if it has one.
+    pub ca_file: Option<PathBuf>,
     /// Seconds since the server started.
     pub uptime_s: u64,
 }
@@ -179,6 +181,7 @@ impl Branches {
                 store_bytes: this.store.bytes()?,
                 free_bytes,
                 proxy_address: this.about.proxy_address.clone(),
+                ca_file: this.about.ca_file.clone(),
                 uptime_s: this.started.elapsed().as_secs(),
             })
         })

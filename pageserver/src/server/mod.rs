@@ -14,6 +14,7 @@ use crate::config::{Config, Layout, PROXY_GRACE};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -60,7 +61,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let tls = tls::load(&config, &layout)?;
     let relay = proxy::Relay::start().map_err(|e| Error::io("start the proxy's threads", &e))?;
     let public = start::public_address(config.public_address.as_deref(), listeners.proxy_address);
-    let running = Running::start(&config, &layout, public).await?;
+    let ca_file = tls.ca_file().map(Path::to_owned);
+    let running = Running::start(&config, &layout, (public, ca_file)).await?;
     if let Err(error) = duties::start(&running, &config) {
         // What is mounted by now would stay, dead, until the next start.
         let stopped = running.stop().await;

@@ -65,7 +65,7 @@ impl Running {
     pub(super) async fn start(
         config: &Config,
         layout: &Layout,
-        proxy_address: String,
+        (proxy_address, ca_file): (String, Option<PathBuf>),
     ) -> Result<Self> {
         let installation = Installation::find(config.postgres_bin.as_deref())?;
         let user = OsUser::resolve(config.postgres_user.as_deref())?;
@@ -106,6 +106,7 @@ impl Running {
             postgres_version: installation.version.clone(),
             proxy_address,
             domain: config.domain.clone(),
+            ca_file,
         };
         let branches =
             Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);

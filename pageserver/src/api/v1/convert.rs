@@ -155,6 +155,7 @@ impl From<ServerView> for types::Status {
             store_bytes: view.store_bytes,
             free_bytes: view.free_bytes,
             proxy_address: view.proxy_address,
+            ca_file: view.ca_file.map(|path| path.to_string_lossy().into_owned()),
             uptime_s: view.uptime_s,
         }
     }
