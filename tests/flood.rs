@@ -201,6 +201,7 @@ fn silent_connections_keep_nobody_out_of_the_proxy_for_long() {
     );
     let grown = resident_bytes(server.pid()).saturating_sub(before);
     assert!(grown < 64 << 20, "{greetings} silent connections took {grown} bytes");
+    tls_clients_are_told(&server, 100);
     let mut out = String::new();
     session.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     assert!(
@@ -267,7 +268,17 @@ fn an_answer_that_nobody_reads_is_given_up() {
 fn psql(server: &Server, sslmode: &str, sql: &str) -> Child {
     let mut command = Command::new(postgres_program("psql"));
     command.args(["-XAtq", "-c", sql]).arg(server.url("main")).env("PGSSLMODE", sslmode);
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Clients with TLS, so many at once, get the error of the server and not one of TLS.
+fn tls_clients_are_told(server: &Server, count: usize) {
+    let clients: Vec<Child> = (0..count).map(|_| psql(server, "require", "select 1")).collect();
+    for client in clients {
+        let output = client.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains("FATAL:  too many connections are starting"), "{error}");
+    }
 }
 
 /// Bytes of memory that a process has.

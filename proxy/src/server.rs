@@ -1,8 +1,8 @@
 //! The accept loop, and the shutdown of the proxy.
 //!
-//! The loop bounds the number of connections before their session and within. When file descriptors
-//! run out, the loop pauses; it neither ends nor spins. [`run`] returns only after every connection
-//! is gone.
+//! The loop bounds the number of connections before their session and within, and of those that are
+//! refused. When file descriptors run out, the loop pauses; it neither ends nor spins. [`run`]
+//! returns only after every connection is gone.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -21,10 +21,9 @@ use crate::backends::Backends;
 use crate::limits::Limits;
 use crate::local_listener::LocalListener;
 use crate::metrics::Metrics;
-use crate::refusal::{Refusal, TOO_MANY_CONNECTIONS};
 use crate::relay::Relay;
 use crate::route::Routing;
-use crate::session::{serve, serve_local};
+use crate::session::{Admission, serve, serve_local, too_many_starting};
 use crate::shared::{Phase, Shared};
 use crate::tls::Tls;
 
@@ -84,6 +83,7 @@ pub async fn run<B: Backends>(
         relay,
         sessions: Arc::new(Semaphore::new(limits.sessions)),
         greetings: Arc::new(Semaphore::new(limits.greetings)),
+        refusals: Arc::new(Semaphore::new(limits.refusals)),
         limits,
         phase: watch,
     });
@@ -151,7 +151,11 @@ fn admit<B: Backends>(
     shared: &Arc<Shared<B>>,
     connections: &mut JoinSet<()>,
 ) {
-    let Ok(permit) = Arc::clone(&shared.greetings).try_acquire_owned() else {
+    let place = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned();
+    let admitted = place(&shared.greetings).map(|permit| (permit, Admission::Served));
+    let admitted =
+        admitted.or_else(|_| place(&shared.refusals).map(|permit| (permit, Admission::Refused)));
+    let Ok((permit, admission)) = admitted else {
         return turn_away(&peer, socket.into_std());
     };
     if let Err(error) = prepare(&socket) {
@@ -161,7 +165,7 @@ fn admit<B: Backends>(
     let shared = Arc::clone(shared);
     connections.spawn(async move {
         let _open = open;
-        serve(socket, peer, shared, permit).await;
+        serve(socket, peer, shared, admission, permit).await;
     });
 }
 
@@ -187,9 +191,7 @@ fn turn_away(peer: &impl Display, socket: io::Result<impl Write>) {
         %peer,
         "connection turned away: too many have not sent their startup packet yet"
     );
-    let refusal =
-        Refusal::new(TOO_MANY_CONNECTIONS, "too many connections are starting at the same time");
-    let refusal = refusal.with_hint("Connect again later.").encode();
+    let refusal = too_many_starting().encode();
     let written = socket.and_then(|mut socket| socket.write(&refusal));
     tracing::trace!(?written, "sent the refusal");
 }

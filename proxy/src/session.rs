@@ -45,17 +45,27 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// How long the refusal of a client may take to send.
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
 
-/// Serves one connection. `permit` counts it among those that have not started a session yet.
+/// Whether a connection may become a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It may.
+    Served,
+    /// Too many others have not started theirs yet. The client learns that where it expects an
+    /// answer: within TLS, if it asks for TLS.
+    Refused,
+}
+
+/// Serves one connection. `permit` counts it among those that have not started a session yet, or
+/// among those that are refused.
 pub(crate) async fn serve<B: Backends>(
     mut socket: TcpStream,
     peer: SocketAddr,
     shared: Arc<Shared<B>>,
+    admission: Admission,
     permit: OwnedSemaphorePermit,
 ) {
-    let deadline = Instant::now() + shared.limits.startup;
-    let peer = peer.to_string();
-    let connection =
-        Connection { peer, shared: &shared, permit: Some(permit), sni: None, tls: false };
+    let connection = Connection::new(peer.to_string(), &shared, admission, permit);
+    let deadline = Instant::now() + connection.limit();
     match connection.until(deadline, greeting::negotiate(&mut socket)).await {
         Ok(Negotiated::Plain(request)) => connection.handle(socket, Ok(request)).await,
         Ok(Negotiated::Tls { direct }) => connection.encrypt(socket, direct, deadline).await,
@@ -69,11 +79,10 @@ pub(crate) async fn serve_local<B: Backends>(
     shared: Arc<Shared<B>>,
     permit: OwnedSemaphorePermit,
 ) {
-    let deadline = Instant::now() + shared.limits.startup;
     let user = socket.peer_cred().map(|peer| peer.uid());
     let peer = user.as_ref().map_or("local".to_owned(), |uid| format!("local user {uid}"));
-    let connection =
-        Connection { peer, shared: &shared, permit: Some(permit), sni: None, tls: false };
+    let connection = Connection::new(peer, &shared, Admission::Served, permit);
+    let deadline = Instant::now() + connection.limit();
     let request = if user.is_ok_and(|uid| shared.backends.admits(uid)) {
         connection.until(deadline, greeting::local(&mut socket)).await
     } else {
@@ -87,6 +96,7 @@ struct Connection<'a, B> {
     /// The client's address or user, for the log.
     peer: String,
     shared: &'a Arc<Shared<B>>,
+    admission: Admission,
     /// Held until the session starts.
     permit: Option<OwnedSemaphorePermit>,
     sni: Option<String>,
@@ -99,7 +109,24 @@ struct Awake {
     server: UnixStream,
 }
 
-impl<B: Backends> Connection<'_, B> {
+impl<'a, B: Backends> Connection<'a, B> {
+    fn new(
+        peer: String,
+        shared: &'a Arc<Shared<B>>,
+        admission: Admission,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { peer, shared, admission, permit: Some(permit), sni: None, tls: false }
+    }
+
+    /// Time from accept to a complete startup packet.
+    fn limit(&self) -> Duration {
+        match self.admission {
+            Admission::Served => self.shared.limits.startup,
+            Admission::Refused => self.shared.limits.refusal,
+        }
+    }
+
     /// Does the TLS handshake and reads the request within it.
     async fn encrypt(mut self, socket: TcpStream, direct: bool, deadline: Instant) {
         let handshake = async { Ok(self.shared.tls.accept(socket).await?) };
@@ -129,14 +156,20 @@ impl<B: Backends> Connection<'_, B> {
         deadline: Instant,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let limit = self.shared.limits.startup;
         tokio::select! {
             result = work => result,
-            () = sleep_until(deadline) => {
-                let text = format!("no complete startup packet within {limit:?}");
-                Err(Refusal::new(PROTOCOL_VIOLATION, text).into())
-            }
+            () = sleep_until(deadline) => Err(self.late().into()),
             () = self.shared.reached(Phase::Draining) => Err(shutting_down().into()),
+        }
+    }
+
+    fn late(&self) -> Refusal {
+        match self.admission {
+            Admission::Served => {
+                let text = format!("no complete startup packet within {:?}", self.limit());
+                Refusal::new(PROTOCOL_VIOLATION, text)
+            }
+            Admission::Refused => too_many_starting(),
         }
     }
 
@@ -185,6 +218,9 @@ impl<B: Backends> Connection<'_, B> {
         client: &mut impl Stream,
         startup: Startup,
     ) -> Result<Session, Failure> {
+        if self.admission == Admission::Refused {
+            return Err(too_many_starting().into());
+        }
         let route = self.route(startup).await?;
         let permit = Arc::clone(&self.shared.sessions).try_acquire_owned();
         let permit = permit.map_err(|_| too_many(self.shared.limits.sessions))?;
@@ -387,6 +423,12 @@ fn not_admitted() -> Refusal {
 fn too_many(limit: usize) -> Refusal {
     let text = format!("all {limit} connections of the proxy are in use");
     Refusal::new(TOO_MANY_CONNECTIONS, text).with_hint("Close connections, or connect again later.")
+}
+
+/// Why a connection is refused while too many others have not started a session yet.
+pub(crate) fn too_many_starting() -> Refusal {
+    let text = "too many connections are starting at the same time";
+    Refusal::new(TOO_MANY_CONNECTIONS, text).with_hint("Connect again later.")
 }
 
 fn shutting_down() -> Refusal {

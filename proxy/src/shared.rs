@@ -33,6 +33,7 @@ pub(crate) struct Shared<B> {
     pub(crate) relay: Relay,
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) greetings: Arc<Semaphore>,
+    pub(crate) refusals: Arc<Semaphore>,
     pub(crate) phase: watch::Receiver<Phase>,
 }
 

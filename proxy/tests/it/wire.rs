@@ -1,5 +1,6 @@
 //! The first bytes of a connection: encryption requests, and everything that is wrong.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use proxy::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -36,6 +38,18 @@ fn connector(world: &World, alpn: &[&[u8]]) -> TlsConnector {
 async fn direct_tls(world: &World, host: &str, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
     let name = ServerName::try_from(host.to_owned()).unwrap();
     connector(world, alpn).connect(name, world.dial().await).await.unwrap()
+}
+
+/// Asks for TLS, starts it, and sends a startup packet; what comes back until the proxy closes.
+async fn told_within_tls(proxy: SocketAddr, connector: TlsConnector) -> Vec<u8> {
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    socket.write_all(SSL_REQUEST).await.unwrap();
+    let answer = socket.read_u8().await.unwrap();
+    assert_eq!(answer, b'S', "the answer to a request for TLS is {}", answer.escape_ascii());
+    let name = ServerName::try_from("main.localhost").unwrap();
+    let mut stream = connector.connect(name, socket).await.unwrap();
+    stream.write_all(&startup(0, &[("user", GUEST), ("database", "app")])).await.unwrap();
+    read_all(&mut stream).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +200,8 @@ async fn a_slow_client_is_told_and_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_are_bounded() {
-    let world = World::with(Limits { greetings: 2, ..Limits::default() }).await;
+    let refusal = Duration::from_millis(500);
+    let world = World::with(Limits { greetings: 2, refusal, ..Limits::default() }).await;
     let silent = [world.dial().await, world.dial().await];
     let mut third = world.dial().await;
     assert_eq!(fatal(&read_all(&mut third).await).0, "53300");
@@ -197,4 +212,58 @@ async fn connections_that_say_nothing_are_bounded() {
     for _ in 0..4 {
         sessions.push(world.connect("app", PASSWORD).await.unwrap());
     }
+}
+
+/// Limits under which only a test's own doing ends a wait.
+fn patient(greetings: usize, refusals: usize) -> Limits {
+    let wait = Duration::from_secs(600);
+    Limits { greetings, refusals, startup: wait, refusal: wait, ..Limits::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_one_too_many_is_told_so_within_tls() {
+    const CLIENTS: usize = 50;
+    let world = World::with(patient(2, CLIENTS)).await;
+    let connector = connector(&world, &[b"postgresql"]);
+    let silent = [world.dial().await, world.dial().await];
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        clients.spawn(told_within_tls(world.address, connector.clone()));
+    }
+    for answer in clients.join_all().await {
+        let (sqlstate, message) = fatal(&answer);
+        assert_eq!(sqlstate, "53300", "{message}");
+        assert!(message.contains("too many connections are starting"), "{message}");
+    }
+    let plain = startup(0, &[("user", GUEST), ("database", "app")]);
+    assert_eq!(fatal(&world.exchange(&plain).await).0, "53300", "without TLS");
+    let cancel = [&16_u32.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), &[7; 8]].concat();
+    assert_eq!(world.exchange(&cancel).await, b"", "a request to cancel is taken all the same");
+    drop(silent);
+    until("they are gone", || world.metrics.connections_now.load(Ordering::Relaxed) == 0).await;
+    world.connect("app", PASSWORD).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_refused_are_bounded() {
+    let world = World::with(patient(1, 1)).await;
+    let connector = connector(&world, &[b"postgresql"]);
+    let _greeting = world.dial().await;
+    let refused = world.dial().await;
+    // The proxy says this at once, and does not wait for a word.
+    assert_eq!(fatal(&world.exchange(b"").await).0, "53300");
+    drop(refused);
+    until("it is gone", || world.metrics.connections_now.load(Ordering::Relaxed) == 1).await;
+    let answer = told_within_tls(world.address, connector).await;
+    assert_eq!(fatal(&answer).0, "53300", "there is a place again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_all_sessions_taken_is_told_so_within_tls() {
+    let world = World::with(Limits { sessions: 1, ..Limits::default() }).await;
+    let connector = connector(&world, &[b"postgresql"]);
+    let _session = world.connect("app", PASSWORD).await.unwrap();
+    let (sqlstate, message) = fatal(&told_within_tls(world.address, connector).await);
+    assert_eq!(sqlstate, "53300", "{message}");
+    assert!(message.contains("all 1 connections of the proxy are in use"), "{message}");
 }
