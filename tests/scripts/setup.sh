@@ -38,6 +38,8 @@ has fusermount3 || missing+=(fuse3)
 # The tests send signals with the program, not with the shell's own command.
 type -P kill >/dev/null || missing+=(procps)
 has psql || missing+=(postgresql-client)
+# A test verifies the server with Python's TLS.
+has python3 || missing+=(python3)
 peers=()
 if $bench; then
     # Debian puts them where only root looks.
