@@ -70,6 +70,22 @@ fn user_of(pid: &str) -> u32 {
 }
 
 #[test]
+fn libpq_inside_a_branch_reaches_that_branch() {
+    let n = Neighbours::start(&[]);
+    let url = n.server.url("mine");
+    let password = url.split([':', '@']).nth(2).unwrap();
+    let who = "select current_user || ' ' || current_setting('cluster_name')";
+    let here = n.server.sql("mine", who).unwrap();
+    let said = n.run(&format!("PGPASSWORD={password} psql -XAtc \"{who}\" app"));
+    assert_eq!(said, format!("{here}\nexit 0"));
+    let linked = format!(
+        "create extension dblink; \
+         select * from dblink('dbname=app password={password}', $$ {who} $$) as t (who text)"
+    );
+    assert_eq!(n.server.sql("mine", &linked).unwrap(), here);
+}
+
+#[test]
 fn a_superuser_of_one_branch_gets_at_nothing_else() {
     let n = Neighbours::start(&[]);
     assert!(n.run("id -u").ends_with("exit 0"));
@@ -199,7 +215,7 @@ fn the_servers_door_is_closed_to_everybody_else() {
     n.server.sql("mine", "alter role coppice password 'mine'").unwrap();
     let url = n.server.url("mine");
     let password = url.split([':', '@']).nth(2).unwrap().to_owned();
-    let as_role = url.replace("postgres:", "coppice:").replace(&password, "mine");
+    let as_role = url.replace("postgres.mine:", "coppice.mine:").replace(&password, "mine");
     let options = format!("{as_role}?options=-c%20role%3Dpostgres");
     for url in [&as_role, &options] {
         let said = std::process::Command::new(coppice::postgres_program("psql"))

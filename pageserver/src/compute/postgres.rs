@@ -11,6 +11,7 @@ use super::user::OsUser;
 use super::{processes, tool};
 use crate::error::{Error, Result};
 use nix::sys::signal::Signal;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -48,6 +49,7 @@ impl Postgres {
     ) -> Result<Self> {
         let mut command = tool::command(installation, "postgres");
         command.args(settings::arguments(situation));
+        command.envs(libpq_defaults(user, situation));
         // SIGQUIT is Postgres's immediate shutdown: it ends all processes and removes the shared
         // memory.
         let child = child::spawn(command, user, Signal::SIGQUIT, surroundings).await;
@@ -156,6 +158,23 @@ impl Postgres {
         // It fails only when the runtime shuts down, and then the server's own end does the same.
         let _ended = tokio::task::spawn_blocking(move || sweep_directory(&data)).await;
     }
+}
+
+/// What makes libpq inside a Postgres, as in dblink, behave as it does where Postgres runs as a user
+/// that the system has a name for: it connects as that role, and to this Postgres (PostgreSQL
+/// manual, 34.15).
+fn libpq_defaults<'a>(
+    user: &'a OsUser,
+    situation: &Situation<'a>,
+) -> [(&'static str, &'a OsStr); 5] {
+    let name = OsStr::new(user.name.split(' ').next().unwrap_or(&user.name));
+    [
+        ("PGUSER", name),
+        ("USER", name),
+        ("LOGNAME", name),
+        ("HOME", situation.data.as_os_str()),
+        ("PGHOST", situation.sockets.as_os_str()),
+    ]
 }
 
 fn sweep_directory(data: &Path) {

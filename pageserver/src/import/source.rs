@@ -97,7 +97,12 @@ pub(crate) fn property(text: &str) {
 /// Splits `user:password@hosts/database` the way libpq does: at the first `@` before any slash.
 fn take_password(place: &str) -> Result<(String, Option<String>)> {
     let authority = place.split('/').next().unwrap_or_default();
-    let Some((login, _)) = authority.split_once('@') else {
+    let (login, hosts) = match authority.split_once('@') {
+        Some((login, hosts)) => (Some(login), hosts),
+        None => (None, authority),
+    };
+    check_hosts(hosts)?;
+    let Some(login) = login else {
         return Ok((place.to_owned(), None));
     };
     let rest = &place[login.len()..];
@@ -105,6 +110,23 @@ fn take_password(place: &str) -> Result<(String, Option<String>)> {
         Some((user, password)) => Ok((format!("{user}{rest}"), Some(decode(password)?))),
         None => Ok((place.to_owned(), None)),
     }
+}
+
+/// Refuses what a password leaves in place of a host if its special characters are not encoded.
+fn check_hosts(hosts: &str) -> Result<()> {
+    let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = |host: &str| {
+        let behind_address = host.rsplit_once(']').map_or(host, |(_, rest)| rest).to_owned();
+        behind_address.split_once(':').map(|(_, port)| port.to_owned())
+    };
+    let is_bad = |host: &str| port(host).is_some_and(|port| !is_number(&port));
+    if hosts.contains('@') || hosts.split(',').any(is_bad) {
+        return Err(invalid(
+            "names no host and port behind its password; in a password write @ as %40, / as %2F, ? \
+             as %3F, : as %3A and % as %25",
+        ));
+    }
+    Ok(())
 }
 
 fn decode(text: &str) -> Result<String> {
@@ -159,6 +181,7 @@ mod tests {
             ("postgresql:///d?host=/tmp&p%61ssword=x", "postgresql:///d?host=/tmp", Some("x")),
             ("postgresql://u:@h", "postgresql://u@h", Some("")),
             ("postgresql://[::1]:5432/d", "postgresql://[::1]:5432/d", None),
+            ("postgresql://u@h:1,[::1],i:2/d", "postgresql://u@h:1,[::1],i:2/d", None),
             ("postgresql://h/a:b@c", "postgresql://h/a:b@c", None),
         ];
         for (text, url, password) in cases {
@@ -176,6 +199,10 @@ mod tests {
             "postgresql://u:secret%00@h",
             "postgresql://u:secret@h?sslpassword=secret",
             "postgresql://u:secret@h?x",
+            "postgresql://u:secret@x@h/d",
+            "postgresql://u:secret/x@h/d",
+            "postgresql://u:secret?x@h/d",
+            "postgresql://u:secret@h:port/d",
             "postgresql://u:secret\n@h",
             &long,
         ];
