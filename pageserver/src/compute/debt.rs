@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How often each Postgres is looked at.
-pub const DEBT_TICK: Duration = Duration::from_millis(200);
+pub const DEBT_TICK: Duration = Duration::from_millis(50);
 /// How long nothing may have been written.
-const PAUSE: Duration = Duration::from_millis(400);
+const PAUSE: Duration = Duration::from_millis(100);
 /// Debt that is let be; it is replayed in less time than a start takes.
 const LET_BE_BYTES: i64 = 4 << 20;
 /// A checkpoint that takes longer is left to Postgres.

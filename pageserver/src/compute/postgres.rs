@@ -160,8 +160,8 @@ impl Postgres {
     }
 }
 
-/// What makes libpq inside a Postgres, as in dblink, behave as it does where Postgres runs as a user
-/// that the system has a name for: it connects as that role, and to this Postgres (PostgreSQL
+/// What makes libpq inside a Postgres, as in dblink, behave as where the user of Postgres has a
+/// name on the system: it connects as the role of that name, and to this Postgres (PostgreSQL
 /// manual, 34.15).
 fn libpq_defaults<'a>(
     user: &'a OsUser,
