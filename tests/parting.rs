@@ -46,17 +46,26 @@ struct Wire {
 }
 
 struct Counted {
-    socket: OwnedFd,
+    /// None once the session has ended.
+    socket: Mutex<Option<OwnedFd>>,
     read: Mutex<usize>,
 }
 
 impl Counted {
     /// What has arrived so far, read or not.
     fn received(&self) -> usize {
-        let read = self.read.lock().unwrap();
+        let (socket, read) = (self.socket.lock().unwrap(), self.read.lock().unwrap());
+        let Some(socket) = &*socket else { return *read };
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let unread = recv(self.socket.as_raw_fd(), &mut [0; 65_536], flags).unwrap_or(0);
+        let unread = recv(socket.as_raw_fd(), &mut [0; 65_536], flags).unwrap_or(0);
         *read + unread
+    }
+
+    /// Nobody reads any more: what has arrived by now is all that counts.
+    fn end(&self) {
+        let received = self.received();
+        *self.read.lock().unwrap() = received;
+        self.socket.lock().unwrap().take();
     }
 }
 
@@ -64,7 +73,7 @@ impl Wire {
     /// What comes, and where requests go.
     async fn connect(to: SocketAddr) -> (Self, OwnedWriteHalf) {
         let stream = TcpStream::connect(to).await.unwrap();
-        let socket = stream.as_fd().try_clone_to_owned().unwrap();
+        let socket = Mutex::new(Some(stream.as_fd().try_clone_to_owned().unwrap()));
         let counted = Arc::new(Counted { socket, read: Mutex::default() });
         let (stream, requests) = stream.into_split();
         (Self { stream, counted }, requests)
@@ -103,9 +112,10 @@ impl Shared {
     /// Connects, and calls `act` with the session and its number.
     async fn connect(&self, to: SocketAddr, config: &Config, act: impl AsyncFn(&Client, usize)) {
         let (wire, requests) = Wire::connect(to).await;
+        let counted = Arc::clone(&wire.counted);
         let number = {
             let mut wires = self.wires.lock().unwrap();
-            wires.push(Arc::clone(&wire.counted));
+            wires.push(Arc::clone(&counted));
             wires.len() - 1
         };
         match config.connect_raw(join(wire, requests), NoTls).await {
@@ -120,6 +130,7 @@ impl Shared {
             Err(error) if error.code() == Some(&SqlState::INVALID_CATALOG_NAME) => {}
             Err(error) => self.refused.lock().unwrap().push(format!("{error:?}")),
         }
+        counted.end();
     }
 
     fn acknowledged(&self, number: i64, wire: usize) {

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use api::types::{ComputeState, CreateBranch, CreateImport, ImportState, Moment};
+use api::types::{ComputeState, CreateBranch, CreateImport, ImportState, Moment, UpdateSettings};
 use coppice::commits::{self, Acknowledged, Clients};
 use coppice::{Server, Source, check, eventually, postgres, postgres_program, processes, tpcb};
 use jiff::Timestamp;
@@ -125,19 +125,6 @@ fn past(server: &Server) {
     }
 }
 
-/// Runs SQL on an imported branch, whose roles are those of its source.
-fn sql_imported(server: &Server, branch: &str, sql: &str) -> String {
-    let mut psql = Command::new(postgres_program("psql"));
-    psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql])
-        .env("PGHOST", server.proxy.ip().to_string());
-    psql.env("PGPORT", server.proxy.port().to_string())
-        .env("PGDATABASE", format!("postgres@{branch}"));
-    let output =
-        psql.env("PGUSER", "postgres").env("PGPASSWORD", Source::PASSWORD).output().unwrap();
-    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 fn import(server: &Server) {
     let source = Source::start();
     let far = source.make_directory("far");
@@ -157,15 +144,38 @@ fn import(server: &Server) {
     let ended = client.import(&id).unwrap();
     assert_eq!((ended.state, ended.error), (ImportState::Done, None));
     create(server, "preview", "prod", None);
-    sql_imported(server, "preview", "drop table near; delete from distant where a > 10");
+    sql(server, "preview", "drop table near; delete from distant where a > 10");
     let counts = "select (select count(*) from near), (select count(*) from distant)";
-    assert_eq!(sql_imported(server, "prod", counts), "1000|5000");
+    assert_eq!(sql(server, "prod", counts), "1000|5000");
     assert_eq!(source.sql(counts).unwrap(), "1000|5000");
     client.reset("preview", &Default::default()).unwrap();
     for branch in ["preview", "prod"] {
-        assert_eq!(sql_imported(server, branch, counts), "1000|5000");
-        sql_imported(server, branch, "select bt_index_parent_check('near_a_idx', true)");
+        assert_eq!(sql(server, branch, counts), "1000|5000");
+        sql(server, branch, "select bt_index_parent_check('near_a_idx', true)");
     }
+}
+
+/// A branch whose logins fail still lets the server in.
+fn door(server: &Server) {
+    let set = |value: &str| {
+        let set = [("work_mem".to_owned(), value.to_owned())].into();
+        server.client().set("child", &UpdateSettings { set, unset: Vec::new() })
+    };
+    if postgres().major >= 17 {
+        let refuse = "create function refuse() returns event_trigger language plpgsql as $$ begin \
+             if current_user = 'coppice' then raise 'nobody comes in'; end if; end $$; \
+             create event trigger refuse on login execute function refuse(); \
+             alter event trigger refuse enable always";
+        for database in ["postgres", "template1"] {
+            let url = server.client().connection("child", Some(database), None).unwrap().url;
+            let mut psql = Command::new(postgres_program("psql"));
+            let made = psql.args(["-XAtqc", refuse, &url]).output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+        }
+    }
+    assert_eq!(sql(server, "child", "select 1"), "1");
+    assert_eq!(set("5MB").unwrap().at_next_start, Vec::<String>::new());
+    assert_eq!(sql(server, "child", "show work_mem"), "5MB");
 }
 
 #[test]
@@ -180,6 +190,8 @@ fn the_main_job_is_done_on_this_version() {
     step("first start");
     branch_and_reset(&server);
     step("branch and reset");
+    door(&server);
+    step("door");
     let acknowledged = crash(&mut server);
     step("crash");
     suspend_and_wake(&server, &acknowledged);
@@ -204,7 +216,7 @@ fn the_main_job_is_done_on_this_version() {
     server.restart();
     verify(&server, &acknowledged);
     if imports {
-        assert_eq!(sql_imported(&server, "prod", "select count(*) from distant"), "5000");
+        assert_eq!(sql(&server, "prod", "select count(*) from distant"), "5000");
     }
     assert!(server.stop().success());
     step("stop and start");

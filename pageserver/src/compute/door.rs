@@ -53,6 +53,10 @@ const OPTIONS: &str = "-c search_path= -c log_statement=none -c log_min_duration
                        -c statement_timeout=0 -c lock_timeout=0 \
                        -c session_preload_libraries= -c local_preload_libraries=";
 
+/// Since PostgreSQL 17 the owner of a branch can have a trigger refuse logins. Older ones do not
+/// know the setting.
+const NO_TRIGGERS: &str = "-c event_triggers=off";
+
 /// What makes the role, in single-user mode, a statement a line. Subscriptions of a copied cluster
 /// lose the slots of the publisher, which are not theirs: a copy neither moves nor drops them.
 const MAKE: &str = "\
@@ -148,7 +152,16 @@ impl Door {
 
     /// Connects to one database.
     pub(crate) async fn open_database(lease: &Lease, database: &str) -> Result<Self> {
-        let (client, connection) = in_time(CONNECT_LIMIT, connect(lease, database)).await?;
+        let opened = in_time(CONNECT_LIMIT, connect(lease, database, OPTIONS)).await;
+        let opened = match opened {
+            Err(error) if error.code == CLOSED => {
+                let options = format!("{OPTIONS} {NO_TRIGGERS}");
+                let again = in_time(CONNECT_LIMIT, connect(lease, database, &options)).await;
+                again.map_err(|_| error)
+            }
+            opened => opened,
+        };
+        let (client, connection) = opened?;
         let connection = tokio::spawn(async move {
             // Whoever waits for an answer has the error too.
             let _ended = connection.await;
@@ -182,7 +195,7 @@ async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> R
 type Bounded = Join<Take<OwnedReadHalf>, OwnedWriteHalf>;
 type OpenDoor = (Client, Connection<Bounded, NoTlsStream>);
 
-async fn connect(lease: &Lease, database: &str) -> Result<OpenDoor> {
+async fn connect(lease: &Lease, database: &str, options: &str) -> Result<OpenDoor> {
     let failed = |e| Error::io("connect to the branch's Postgres", &e);
     let stream = UnixStream::connect(lease.socket()).await.map_err(failed)?;
     // The branch may have put a link to somebody else there, who would take us for a friend.
@@ -191,7 +204,7 @@ async fn connect(lease: &Lease, database: &str) -> Result<OpenDoor> {
         return Err(Error::unavailable(CLOSED, detail));
     }
     let mut config = Config::new();
-    config.user(ROLE).dbname(database).options(OPTIONS).application_name("coppice");
+    config.user(ROLE).dbname(database).options(options).application_name("coppice");
     let (answers, statements) = stream.into_split();
     let stream = join(answers.take(ANSWER_BYTES), statements);
     config.connect_raw(stream, NoTls).await.map_err(|error| refused(&error))
