@@ -13,6 +13,8 @@ use crate::refusal::{Refusal, SHUTTING_DOWN};
 
 /// What Postgres sends last of each answer, but for the state of the transaction: `ReadyForQuery`.
 const READY: &[u8] = b"Z\0\0\0\x05";
+/// What a client sends last: `Terminate`.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 /// Sees each piece of data of a session. The key is in the table as long as the monitor lives.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Monitor {
     is_answered: bool,
     /// Whether the client has sent nothing since.
     is_idle: bool,
+    /// Whether what the client sent last looks like its goodbye.
+    is_leaving: bool,
     /// Bytes that the client sent.
     pub(crate) bytes_in: u64,
     /// Bytes that it received.
@@ -47,12 +51,16 @@ impl Monitor {
     /// The client sent this.
     pub(crate) fn sent(&mut self, data: &[u8]) {
         self.is_idle = false;
+        self.is_leaving = data.ends_with(TERMINATE);
         count(data, &mut self.bytes_in, &self.metrics.bytes_from_clients_total);
     }
 
     /// What the client is to be told if its Postgres ends here, without a word of its own: nothing
-    /// in the middle of a message.
+    /// in the middle of a message, and nothing where the client asked for the end.
     pub(crate) fn last_words(&self) -> Option<BytesMut> {
+        if self.is_leaving {
+            return None;
+        }
         match (self.watch.is_silent(), self.is_answered) {
             (true, _) => Some(ended_early().encode()),
             (false, true) => Some(ended().encode()),

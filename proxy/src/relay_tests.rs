@@ -200,6 +200,23 @@ async fn last_words_arrive_after_postgres_stopped_reading() {
     }
 }
 
+/// Some clients say goodbye, and take what comes until Postgres has closed.
+#[tokio::test]
+async fn a_client_that_says_goodbye_is_told_nothing_more() {
+    for by in BOTH {
+        let Running { mut client, mut server, ended } = start(by, pending()).await;
+        server.write_all(b"Z\0\0\0\x05I").await.unwrap();
+        client.read_exact(&mut [0; 6]).await.unwrap();
+        client.write_all(b"X\0\0\0\x04").await.unwrap();
+        client.flush().await.unwrap();
+        server.read_exact(&mut [0; 5]).await.unwrap();
+        drop(server);
+        assert_eq!(all(&mut client).await, b"", "{by:?}");
+        drop(client);
+        assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Server)), "{by:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_reset_names_its_side() {
     for by in BOTH {
