@@ -55,17 +55,17 @@ impl Monitor {
         count(data, &mut self.bytes_in, &self.metrics.bytes_from_clients_total);
     }
 
-    /// What the client is to be told if its Postgres ends here, without a word of its own: nothing
-    /// in the middle of a message, and nothing where the client asked for the end.
+    /// What the client is to be told if its Postgres ends here, without a word of its own and before
+    /// the first answer.
     pub(crate) fn last_words(&self) -> Option<BytesMut> {
-        if self.is_leaving {
-            return None;
-        }
-        match (self.watch.is_silent(), self.is_answered) {
-            (true, _) => Some(ended_early().encode()),
-            (false, true) => Some(ended().encode()),
-            (false, false) => None,
-        }
+        (self.watch.is_silent() && !self.is_leaving).then(|| ended_early().encode())
+    }
+
+    /// What the client is to be told if the branch is taken from the session: nothing in the middle
+    /// of a message, and nothing where the client asked for the end.
+    pub(crate) fn parting_words(&self) -> Option<BytesMut> {
+        let tell = self.is_answered && !self.is_leaving;
+        self.last_words().or_else(|| tell.then(|| ended().encode()))
     }
 
     /// The client is about to receive this.

@@ -214,7 +214,7 @@ impl RelayThread {
         let Some(mut session) = self.sessions().remove(&number) else { return };
         session.forget(&self.epoll);
         if matches!(end, End::Revoked)
-            && let Some(words) = session.monitor.last_words()
+            && let Some(words) = session.monitor.parting_words()
         {
             // A client that takes nothing learns nothing.
             let _taken = session.client.send(&words);

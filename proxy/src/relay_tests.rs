@@ -200,6 +200,20 @@ async fn last_words_arrive_after_postgres_stopped_reading() {
     }
 }
 
+/// A Postgres that crashes is no branch that was reset.
+#[tokio::test]
+async fn the_end_of_a_postgres_is_not_taken_for_a_reset() {
+    for by in BOTH {
+        let Running { mut client, mut server, ended } = start(by, pending()).await;
+        server.write_all(b"Z\0\0\0\x05I").await.unwrap();
+        client.read_exact(&mut [0; 6]).await.unwrap();
+        drop(server);
+        assert_eq!(all(&mut client).await, b"", "{by:?}");
+        drop(client);
+        assert!(matches!(ended.await.unwrap().0, End::Closed(Side::Server)), "{by:?}");
+    }
+}
+
 /// Some clients say goodbye, and take what comes until Postgres has closed.
 #[tokio::test]
 async fn a_client_that_says_goodbye_is_told_nothing_more() {
