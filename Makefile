@@ -6,6 +6,8 @@
 # make test           everything that CI runs: format, lints, docs, all tests, simulation, fuzzing
 # make test-versions  the server's main job on the versions of Postgres, 14 to 18, that this machine
 #                     does not have
+# make clients        drivers and frameworks of six languages on the URLs that the server prints;
+#                     installs them. NAMES="node-pg jdbc" for some
 # make simulate       the page store on a simulated disk, against a model: MINUTES=n goes on for so
 #                     long, SEED=n replays one run
 # make rounds         200 rounds of a mixed load on real Postgres that end in a crash; ROUNDS=n for
@@ -23,8 +25,8 @@
 # make churn          half an hour of load with branches that come and go, and visits to the past
 # make setup          install what is missing (Debian, Ubuntu); the other targets do so themselves
 
-.PHONY: demo stop test test-versions simulate rounds fuzz filesystem soak bench bench-docs \
-	bench-parts churn setup
+.PHONY: demo stop test test-versions clients simulate rounds fuzz filesystem soak bench \
+	bench-docs bench-parts churn setup
 .DEFAULT_GOAL := test
 # Where rustup puts cargo, for shells that do not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -45,6 +47,11 @@ test: setup
 
 test-versions: setup
 	@tests/scripts/versions.sh
+
+clients:
+	@tests/scripts/setup.sh --clients
+	@cargo build --quiet --workspace --bins
+	@tests/clients/run.sh $(NAMES)
 
 fuzz: setup
 	@tests/scripts/fuzz.sh $$(($(or $(MINUTES),10) * 60))

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Installs what building, the demo and the tests need, on Debian and Ubuntu. Says nothing when
 # everything is there. With --lints it also adds rustfmt and clippy to a Rust without them, the C++
-# compiler that fuzzing needs, and pg_cron, whose jobs must not run on branches. With --bench it adds
-# what Coppice is compared with; a system that does not have it skips the comparison.
+# compiler that fuzzing needs, pg_cron, whose jobs must not run on branches, and what those clients
+# need that `make test` runs. With --clients it adds what all clients need; one that cannot have it
+# is skipped. With --bench it adds what Coppice is compared with; a system that does not have it skips
+# the comparison.
 #
 # Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts
 # it when Postgres is installed; here it is told not to, since Coppice makes its own.
@@ -21,10 +23,12 @@ fail() {
 
 lints=false
 bench=false
+clients=false
 for option in "$@"; do
     case $option in
     --lints) lints=true ;;
     --bench) bench=true ;;
+    --clients) clients=true ;;
     *) fail "unknown option $option" ;;
     esac
 done
@@ -58,6 +62,7 @@ has_postgres || missing+=(postgresql)
 
 as_root=()
 if [ "$(id -u)" != 0 ]; then as_root=(sudo); fi
+can_install() { has apt-get && { [ "$(id -u)" = 0 ] || has sudo; }; }
 
 apt_install() {
     echo "setup: installing $*"
@@ -110,6 +115,20 @@ install_pgbouncer() {
     if has systemctl; then "${as_root[@]}" systemctl --quiet disable pgbouncer >>"$log" 2>&1 || true; fi
 }
 
+# Prints the packages that clients need and that are missing: of all clients, or of those that
+# `make test` runs.
+without_clients() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    perl -MDBD::Pg -e 1 2>/dev/null || echo libdbd-pg-perl
+    $clients || return 0
+    { has node && has npm; } || echo npm
+    php -r 'exit((int) !extension_loaded("pdo_pgsql"));' 2>/dev/null || echo php-cli php-pgsql
+    ruby -rpg -e 1 2>/dev/null || echo ruby ruby-pg
+    ruby -ractive_record -e 1 2>/dev/null || echo ruby-activerecord
+    has javac || echo default-jdk-headless
+    [ -e /usr/share/java/postgresql.jar ] || echo libpostgresql-jdbc-java
+}
+
 # Makes the log that apt_install writes, and refreshes the list of packages.
 begin_apt() {
     log=$(mktemp)
@@ -132,6 +151,17 @@ if [ ${#missing[@]} -gt 0 ]; then
     if $bench && ! has pgbouncer; then install_pgbouncer; fi
 fi
 
+if $lints || $clients; then
+    read -r -d '' -a drivers < <(without_clients) || true
+    if [ ${#drivers[@]} -gt 0 ]; then
+        (
+            can_install || fail 'they cannot be installed here'
+            [ -n "${log:-}" ] || begin_apt
+            apt_install "${drivers[@]}"
+        ) || echo "setup: missing: ${drivers[*]} (Debian's names); what needs them is skipped" >&2
+    fi
+fi
+
 has cargo || fail "cargo is not installed: get Rust from https://rustup.rs"
 $lints || exit 0
 # What a system does not have, the tests of it say and skip.
@@ -142,7 +172,7 @@ if has apt-cache; then
         if apt-cache show "$package" >/dev/null 2>&1; then extensions+=("$package"); fi
     done
 fi
-if [ ${#extensions[@]} -gt 0 ] && { [ "$(id -u)" = 0 ] || has sudo; }; then
+if [ ${#extensions[@]} -gt 0 ] && can_install; then
     [ -n "${log:-}" ] || begin_apt
     apt_install "${extensions[@]}"
 fi
