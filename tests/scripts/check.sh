@@ -50,6 +50,7 @@ stage 'rustdoc' document
 # Tests start the programs of target/debug.
 stage 'build' cargo build --workspace
 stage 'tests' cargo test --workspace
+stage 'clients' tests/clients/run.sh --ci
 # The fixed seeds have run with the tests. Fresh ones run in a release build, which does five times
 # as many. That build is the one of the next stage: without COPPICE_SABOTAGE it has no defect.
 stage 'simulation' cargo test --release --quiet --features sabotage --test simulation -- \
