@@ -103,7 +103,7 @@ start_server() {
     export COPPICE_API COPPICE_TOKEN_FILE="$dir/data/api-token"
     export PGHOST=${proxy%:*} PGPORT=${proxy##*:} PGUSER=postgres PGCONNECT_TIMEOUT=60
     url=$("$bin/branchctl" url main) || return 1
-    PGPASSWORD=${url#postgresql://postgres:}
+    PGPASSWORD=${url#postgresql://*:}
     export PGPASSWORD=${PGPASSWORD%%@*}
 }
 
