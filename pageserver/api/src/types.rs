@@ -352,7 +352,7 @@ pub struct BranchList {
 pub struct Connection {
     /// `postgresql://` URL through the proxy, with the password of a role whose password the server
     /// set.
-    #[schema(example = "postgresql://postgres:8d1f@127.0.0.1:5433/app%40feature%2Flogin")]
+    #[schema(example = "postgresql://postgres.feature-login:8d1f@127.0.0.1:5433/app")]
     pub url: String,
 }
 
