@@ -317,13 +317,10 @@ mod tests {
         let mut opened = Opened::open(&disk, &file).unwrap();
         opened.begin_run(7).unwrap();
         assert_eq!(opened.number(FORMAT_KEY).unwrap(), Some(FORMAT));
-        for (format, expected) in [
-            (
-                FORMAT + 1,
-                "has format 5, and this build reads 1 to 4: use the build that wrote it, or newer",
-            ),
-            (0, "\"format\" is missing or 0"),
-        ] {
+        let newer = FORMAT + 1;
+        let newer =
+            format!("has format {newer}, and this build reads 1 to {FORMAT}: use the build");
+        for (format, expected) in [(FORMAT + 1, &*newer), (0, "\"format\" is missing or 0")] {
             let set = opened.write("test", |numbers| {
                 numbers.insert(FORMAT_KEY, format).unwrap();
                 Ok(())
