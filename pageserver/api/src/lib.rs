@@ -4,6 +4,7 @@
 //! definition.
 
 pub mod client;
+pub mod durations;
 pub mod moment;
 pub mod names;
 pub mod percent;
