@@ -59,17 +59,21 @@ pub(super) fn is_image(point: &Past) -> bool {
 pub(super) fn spans(store: &Store, id: TimelineId) -> Result<Vec<Span>> {
     let newest = store.timeline(id)?;
     // A latched one takes no mark any more, but what it had is there.
-    if newest.latched().is_none() {
+    if newest.latched().is_none() && store.catalog().window_ns(id) > 0 {
         newest.mark(false)?;
     }
     let (mut spans, mut next) = (Vec::new(), Some((newest, None::<Past>)));
-    let oldest_ns = store.oldest_ns();
-    // What ended before the window began is no past any more.
-    let within = |end: &Option<Past>| end.is_none_or(|end| end.time_ns >= oldest_ns);
-    while let Some((timeline, end)) = next.take().filter(|(_, end)| within(end)) {
+    let mut oldest_ns = 1;
+    while let Some((timeline, end)) = next.take() {
+        // Each timeline on the way keeps what its own window has, and no more is asked for.
+        oldest_ns = store.catalog().oldest_ns(timeline.id()).max(oldest_ns);
+        // What ended before the window began is no past any more.
+        if end.is_some_and(|end: Past| end.time_ns < oldest_ns) {
+            break;
+        }
         let record = store.catalog().timeline(timeline.id()).and_then(|record| record.ancestor);
         let limit: Position = end.map_or(Position::MAX, |end| end.at.data);
-        let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns.max(1));
+        let begin = record.as_ref().filter(|record| record.begins_ns >= oldest_ns);
         let begin = begin
             .map(|record| Past { at: PerLane::both(timeline.begin()), time_ns: record.begins_ns });
         // The newest mark before the window is what was when it began.

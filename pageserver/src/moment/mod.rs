@@ -42,8 +42,11 @@ pub fn fork(
     moment: &Moment,
     branch: &str,
 ) -> Result<TimelineId> {
-    if store.window_ns() == 0 {
-        let detail = "the server keeps no history: start it with --history and a number of seconds";
+    if store.catalog().window_ns(timeline) == 0 {
+        let detail = format!(
+            "branch \"{branch}\" keeps no history: `branchctl history {branch} --keep 1h` has it \
+             kept from then on"
+        );
         return Err(Error::conflict("no_history", detail));
     }
     let spans = lineage::spans(store, timeline)?;
@@ -113,11 +116,10 @@ pub fn release(store: &Store, held: TimelineId) {
 
 /// The moments that can be gone back to.
 pub fn history(store: &Store, timeline: TimelineId) -> Result<History> {
-    let spans = lineage::spans(store, timeline)?;
-    Ok(History {
-        ranges: ranges(&spans, store.clock().now_ns()),
-        window_s: store.window_ns().unsigned_abs() / 1_000_000_000,
-    })
+    let window_ns = store.catalog().window_ns(timeline);
+    let spans = if window_ns > 0 { lineage::spans(store, timeline)? } else { Vec::new() };
+    let window_s = window_ns.unsigned_abs() / 1_000_000_000;
+    Ok(History { ranges: ranges(&spans, store.clock().now_ns()), window_s })
 }
 
 /// A time of the store as the API shows it.

@@ -16,6 +16,8 @@ pub(super) struct TimelineSlot {
     pub(super) timeline: Option<Arc<Timeline>>,
     /// Before this time it is not looked at again whether marks are due.
     pub(super) not_before_ns: i64,
+    /// The window by which its marks were last looked at.
+    pub(super) window_ns: Option<i64>,
     /// The children whose forks the open timeline keeps readable.
     pub(super) kept_for: HashSet<TimelineId>,
     /// Whether it had to be opened anew.
@@ -28,13 +30,15 @@ impl TimelineSlot {
         lanes: PerLane<LaneRecord>,
         files: Files,
     ) -> Arc<Mutex<Self>> {
-        let (timeline, not_before_ns, kept_for, reopened) = (None, 0, HashSet::new(), false);
+        let (timeline, not_before_ns, window_ns) = (None, 0, None);
+        let (kept_for, reopened) = (HashSet::new(), false);
         Arc::new(Mutex::new(Self {
             ancestor,
             lanes,
             files,
             timeline,
             not_before_ns,
+            window_ns,
             kept_for,
             reopened,
         }))
@@ -46,6 +50,11 @@ impl TimelineSlot {
         assert!(self.ancestor.is_some(), "it is a root already, with {} files", self.files.len());
         (self.lanes, self.timeline, self.files) = (lanes, None, Vec::new());
         self.ancestor.take()
+    }
+
+    /// Whether its window is shorter than when this was last asked: its marks are looked at anew.
+    pub(super) fn is_shorter(&mut self, window_ns: i64) -> bool {
+        self.window_ns.replace(window_ns).is_some_and(|before_ns| window_ns < before_ns)
     }
 
     /// Whether something of it is not sealed.

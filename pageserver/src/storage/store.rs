@@ -23,7 +23,6 @@ use crate::storage::timeline::open::Opening;
 use crate::storage::timeline::syncer::Syncer;
 use crate::storage::timeline::{Ancestor, Shared, Timeline};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -75,7 +74,6 @@ pub struct Store {
     pub(super) sizes: Mutex<HashMap<TimelineId, (u64, Option<u64>)>>,
     /// When the medium was last asked, and what became of it.
     pub(super) measured: Mutex<(Instant, Result<()>)>,
-    history_from_ns: AtomicI64,
 }
 
 impl Store {
@@ -94,13 +92,8 @@ impl Store {
         let positions = Positions::starting_at(catalog.run() << COUNTER_BITS);
         let syncer = Syncer::start().map_err(|e| Error::io("start the sync threads", &e))?;
         let (lane_files, positions) = (Arc::new(lane_files), Arc::new(positions));
-        let shared = Shared {
-            lane_files,
-            positions,
-            syncer,
-            clock: Arc::default(),
-            window_ns: Arc::default(),
-        };
+        let clock = Arc::clone(catalog.clock());
+        let shared = Shared { lane_files, positions, syncer, clock };
         catalog.remove_unneeded()?;
         let (mut slots, mut layers) = (HashMap::new(), HashSet::new());
         for id in catalog.timelines() {
@@ -115,10 +108,9 @@ impl Store {
         }
         shared.lane_files.sync_directory()?;
         remove_unnamed_layers(&*disk, &layers)?;
-        let history_from_ns = AtomicI64::new(0);
         let (slots, sizes) = (Mutex::new(slots), Mutex::default());
         let measured = Mutex::new((Instant::now(), Ok(())));
-        Ok(Self { disk, catalog, shared, slots, sizes, measured, history_from_ns })
+        Ok(Self { disk, catalog, shared, slots, sizes, measured })
     }
 
     /// The catalog.
@@ -311,7 +303,9 @@ impl Store {
         let files = slot.files.iter().map(|(file, _)| *file).collect();
         let lanes = slot.lanes.clone();
         let reopened = slot.reopened;
-        let opening = Opening { id, ancestor, retained, required, lanes, files, reopened };
+        let window_ns = self.catalog.window(id);
+        let opening =
+            Opening { id, ancestor, retained, required, lanes, files, window_ns, reopened };
         let opened = Timeline::open(self.shared.clone(), opening);
         if opened.is_err() {
             // One lane may have dropped its lost tail before the other one failed.
@@ -400,44 +394,29 @@ impl Store {
         &self.shared.clock
     }
 
-    /// Lets moments be gone back to for so long. What a shorter window has forgotten does not come
-    /// back with a longer one.
+    /// Lets moments be gone back to for so long on branches that do not say how long. What a
+    /// shorter window has forgotten does not come back with a longer one.
     pub fn keep_history(&self, window: Duration) -> Result<()> {
-        let window_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX);
-        let from_ns = self.catalog.note_window(window_ns, self.shared.clock.now_ns())?;
-        self.history_from_ns.store(from_ns, Ordering::Relaxed);
-        self.shared.window_ns.store(window_ns, Ordering::Relaxed);
-        Ok(())
+        self.catalog.note_window(i64::try_from(window.as_nanos()).unwrap_or(i64::MAX))
     }
 
     /// Whether where a timeline was forked may be gone back to, now or if the clock is set back a
     /// little.
-    pub(super) fn is_recent(&self, fork: &AncestorRecord) -> bool {
+    pub(super) fn is_recent(&self, id: TimelineId, fork: &AncestorRecord) -> bool {
         const MARGIN_NS: i64 = 600_000_000_000;
-        fork.begins_ns.max(fork.time_ns) >= self.oldest_ns().saturating_sub(MARGIN_NS)
-    }
-
-    /// Before this time, no moment can be gone back to, in nanoseconds since 1970.
-    pub fn oldest_ns(&self) -> i64 {
-        let oldest_ns = self.shared.clock.now_ns().saturating_sub(self.window_ns());
-        oldest_ns.max(self.history_from_ns.load(Ordering::Relaxed))
-    }
-
-    /// How long moments can be gone back to, in nanoseconds.
-    pub fn window_ns(&self) -> i64 {
-        self.shared.window_ns.load(Ordering::Relaxed)
+        let time_ns = fork.begins_ns.max(fork.time_ns);
+        time_ns > 0 && time_ns >= self.catalog.oldest_ns(id).saturating_sub(MARGIN_NS)
     }
 
     /// Work to be done now and then: marks the moment of timelines that changed, syncs what was not
     /// asked for, and keeps spare files ready.
     pub fn tick(&self) {
-        let history = self.window_ns() > 0;
         for timeline in self.open_timelines() {
             let in_use = self.catalog.is_needed(timeline.id());
             if in_use {
                 timeline.begin_history();
             }
-            if history
+            if timeline.window_ns() > 0
                 && in_use
                 && let Err(error) = timeline.mark_if_older(MARK_EVERY_NS)
             {

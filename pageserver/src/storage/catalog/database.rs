@@ -184,20 +184,16 @@ impl Opened {
         })
     }
 
-    /// Remembers how long moments are kept; the time before which none is to be had.
-    pub(super) fn note_window(&mut self, window_ns: i64, now_ns: i64) -> Result<i64> {
+    /// How long moments were kept when that was last noted, in nanoseconds.
+    pub(super) fn window(&self) -> Result<Option<i64>> {
+        Ok(self.number("window")?.map(u64::cast_signed))
+    }
+
+    /// Remembers how long moments are kept.
+    pub(super) fn note_window(&mut self, window_ns: i64) -> Result<()> {
         self.write("commit a change of", |numbers| {
-            let number = |key: &str| -> Result<Option<i64>> {
-                let found = numbers.get(key).map_err(|e| failed("read", e))?;
-                Ok(found.map(|value| value.value().cast_signed()))
-            };
-            let (before, from_ns) = (number("window")?, number("history_from")?.unwrap_or(0));
-            let grew = before.filter(|before| *before < window_ns);
-            let from_ns = from_ns.max(grew.map_or(0, |before| now_ns.saturating_sub(before)));
-            for (key, value) in [("window", window_ns), ("history_from", from_ns)] {
-                numbers.insert(key, value.cast_unsigned()).map_err(|e| failed("change", e))?;
-            }
-            Ok(from_ns)
+            let noted = numbers.insert("window", window_ns.cast_unsigned());
+            noted.map(drop).map_err(|e| failed("change", e))
         })
     }
 
@@ -250,6 +246,12 @@ impl Opened {
             let value = numbers.get(*key).map_err(|e| failed("read", e))?;
             *next = value.map_or(*next, |value| value.value());
         }
+        let number = |key: &str| -> Result<i64> {
+            let value = numbers.get(key).map_err(|e| failed("read", e))?;
+            Ok(value.map_or(0, |value| value.value().cast_signed()))
+        };
+        state.default_window_ns = number("window")?;
+        state.history_from_ns = number("history_from")?;
         for name in TABLES {
             let rows = transaction.open_table(table(name)).map_err(|e| failed("read", e))?;
             for entry in rows.iter().map_err(|e| failed("read", e))? {

@@ -15,6 +15,7 @@ mod migrate;
 pub mod records;
 pub(in crate::storage) mod state;
 pub(in crate::storage) mod tables;
+mod windows;
 mod witness;
 
 use crate::error::{Error, Kind, Result};
@@ -27,13 +28,15 @@ pub use crate::storage::catalog::records::{
 };
 use crate::storage::catalog::state::CatalogState;
 use crate::storage::catalog::tables::CATALOG_FILE;
+use crate::storage::catalog::windows::Windows;
 use crate::storage::catalog::witness::Witness;
+use crate::storage::clock::Clock;
 use crate::storage::disk::overlay::Overlay;
 use crate::storage::disk::{Disk, DiskFile, settle};
 use crate::storage::page::TimelineId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// The open catalog.
@@ -45,7 +48,9 @@ pub struct Catalog {
     /// Whether there is one, for those who may not wait.
     available: AtomicBool,
     state: RwLock<CatalogState>,
+    windows: Windows,
     witness: Witness,
+    clock: Arc<Clock>,
     store: u64,
     run: u64,
 }
@@ -75,8 +80,9 @@ impl Catalog {
         witness.begin(store, opened.changes);
         let (disk, database, state) =
             (Arc::clone(disk), Mutex::new(Some(opened)), RwLock::new(state));
-        let available = AtomicBool::new(true);
-        Ok(Self { disk, file, database, available, state, witness, store, run })
+        let (available, windows, clock) =
+            (AtomicBool::new(true), Windows::default(), Arc::default());
+        Ok(Self { disk, file, database, available, state, windows, witness, clock, store, run })
     }
 
     /// Takes a copy in memory to today's format: a catalog that cannot be loaded afterwards keeps
@@ -97,6 +103,11 @@ impl Catalog {
     /// How many times the store was opened, this time included.
     pub fn run(&self) -> u64 {
         self.run
+    }
+
+    /// What time it is.
+    pub(in crate::storage) fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// A number for a new timeline. It is used up when a timeline with it or a later one is
@@ -215,12 +226,21 @@ impl Catalog {
     fn publish_in(&self, slot: &mut Option<Opened>, update: Update) -> Result<Vec<TimelineId>> {
         let adds =
             !update.add_timelines.is_empty() || update.rows.iter().any(|row| row.record.is_some());
-        let (freed, change) = {
+        let (freed, change, windows) = {
             let state = read(&self.state);
             let (freed, timelines) = (state.freed_by(&update), state.timelines_after(&update)?);
-            let change = CatalogChange::new(update, timelines, &freed, &state.next);
-            (freed, change)
+            let mut change = CatalogChange::new(update, timelines, &freed, &state.next);
+            let windows = state.windows_changed_by(&change.rows);
+            state.cut_off(&mut change, &windows, self.clock.now_ns());
+            (freed, change, windows)
         };
+        self.commit(slot, change, adds)?;
+        self.windows.follow(&read(&self.state), &windows);
+        Ok(freed)
+    }
+
+    /// Makes a change durable, and then visible.
+    fn commit(&self, slot: &mut Option<Opened>, change: CatalogChange, adds: bool) -> Result<()> {
         let mut opened = match slot.take() {
             Some(opened) => opened,
             None => self.reopen()?,
@@ -252,22 +272,53 @@ impl Catalog {
             }
         }
         write(&self.state).apply(change);
-        Ok(freed)
+        Ok(())
     }
 
-    /// Remembers how long moments are kept from now on. Returns the time before which none is to be
-    /// had, because the window was shorter.
-    pub fn note_window(&self, window_ns: i64, now_ns: i64) -> Result<i64> {
+    /// Remembers how long moments are kept from now on of branches that do not say.
+    pub fn note_window(&self, window_ns: i64) -> Result<()> {
         let closed = || Error::unavailable("catalog", "the catalog is closed; restart the server");
         self.with_database(|slot| {
+            let before_ns = slot.as_ref().ok_or_else(closed)?.window()?;
+            let all: BTreeSet<u64> = read(&self.state).timelines.keys().copied().collect();
+            if let Some(before_ns) = before_ns.filter(|before_ns| *before_ns < window_ns) {
+                let mut change = CatalogChange { rows: Vec::new(), next: BTreeMap::new() };
+                write(&self.state).default_window_ns = before_ns;
+                read(&self.state).cut_off(&mut change, &all, self.clock.now_ns());
+                if !change.rows.is_empty() {
+                    self.commit(slot, change, false)?;
+                }
+            }
             // If it fails nobody knows whether it happened, and the next change must not take its
             // number.
             let mut opened = slot.take().ok_or_else(closed)?;
-            let from_ns = opened.note_window(window_ns, now_ns)?;
+            opened.note_window(window_ns)?;
             self.witness.note(self.store, opened.changes);
             *slot = Some(opened);
-            Ok(from_ns)
+            write(&self.state).default_window_ns = window_ns;
+            self.windows.follow(&read(&self.state), &all);
+            Ok(())
         })
+    }
+
+    /// How long moments of the timeline can be gone back to, in nanoseconds; 0 for not at all.
+    pub fn window_ns(&self, id: TimelineId) -> i64 {
+        read(&self.state).window_ns(id)
+    }
+
+    /// How many seconds of its past a branch keeps.
+    pub fn history_s(&self, record: &BranchRecord) -> u64 {
+        read(&self.state).history_s(record.history_s)
+    }
+
+    /// As [`Catalog::window_ns`], for those who may not wait: it follows each change.
+    pub(in crate::storage) fn window(&self, id: TimelineId) -> Arc<AtomicI64> {
+        self.windows.of(&read(&self.state), id)
+    }
+
+    /// Before this time, no moment of the timeline can be gone back to, in nanoseconds since 1970.
+    pub fn oldest_ns(&self, id: TimelineId) -> i64 {
+        read(&self.state).oldest_ns(id, self.clock.now_ns())
     }
 
     /// Makes it survive a power loss how new the catalog is.

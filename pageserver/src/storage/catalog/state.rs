@@ -14,7 +14,7 @@ pub(super) const MAX_NUMBER: u64 = u64::MAX >> 1;
 /// All that the catalog says.
 ///
 /// Invariants, held by [`CatalogState::set`]: `children` has an entry for each timeline with an
-/// ancestor; `names` counts the branches that point at each timeline.
+/// ancestor; `names` has, for each timeline that branches point at, what each of them keeps.
 #[derive(Clone)]
 pub(in crate::storage) struct CatalogState {
     pub(in crate::storage) branches: BTreeMap<String, BranchRecord>,
@@ -22,7 +22,12 @@ pub(in crate::storage) struct CatalogState {
     /// Records of all other kinds, by table and key.
     others: BTreeMap<&'static str, BTreeMap<String, Stored>>,
     pub(super) children: HashMap<u64, BTreeSet<u64>>,
-    pub(in crate::storage) names: HashMap<u64, u32>,
+    /// By timeline, `history_s` of each branch that points there.
+    pub(in crate::storage) names: HashMap<u64, Vec<Option<u64>>>,
+    /// How long moments are kept of branches that do not say, in nanoseconds.
+    pub(super) default_window_ns: i64,
+    /// Before this time, no moment can be gone back to: builds of before kept less then.
+    pub(super) history_from_ns: i64,
     /// The next free number of each kind.
     pub(in crate::storage) next: BTreeMap<&'static str, u64>,
 }
@@ -35,6 +40,8 @@ impl Default for CatalogState {
             others: BTreeMap::new(),
             children: HashMap::new(),
             names: HashMap::new(),
+            default_window_ns: 0,
+            history_from_ns: 0,
             next: BTreeMap::from([("timeline", 1), ("branch", DEFAULT_BRANCH + 1)]),
         }
     }
@@ -109,21 +116,22 @@ impl CatalogState {
     }
 
     fn set_branch(&mut self, name: String, record: Option<BranchRecord>) {
-        let timeline = record.as_ref().map(|record| record.timeline);
+        let named = record.as_ref().map(|record| (record.timeline, record.history_s));
         let old = match record {
             Some(record) => self.branches.insert(name, record),
             None => self.branches.remove(&name),
         };
-        if let Some(timeline) = timeline {
-            *self.names.entry(timeline).or_default() += 1;
+        if let Some((timeline, history_s)) = named {
+            self.names.entry(timeline).or_default().push(history_s);
         }
-        let Some(old) = old else { return };
-        let names = self.names.get(&old.timeline).copied().unwrap_or(0);
-        assert!(names > 0, "timeline {:x} had no name", old.timeline);
-        if names == 1 {
-            self.names.remove(&old.timeline);
-        } else {
-            self.names.insert(old.timeline, names - 1);
+        let Some(BranchRecord { timeline, history_s, .. }) = old else { return };
+        let names = self.names.entry(timeline).or_default();
+        let Some(at) = names.iter().position(|of_name| *of_name == history_s) else {
+            panic!("timeline {timeline:x} had no name that keeps {history_s:?} s");
+        };
+        names.swap_remove(at);
+        if names.is_empty() {
+            self.names.remove(&timeline);
         }
     }
 
@@ -183,7 +191,7 @@ impl CatalogState {
         let mut freed = Vec::new();
         while let Some(id) = candidates.pop() {
             let named =
-                i64::from(self.names.get(&id).copied().unwrap_or(0)) + names.get(&id).unwrap_or(&0);
+                self.names.get(&id).map_or(0, |of| of.len() as i64) + names.get(&id).unwrap_or(&0);
             let held = self.children.get(&id).map_or(0, |set| set.len() as i64)
                 + children.get(&id).unwrap_or(&0);
             let Some(record) = self.timelines.get(&id) else { continue };

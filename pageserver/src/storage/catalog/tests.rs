@@ -3,7 +3,7 @@
 use super::*;
 use crate::storage::catalog::records::Row;
 use crate::storage::disk::sim::{SimDisk, Unsynced};
-use crate::storage::page::PerLane;
+use crate::storage::page::{LaneKind, PerLane};
 
 fn branch(id: u64, timeline: TimelineId, parent: Option<u64>) -> BranchRecord {
     BranchRecord { parent, ..BranchRecord::root(id, timeline, 1) }
@@ -43,16 +43,118 @@ fn remove(name: &str) -> Update {
     Update::default().remove::<BranchRecord>(name)
 }
 
+const SECOND: i64 = 1_000_000_000;
+
+fn keeping(name: &str, id: u64, timeline: TimelineId, history_s: Option<u64>) -> Update {
+    Update::default().put(name, BranchRecord { history_s, ..branch(id, timeline, None) })
+}
+
+#[test]
+fn the_window_of_a_timeline_is_that_of_the_branch_that_leads_to_it() {
+    let disk = SimDisk::default();
+    let (catalog, [main, a, b]) = family(&disk);
+    catalog.note_window(50 * SECOND).unwrap();
+    let opened = [main, a, b].map(|id| catalog.window(id));
+    let windows = |catalog: &Catalog| [main, a, b].map(|id| catalog.window_ns(id) / SECOND);
+    assert_eq!(windows(&catalog), [50, 50, 50], "those that do not say");
+    let put = |name: &str, of: usize, history_s| {
+        let update = keeping(name, of as u64, [main, a, b][of], history_s);
+        catalog.publish(update).unwrap();
+        let read = |window: &Arc<AtomicI64>| window.load(Ordering::Relaxed) / SECOND;
+        assert_eq!(opened.each_ref().map(read), windows(&catalog), "an open timeline follows");
+        windows(&catalog)
+    };
+    assert_eq!(put("a", 1, Some(10)), [50, 10, 50]);
+    assert_eq!(put("b", 2, Some(7)), [50, 10, 7]);
+    assert_eq!(put("main", 0, Some(0)), [0, 10, 7]);
+    // Renamed, and then reset: what the former timeline keeps is for those made from it.
+    catalog
+        .publish(remove("a").put("c", BranchRecord { history_s: Some(10), ..branch(1, a, None) }))
+        .unwrap();
+    assert_eq!(windows(&catalog), [0, 10, 7]);
+    let fresh = catalog.new_timeline();
+    let reset =
+        Update { add_timelines: vec![(fresh, fork_of(main))], ..keeping("c", 1, fresh, Some(10)) };
+    catalog.publish(reset).unwrap();
+    assert_eq!((windows(&catalog), catalog.window_ns(fresh) / SECOND), ([0, 7, 7], 10));
+    assert_eq!(put("b", 2, Some(700)), [0, 700, 700]);
+    let held = catalog.new_timeline();
+    catalog.publish(add(held, fork_of(a))).unwrap();
+    assert_eq!(catalog.window_ns(held), i64::MAX, "nobody has said yet what it is to keep");
+    assert_eq!(opened[1].load(Ordering::Relaxed), i64::MAX);
+    catalog.publish(keeping("d", 4, held, None)).unwrap();
+    assert_eq!(windows(&catalog), [0, 700, 700]);
+    catalog.note_window(800 * SECOND).unwrap();
+    assert_eq!(opened[1].load(Ordering::Relaxed) / SECOND, 800, "the default is longer now");
+    drop(catalog);
+    let again = Catalog::open(&(Arc::new(disk) as Arc<dyn Disk>), 77).unwrap();
+    assert_eq!(windows(&again), [0, 800, 700], "before the settings are known again");
+    again.note_window(20 * SECOND).unwrap();
+    assert_eq!((windows(&again), again.window_ns(fresh) / SECOND), ([0, 700, 700], 10));
+    assert_eq!(again.publish(remove("b")).unwrap(), [b]);
+    assert_eq!(windows(&again), [0, 20, 0]);
+}
+
 #[test]
 fn a_longer_window_brings_nothing_back() {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::default());
     let catalog = Catalog::open(&disk, 5).unwrap();
-    assert_eq!(catalog.note_window(100, 1_000).unwrap(), 0, "the first one");
-    assert_eq!(catalog.note_window(50, 2_000).unwrap(), 0);
-    assert_eq!(catalog.note_window(300, 3_000).unwrap(), 2_950);
-    drop(catalog);
-    let catalog = Catalog::open(&disk, 5).unwrap();
-    assert_eq!(catalog.note_window(300, 4_000).unwrap(), 2_950);
+    catalog.clock().set(1_000 * SECOND);
+    let main = catalog.new_timeline();
+    catalog
+        .publish(add(main, TimelineRecord::default()).put("main", branch(1, main, None)))
+        .unwrap();
+    catalog.note_window(100 * SECOND).unwrap();
+    let forked = |name: &str, parent: TimelineId, (time_s, begins_s): (i64, i64), history_s| {
+        let (id, mut record) = (catalog.new_timeline(), fork_of(parent));
+        let fork = record.ancestor.as_mut().unwrap();
+        (fork.time_ns, fork.begins_ns) = (time_s * SECOND, begins_s * SECOND);
+        let named = keeping(name, id.0, id, history_s);
+        catalog.publish(Update { add_timelines: vec![(id, record)], ..named }).unwrap();
+        id
+    };
+    let times = |id: TimelineId| {
+        let fork = catalog.timeline(id).unwrap().ancestor.unwrap();
+        (fork.time_ns / SECOND, fork.begins_ns / SECOND)
+    };
+    let a = forked("a", main, (900, 950), Some(60));
+    let b = forked("b", main, (940, 941), Some(60));
+    let c = forked("c", main, (930, 0), None);
+    let d = forked("d", a, (949, 951), Some(500));
+    let e = forked("e", a, (990, 990), Some(5));
+    let all = || [a, b, c, d, e].map(times);
+    let set = |name: &str, id: TimelineId, history_s| {
+        let layers = LaneRecord { sequence: 3, ..LaneRecord::default() };
+        let put_lanes = vec![(id, LaneKind::Data, layers)];
+        catalog.publish(Update { put_lanes, ..keeping(name, id.0, id, history_s) }).unwrap();
+        assert_eq!(catalog.timeline(id).unwrap().lanes.data.sequence, 3, "nothing else changes");
+    };
+    // A rename or a protection is no change of a window.
+    catalog.publish(keeping("a", a.0, a, Some(60))).unwrap();
+    assert_eq!(all(), [(900, 950), (940, 941), (930, 0), (949, 951), (990, 990)]);
+    set("a", a, Some(500));
+    set("b", b, Some(500));
+    assert_eq!(all(), [(0, 950), (940, 941), (930, 0), (949, 951), (990, 990)]);
+    // Time passes: what is out of the window now stays out of each longer one.
+    catalog.clock().set(1_040 * SECOND);
+    catalog.note_window(200 * SECOND).unwrap();
+    assert_eq!(times(c), (0, 0), "the default was shorter");
+    set("e", e, Some(500));
+    assert_eq!(all(), [(0, 950), (940, 941), (0, 0), (949, 951), (0, 0)]);
+    set("a", a, Some(20));
+    assert_eq!(times(a), (0, 950), "until now it kept more");
+    // Without a name it goes by what was made from it, which keep longer.
+    assert_eq!(catalog.publish(remove("a")).unwrap(), []);
+    assert_eq!((times(a), catalog.window_ns(a) / SECOND), ((0, 0), 500));
+    // A new one at a moment of what has no name.
+    catalog.publish(remove("d")).unwrap();
+    let f = forked("f", a, (1_030, 1_040), Some(10));
+    set("e", e, Some(10));
+    catalog.clock().set(1_100 * SECOND);
+    let g = forked("g", f, (1_035, 1_100), Some(1_000));
+    assert_eq!(times(f), (1_030, 1_040), "f has a name of its own");
+    catalog.publish(remove("f")).unwrap();
+    assert_eq!((times(f), times(g)), ((0, 0), (1_035, 1_100)));
 }
 
 #[test]

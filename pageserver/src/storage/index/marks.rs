@@ -50,8 +50,11 @@ impl Marks {
         &self.0
     }
 
-    /// Those that need not be kept at `now_ns` if the window is so long.
+    /// Those that need not be kept at `now_ns` if the window is so long; all if there is none.
     pub(in crate::storage) fn due(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
+        if window_ns == 0 {
+            return self.0.iter().map(|mark| mark.position).collect();
+        }
         let mut kept_minute = None;
         // The newest one from before the window is what was when it began.
         let outside =
@@ -72,10 +75,11 @@ impl Marks {
     }
 
     /// Those to forget in a timeline that rests: thinned once when the newest is old enough, and
-    /// all but the newest when all are too old. In between each would cost it its rest.
+    /// all but the newest when all are too old; all at once if there is no window. In between each
+    /// would cost it its rest.
     pub(in crate::storage) fn due_at_rest(&self, now_ns: i64, window_ns: i64) -> Vec<Position> {
         match self.newest().map(|newest| now_ns.saturating_sub(newest.time_ns)) {
-            Some(age) if age > window_ns => self.due(now_ns, window_ns),
+            Some(age) if age > window_ns || window_ns == 0 => self.due(now_ns, window_ns),
             Some(age) if age > FINE_NS => self.due(now_ns, i64::MAX),
             _ => Vec::new(),
         }
@@ -125,6 +129,11 @@ mod tests {
         let outside = marks.all().iter().filter(|mark| mark.time_ns < 3_000 * SECOND).count();
         assert_eq!(due.len(), outside - 1, "what was when the window began stays");
         assert_eq!(marks.due(now + 2 * day, day).len(), marks.all().len() - 1);
+        // Without a window none stays, also if the clock was set back.
+        for now in [now, 0] {
+            assert_eq!(marks.due(now, 0).len(), marks.all().len());
+            assert_eq!(marks.due_at_rest(now, 0).len(), marks.all().len());
+        }
 
         // At rest it happens twice: an hour later, and when the window has passed.
         let rest = every_second(4_000);

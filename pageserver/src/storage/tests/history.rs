@@ -4,6 +4,8 @@
 use super::*;
 use crate::storage::page::{PerLane, Position};
 use crate::storage::store::{Origin, Past};
+use crate::storage::upkeep::{Duty, Limits, Maintenance};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 const SECOND: i64 = 1_000_000_000;
@@ -304,22 +306,21 @@ fn a_removal_is_marked_once_for_each_sync_of_the_data() {
     assert!(seen.lookup(directory, b"4").is_ok() && seen.lookup(directory, b"3").is_err());
 }
 
+/// Passes of upkeep over a store until there is no more to do.
+fn passes(store: &Store, limits: Limits) {
+    let mut both = [Duty::Seal, Duty::Tidy].map(|duty| Maintenance::new(limits, duty));
+    let stop = AtomicBool::new(false);
+    for round in 0..12 {
+        both.iter_mut().for_each(|maintenance| while maintenance.pass(store, &stop).unwrap() {});
+        store.close_unused();
+        if round == 6 {
+            std::thread::sleep(Duration::from_millis(1_100));
+        }
+    }
+}
+
 #[test]
 fn what_only_marks_saw_goes_with_them() {
-    use crate::storage::upkeep::{Duty, Limits, Maintenance};
-    use std::sync::atomic::AtomicBool;
-    let passes = |store: &Store, limits: Limits| {
-        let mut both = [Duty::Seal, Duty::Tidy].map(|duty| Maintenance::new(limits, duty));
-        let stop = AtomicBool::new(false);
-        for round in 0..12 {
-            both.iter_mut()
-                .for_each(|maintenance| while maintenance.pass(store, &stop).unwrap() {});
-            store.close_unused();
-            if round == 6 {
-                std::thread::sleep(Duration::from_millis(1_100));
-            }
-        }
-    };
     let mut world = World::new(1);
     let id = world.timeline();
     let inode = world.main.lookup(ROOT_INODE, b"f").unwrap().0;
@@ -369,6 +370,111 @@ fn what_only_marks_saw_goes_with_them() {
     assert!(own < 3 << 19, "{own} bytes for one mebibyte");
     assert_eq!(store.timeline(id).unwrap().marks().len(), 1, "what was when the window began");
     assert!(image(&tree(&store, id)) == head);
+}
+
+/// A branch that keeps so many seconds of its past.
+fn keeping(name: &str, id: u64, timeline: TimelineId, history_s: u64) -> Update {
+    let history_s = Some(history_s);
+    Update::default().put(name, BranchRecord { history_s, ..BranchRecord::root(id, timeline, 0) })
+}
+
+/// Writes a mebibyte ten times, a minute and a mark apart.
+fn overwrite(store: &Store, tree: &Tree, random: &mut Random) {
+    let inode = tree.lookup(ROOT_INODE, b"f").unwrap().0;
+    for _ in 0..10 {
+        let words = (0..PAGE_BYTES / 8).map(|_| random.below(u64::MAX).to_le_bytes());
+        let mut page: Vec<u8> = words.flatten().collect();
+        for block in 0..128 {
+            page.rotate_left(8);
+            tree.write(inode, block * PAGE_BYTES as u64, &page).unwrap();
+        }
+        store.clock().set(store.clock().now_ns() + 60 * SECOND);
+        tree.timeline().mark(false).unwrap();
+        store.seal(tree.timeline().id(), LaneKind::Data, &mut |_| Ok(())).unwrap();
+    }
+}
+
+#[test]
+fn a_branch_that_keeps_less_frees_what_only_its_past_needed() {
+    const LIMITS: Limits =
+        Limits { max_log_bytes: 1 << 30, quiet: Duration::ZERO, max_history_bytes: 1 << 40 };
+    // Open or closed, and over a restart; what it keeps afterwards, and how many marks that leaves:
+    // the newest one from before the window stays.
+    for (closed, restarted, history_s, left) in [
+        (false, false, 0, 0),
+        (true, false, 0, 0),
+        (true, true, 0, 0),
+        (false, false, 150, 4),
+        (true, false, 150, 4),
+    ] {
+        let what = format!("closed {closed}, restarted {restarted}, {history_s} s");
+        let World { disk, mut store, main, mut random, .. } = World::new(1);
+        let parent = main.timeline().id();
+        let (child, _) = store.fork(parent, |timeline| keeping("b", 2, timeline, 86_400)).unwrap();
+        let branch = tree(&store, child);
+        overwrite(&store, &main, &mut random);
+        overwrite(&store, &branch, &mut random);
+        let shown = image(&branch);
+        let own = |store: &Store, id| store.sizes(id).unwrap().0 >> 20;
+        let marks = |store: &Store, id| store.timeline(id).unwrap().marks().len();
+        passes(&store, LIMITS);
+        assert_eq!((marks(&store, parent), marks(&store, child)), (10, 10), "{what}");
+        let before = (own(&store, parent), own(&store, child));
+        assert!(before.1 > 0, "{what}: {before:?} MiB");
+        drop(main);
+        if closed {
+            drop(branch);
+            (0..3).for_each(|_| store.close_unused());
+            assert!(store.if_open(child).is_none(), "{what}");
+        }
+        store.publish(keeping("b", 2, child, history_s)).unwrap();
+        if restarted {
+            let now_ns = store.clock().now_ns();
+            drop(store);
+            store = open(&disk).unwrap();
+            store.clock().set(now_ns + SECOND);
+            store.keep_history(Duration::from_secs(86_400)).unwrap();
+        }
+        passes(&store, LIMITS);
+        let after = (own(&store, parent), own(&store, child));
+        assert_eq!((marks(&store, parent), marks(&store, child)), (10, left), "{what}");
+        println!("{what}: {before:?} to {after:?} MiB");
+        assert!(after.0 == before.0 && after.1 < before.1, "{what}: {before:?} to {after:?} MiB");
+        assert!(image(&tree(&store, child)) == shown, "{what}");
+        assert_eq!(faults_of(&disk), [] as [&str; 0], "{what}");
+    }
+}
+
+#[test]
+fn an_open_timeline_goes_by_the_branch_that_leads_to_it() {
+    let World { disk, store, main, .. } = World::new(1);
+    let parent = main.timeline().id();
+    let (child, _) = store.fork(parent, |timeline| keeping("b", 2, timeline, 100)).unwrap();
+    let window_s = |store: &Store, id| store.timeline(id).unwrap().window_ns() / SECOND;
+    assert_eq!((window_s(&store, parent), window_s(&store, child)), (86_400, 100));
+    store.publish(keeping("b", 2, child, 0)).unwrap();
+    assert_eq!((window_s(&store, parent), window_s(&store, child)), (86_400, 0));
+    // Nothing is marked on a branch without a history.
+    let branch = tree(&store, child);
+    let inode = make_wal(&branch, b"1");
+    branch.write(inode, 0, &[1; 100]).unwrap();
+    store.tick();
+    let (directory, _) = branch.lookup(ROOT_INODE, b"pg_wal").unwrap();
+    branch.remove(directory, b"1", false, 0).unwrap();
+    assert_eq!(branch.timeline().marks(), []);
+    let rename = keeping("c", 2, child, 7).remove::<BranchRecord>("b");
+    store.publish(rename).unwrap();
+    assert_eq!(window_s(&store, child), 7);
+    store.clock().set(30 * SECOND);
+    store.tick();
+    assert_eq!(branch.timeline().marks().len(), 1, "it has one now");
+    let (reset, freed) = store.fork(parent, |timeline| keeping("c", 2, timeline, 7)).unwrap();
+    assert_eq!((freed, window_s(&store, reset)), (vec![child], 7));
+    drop((store, main, branch));
+    let again = open(&disk).unwrap();
+    assert_eq!((window_s(&again, parent), window_s(&again, reset)), (86_400, 7));
+    again.keep_history(Duration::from_secs(50)).unwrap();
+    assert_eq!((window_s(&again, parent), window_s(&again, reset)), (50, 7));
 }
 
 /// What a timeline shows: the two files, and all names.

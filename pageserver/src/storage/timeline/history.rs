@@ -155,6 +155,12 @@ impl Timeline {
         Ok(())
     }
 
+    /// The marks that are too old, or closer together than their age allows.
+    pub(in crate::storage) fn due(&self) -> Vec<Position> {
+        let now_ns = self.shared.clock.now_ns();
+        read(&self.lanes.data.state).index.marks().due(now_ns, self.window_ns())
+    }
+
     /// The marks to forget while nothing is written.
     pub(in crate::storage) fn due_at_rest(&self) -> Vec<Position> {
         let now_ns = self.shared.clock.now_ns();
@@ -195,7 +201,8 @@ impl Timeline {
         self.in_use.store(true, Ordering::SeqCst);
     }
 
-    fn window_ns(&self) -> i64 {
-        self.shared.window_ns.load(Ordering::Relaxed)
+    /// How long its moments can be gone back to, in nanoseconds; 0 for not at all.
+    pub(in crate::storage) fn window_ns(&self) -> i64 {
+        self.window_ns.load(Ordering::Relaxed)
     }
 }

@@ -39,8 +39,6 @@ pub struct Shared {
     pub syncer: Syncer,
     /// What time it is.
     pub clock: Arc<Clock>,
-    /// How long a moment can be gone back to, in nanoseconds; 0 for not at all.
-    pub window_ns: Arc<AtomicI64>,
 }
 
 /// Where a timeline reads what it does not hold itself.
@@ -56,6 +54,9 @@ pub struct Timeline {
     id: TimelineId,
     pub(in crate::storage) ancestor: Option<Ancestor>,
     shared: Shared,
+    /// How long a moment can be gone back to, in nanoseconds; 0 for not at all. The catalog keeps
+    /// it up to date.
+    window_ns: Arc<AtomicI64>,
     lanes: PerLane<Lane>,
     latch: OnceLock<Error>,
     /// Whether the data lane was synced since the newest mark that removals made.

@@ -10,7 +10,7 @@ use crate::storage::log::{Log, Start, recovery};
 use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
 use crate::storage::timeline::lane::{Lane, open_layers};
 use crate::storage::timeline::{Ancestor, Shared, Timeline};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// What a timeline is opened with, from the catalog.
@@ -27,6 +27,8 @@ pub struct Opening {
     pub lanes: PerLane<LaneRecord>,
     /// The files of its logs, in any order.
     pub files: Vec<LaneFileId>,
+    /// How long its moments are kept, in nanoseconds, as the catalog says at each time.
+    pub window_ns: Arc<AtomicI64>,
     /// Whether it was open before, in this run: a child may still read its files through what was
     /// open then.
     pub reopened: bool,
@@ -111,11 +113,12 @@ impl Timeline {
             let newest = lanes.iter().map(|lane| lane.appended.load(Ordering::SeqCst)).max();
             changed = changed.max(newest.unwrap_or(0));
         }
-        let Opening { id, ancestor, reopened, .. } = opening;
+        let Opening { id, ancestor, window_ns, reopened, .. } = opening;
         Ok(Arc::new(Self {
             id,
             ancestor,
             shared,
+            window_ns,
             lanes,
             latch: OnceLock::new(),
             data_synced: AtomicBool::new(true),
@@ -141,6 +144,7 @@ impl Timeline {
             id: self.id,
             ancestor: Some(Ancestor { timeline: Arc::clone(self), at }),
             shared: self.shared.clone(),
+            window_ns: Arc::clone(&self.window_ns),
             lanes: PerLane::from_fn(lane),
             latch: OnceLock::from(error),
             data_synced: AtomicBool::new(false),

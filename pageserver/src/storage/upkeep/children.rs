@@ -54,7 +54,7 @@ impl Store {
         for (id, ancestor) in self.catalog().children(id) {
             // Where it was forked can be gone back to, in its past and in the parent's, and there
             // it holds nothing.
-            if self.is_recent(&ancestor) || children.len() >= MAX_CHILDREN {
+            if self.is_recent(id, &ancestor) || children.len() >= MAX_CHILDREN {
                 continue;
             }
             let Ok(slot) = self.slot(id) else { continue };

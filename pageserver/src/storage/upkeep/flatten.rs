@@ -86,7 +86,7 @@ impl Store {
         }
         let (mut depth, mut next) =
             (0, self.catalog().timeline(id).and_then(|record| record.ancestor));
-        let recent = next.as_ref().is_some_and(|fork| self.is_recent(fork));
+        let recent = next.as_ref().is_some_and(|fork| self.is_recent(id, fork));
         while let Some(fork) = next.filter(|_| !recent && depth < MAX_DEPTH) {
             let record = self.catalog().timeline(TimelineId(fork.timeline)).unwrap_or_default();
             depth += usize::from(record.lanes.iter().any(|lane| !lane.layers.is_empty()));

@@ -5,10 +5,12 @@
 //! visited here, and rarely: each visit writes a record, which has to be sealed.
 
 use crate::error::Result;
+use crate::locks::lock;
 use crate::storage::catalog::LaneRecord;
 use crate::storage::index::marks::Marks;
 use crate::storage::index::versions::Retained;
 use crate::storage::page::{LaneKind, PerLane, Position, TimelineId};
+use crate::storage::slot::TimelineSlot;
 use crate::storage::store::Store;
 use crate::storage::timeline::Timeline;
 use crate::storage::upkeep::pace::Pace;
@@ -86,7 +88,14 @@ impl Retention {
             return Ok(());
         }
         self.looked.insert(id, Instant::now());
-        if rests || store.window_ns() == 0 {
+        let window_ns = timeline.window_ns();
+        // It may have been dropped meanwhile.
+        let Ok(slot) = store.slot(id) else { return Ok(()) };
+        if lock(&slot).is_shorter(window_ns) {
+            timeline.forget_marks(&timeline.due())?;
+            // What only they saw is to go soon.
+            self.surveyed.remove(&id);
+        } else if rests || window_ns == 0 {
             timeline.forget_marks(&timeline.due_at_rest())?;
         }
         let forks = store.catalog().forks(id);
@@ -123,31 +132,30 @@ impl Retention {
     }
 }
 
+/// Why a timeline that is closed is opened.
+enum Due {
+    /// Less of its past is kept than before.
+    Shorter,
+    /// It rests, and its marks are old, or its log is to be sealed.
+    Rests,
+}
+
 impl Store {
     /// Forgets marks of timelines that are closed, and opens those whose logs a killed server
     /// left to be sealed; a few at a time.
     pub(super) fn open_due(&self) {
-        let (now_ns, window_ns) = (self.clock().now_ns(), self.window_ns());
-        let mut opened = 0;
+        let (now_ns, mut opened) = (self.clock().now_ns(), 0);
         for (id, slot) in self.slots() {
-            let due = slot.try_lock().is_ok_and(|mut slot| {
-                let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes.data;
-                let marks = marks > 1 && Marks::due_at_rest_ns(newest_mark_ns, window_ns) <= now_ns;
-                let due = slot.timeline.is_none()
-                    && now_ns >= slot.not_before_ns
-                    && (marks || slot.has_log());
-                if due {
-                    slot.not_before_ns = now_ns.saturating_add(NOT_BEFORE_NS);
-                }
-                due
-            });
-            if !due {
+            let Some(due) =
+                slot.try_lock().ok().and_then(|mut slot| self.due(id, &mut slot, now_ns))
+            else {
                 continue;
-            }
-            let outcome = self
-                .timeline(id)
-                .and_then(|timeline| timeline.forget_marks(&timeline.due_at_rest()));
-            if let Err(error) = outcome {
+            };
+            let forget = |timeline: Arc<Timeline>| match due {
+                Due::Shorter => timeline.forget_marks(&timeline.due()),
+                Due::Rests => timeline.forget_marks(&timeline.due_at_rest()),
+            };
+            if let Err(error) = self.timeline(id).and_then(forget) {
                 tracing::warn!(
                     timeline = %id, %error,
                     "a timeline that rests could not be looked after"
@@ -158,5 +166,25 @@ impl Store {
                 return;
             }
         }
+    }
+
+    /// What is to be done about a timeline, if it is closed.
+    fn due(&self, id: TimelineId, slot: &mut TimelineSlot, now_ns: i64) -> Option<Due> {
+        if slot.timeline.is_some() {
+            return None;
+        }
+        let LaneRecord { newest_mark_ns, marks, .. } = slot.lanes.data;
+        let window_ns = if marks > 0 { self.catalog().window_ns(id) } else { i64::MAX };
+        // The newest from before the window stays.
+        let marks = marks > u64::from(window_ns > 0);
+        if marks && slot.is_shorter(window_ns) {
+            return Some(Due::Shorter);
+        }
+        let marks = marks && Marks::due_at_rest_ns(newest_mark_ns, window_ns) <= now_ns;
+        if now_ns < slot.not_before_ns || !(marks || slot.has_log()) {
+            return None;
+        }
+        slot.not_before_ns = now_ns.saturating_add(NOT_BEFORE_NS);
+        Some(Due::Rests)
     }
 }
