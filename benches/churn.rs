@@ -104,7 +104,12 @@ fn visit(server: &Server, clients: &Clients, began: Timestamp, nth: u64) -> Dura
         .expect("a moment");
     let name = format!("moment/{nth}");
     let asked = Instant::now();
-    let request = CreateBranch { name: name.clone(), parent: None, at: Some(Moment::Time(moment)) };
+    let request = CreateBranch {
+        name: name.clone(),
+        parent: None,
+        at: Some(Moment::Time(moment)),
+        history: None,
+    };
     let client = server.client();
     client.create(&request).unwrap_or_else(|error| panic!("branch at {moment}: {error}"));
     let took = asked.elapsed();

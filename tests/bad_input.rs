@@ -11,7 +11,12 @@ use std::process::Command;
 use std::sync::Arc;
 
 fn branch(name: &str, parent: Option<&str>) -> CreateBranch {
-    CreateBranch { name: name.to_owned(), parent: parent.map(str::to_owned), at: None }
+    CreateBranch {
+        name: name.to_owned(),
+        parent: parent.map(str::to_owned),
+        at: None,
+        history: None,
+    }
 }
 
 #[track_caller]

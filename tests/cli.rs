@@ -118,6 +118,27 @@ fn a_branch_goes_back_and_forth_in_time() {
         "is no moment: give a time with its zone",
     );
     fails(&server, &["reset", "past", "--at", "1/2/3"], 2, "Postgres prints them as 0/16B3748");
+    let kept = |name: &str| {
+        let shown = ok(&server, &["show", name]);
+        let line = shown.lines().find_map(|line| line.strip_prefix("history:"));
+        line.unwrap_or_else(|| panic!("{shown}")).trim().to_owned()
+    };
+    assert_eq!(["main", "main-before", "past"].map(kept), ["24h", "24h", "1h"]);
+    ok(&server, &["create", "week", "--history", "7d"]);
+    ok(&server, &["ensure", "week", "--history", "90s"]);
+    ok(&server, &["ensure", "hours", "--history", "180m"]);
+    assert_eq!(["week", "hours"].map(kept), ["7d", "3h"]);
+    let changed = ok(&server, &["history", "week", "--keep", "0"]);
+    assert!(changed.starts_with("NAME ") && changed.contains("\nweek "), "{changed}");
+    assert_eq!(kept("week"), "none");
+    assert!(ok(&server, &["history", "week"]).ends_with("kept for 0 seconds\n"));
+    fails(&server, &["restore", "week", "--at", "1m"], 4, "`branchctl history week --keep 1h`");
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(&server, &["history", "week", "--keep", "30m", "-o", "json"]))
+            .unwrap();
+    assert_eq!(json["history"], "30m");
+    fails(&server, &["history", "week", "--keep", "soon"], 2, "\"soon\" is no duration");
+    fails(&server, &["create", "x", "--history", "11y"], 2, "\"11y\" is no duration");
     let du = ok(&server, &["du"]);
     assert!(
         du.starts_with("NAME ") && du.contains("\nmain-before ") && du.contains("\n(total) "),

@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use api::types::{CreateBranch, Moment, ResetBranch, RestoreBranch};
+use api::types::{CreateBranch, Moment, ResetBranch, RestoreBranch, UpdateBranch};
 use coppice::commits::{self, Clients, Commit};
 use coppice::{Server, eventually, tpcb};
 use jiff::Timestamp;
@@ -16,7 +16,12 @@ fn create_at(
     parent: &str,
     at: Moment,
 ) -> Result<(), api::client::Error> {
-    let request = CreateBranch { name: name.into(), parent: Some(parent.into()), at: Some(at) };
+    let request = CreateBranch {
+        name: name.into(),
+        parent: Some(parent.into()),
+        at: Some(at),
+        history: None,
+    };
     server.client().create(&request).map(drop)
 }
 
@@ -269,4 +274,148 @@ fn moments_outside_the_history_are_refused_with_what_there_is() {
     assert!(Timestamp::now().duration_since(before).as_secs() >= 4);
     let history = client.history("main").unwrap();
     assert!(history.window_s == 4 && history.ranges[0].from > early, "{history:?}");
+}
+
+fn keep(server: &Server, branch: &str, history: &str) -> Result<String, api::client::Error> {
+    let change = UpdateBranch { history: Some(history.into()), ..UpdateBranch::default() };
+    server.client().update(branch, &change).map(|branch| branch.history.unwrap())
+}
+
+fn create_keeping(
+    server: &Server,
+    name: &str,
+    parent: &str,
+    history: Option<&str>,
+) -> Result<String, api::client::Error> {
+    let (parent, history) = (Some(parent.to_owned()), history.map(str::to_owned));
+    let request = CreateBranch { name: name.into(), parent, at: None, history };
+    server.client().create(&request).map(|branch| branch.history.unwrap())
+}
+
+#[test]
+fn each_branch_keeps_as_much_of_its_past_as_it_says() {
+    let mut server = Server::start();
+    let client = server.client();
+    let kept = |name: &str| client.get(name).unwrap().history.unwrap();
+    assert_eq!(kept("main"), "24h");
+    assert_eq!(create_keeping(&server, "pr", "main", None).unwrap(), "1h");
+    assert_eq!(create_keeping(&server, "long", "main", Some("7d")).unwrap(), "7d");
+    assert_eq!(create_keeping(&server, "long/child", "long", None).unwrap(), "1h", "of its own");
+    assert_eq!(client.history("long").unwrap().window_s, 7 * 86_400);
+    assert_eq!(client.history("long/child").unwrap().window_s, 3_600);
+    for bad in ["soon", "", "1", "-1h", "1h30m", "11y", "4000d"] {
+        let create = create_keeping(&server, "bad", "main", Some(bad)).unwrap_err();
+        let ensure = CreateBranch { history: Some(bad.into()), ..CreateBranch::default() };
+        let ensure = client.ensure("bad", &ensure).unwrap_err();
+        for error in [create, ensure, keep(&server, "pr", bad).unwrap_err()] {
+            assert_eq!((error.status, error.code.as_str()), (400, "bad_history"), "{error}");
+            assert!(error.detail.contains(&format!("\"{bad}\" is ")), "{error}");
+        }
+    }
+    assert!(client.list().unwrap().iter().all(|branch| branch.name != "bad"));
+    assert_eq!(kept("pr"), "1h");
+    let ensure = CreateBranch { history: Some("30m".into()), ..CreateBranch::default() };
+    let (there, _) = client.ensure("pr", &ensure).unwrap();
+    assert_eq!(there.history.unwrap(), "1h", "one that exists stays as it is");
+    assert_eq!(client.ensure("made", &ensure).unwrap().0.history.unwrap(), "30m");
+
+    // It stays the branch's own, whatever is done to its data, its name and the server.
+    client.reset("long", &ResetBranch { at: None }).unwrap();
+    assert_eq!(kept("long"), "7d");
+    server.sql("long", "create table t as select 1 as n").unwrap();
+    let at = Moment::Time(Timestamp::now());
+    client.restore("long", &RestoreBranch { at, keep_as: Some("before".into()) }).unwrap();
+    assert_eq!((kept("long"), kept("before")), ("7d".to_owned(), "7d".to_owned()));
+    let rename = UpdateBranch { name: Some("longer".into()), ..UpdateBranch::default() };
+    client.update("long", &rename).unwrap();
+    assert_eq!(keep(&server, "longer", "4w").unwrap(), "4w");
+    server.kill();
+    server.restart();
+    let client = server.client();
+    let kept = |name: &str| client.get(name).unwrap().history.unwrap();
+    let all = ["main", "pr", "longer", "before", "long/child"].map(kept);
+    assert_eq!(all, ["24h", "1h", "4w", "7d", "1h"]);
+}
+
+#[test]
+fn a_branch_that_keeps_nothing_frees_its_past_and_its_parent_keeps_its_own() {
+    let server = Server::start_with(Default::default(), &["--seal-after", "1"]);
+    let client = server.client();
+    create_keeping(&server, "pr", "main", None).unwrap();
+    let early = || Moment::Time(Timestamp::now());
+    let mut moments = Vec::new();
+    for branch in ["main", "pr"] {
+        for setting in ["max_wal_size = '48MB'", "min_wal_size = '32MB'"] {
+            server.sql(branch, &format!("alter system set {setting}")).unwrap();
+        }
+        server.sql(branch, "select pg_reload_conf()").unwrap();
+        server.sql(branch, "create table t (n int, c text)").unwrap();
+        for n in 1..=6 {
+            let fill =
+                format!("select {n}, md5(i::text || random()) from generate_series(1, 60000) i");
+            server.sql(branch, &format!("truncate t; insert into t {fill}; checkpoint")).unwrap();
+            if n == 2 {
+                moments.push(early());
+            }
+            sleep(1_100);
+        }
+    }
+    let own = |name: &str| client.get(name).unwrap().own_bytes;
+    sleep(4_000);
+    let before = (own("main"), own("pr"));
+    let oldest = client.history("main").unwrap().ranges[0].from;
+
+    assert_eq!(keep(&server, "pr", "0").unwrap(), "0");
+    eventually("the past of the branch is freed", || own("pr") < before.1 / 2);
+    let after = (own("main"), own("pr"));
+    println!("own bytes: {before:?}, then {after:?}");
+    let history = client.history("pr").unwrap();
+    assert_eq!((history.window_s, history.ranges.len()), (0, 0), "{history:?}");
+    let error = create_at(&server, "never", "pr", moments[1].clone()).unwrap_err();
+    assert_eq!((error.status, error.code.as_str()), (409, "no_history"), "{error}");
+    assert!(error.detail.contains("branchctl history pr --keep"), "{error}");
+    assert_eq!(server.sql("pr", "select min(n) || ' ' || count(*) from t").unwrap(), "6 60000");
+
+    // The parent has all of it still.
+    assert!(after.0 > before.0 / 2, "{before:?}, then {after:?}");
+    assert_eq!(client.history("main").unwrap().ranges[0].from, oldest);
+    create_at(&server, "then", "main", moments[0].clone()).unwrap();
+    assert_eq!(server.sql("then", "select min(n) || ' ' || count(*) from t").unwrap(), "2 60000");
+
+    // A longer time brings nothing back, and begins anew.
+    assert_eq!(keep(&server, "pr", "2h").unwrap(), "2h");
+    let error = create_at(&server, "never", "pr", moments[1].clone()).unwrap_err();
+    assert_eq!((error.status, error.code.as_str()), (404, "moment_outside_history"), "{error}");
+    server.sql("pr", "insert into t values (7)").unwrap();
+    sleep(1_100);
+    let now = early();
+    sleep(50);
+    server.sql("pr", "insert into t values (8)").unwrap();
+    create_at(&server, "now", "pr", now).unwrap();
+    assert_eq!(server.sql("now", "select max(n) from t").unwrap(), "7");
+}
+
+#[test]
+fn a_server_without_history_has_that_of_branches_that_say_so() {
+    let server = Server::start_with(Default::default(), &["--history", "0"]);
+    let client = server.client();
+    assert_eq!(client.get("main").unwrap().history.unwrap(), "0");
+    assert_eq!(create_keeping(&server, "none", "main", None).unwrap(), "0");
+    assert_eq!(create_keeping(&server, "some", "main", Some("1h")).unwrap(), "1h");
+    server.sql("main", "create table t as select 1 as n").unwrap();
+    server.sql("some", "create table t as select 1 as n").unwrap();
+    let at = Timestamp::now();
+    sleep(50);
+    server.sql("some", "insert into t values (2)").unwrap();
+    let error = create_at(&server, "never", "main", Moment::Time(at)).unwrap_err();
+    assert_eq!((error.status, error.code.as_str()), (409, "no_history"), "{error}");
+    client.restore("some", &RestoreBranch { at: Moment::Time(at), keep_as: None }).unwrap();
+    assert_eq!(server_rows(&server, "some"), "1");
+    drop(server);
+    let few = Server::start_with(Default::default(), &["--history", "60"]);
+    assert_eq!(create_keeping(&few, "pr", "main", None).unwrap(), "1m", "no more than a root");
+    drop(few);
+    let more =
+        Server::start_with(Default::default(), &["--history", "0", "--branch-history", "90"]);
+    assert_eq!(create_keeping(&more, "pr", "main", None).unwrap(), "90s");
 }

@@ -246,7 +246,7 @@ fn moments_are_asked_for_by_time_lsn_or_position() {
     let history = api.call("GET", "/v1/branches/past/history", "").json();
     assert_eq!(
         (history["ranges"].as_array().unwrap().len(), &history["window_s"]),
-        (1, &json!(86_400))
+        (1, &json!(3_600))
     );
     let position = history["ranges"][0]["to_position"].as_u64().unwrap();
     let taken = json!({"at": {"position": position}, "keep_as": "main"}).to_string();

@@ -85,7 +85,8 @@ fn a_running_server_becomes_a_branch() {
     );
 
     let client = server.client();
-    let child = CreateBranch { name: "pr".into(), parent: Some("prod".into()), at: None };
+    let child =
+        CreateBranch { name: "pr".into(), parent: Some("prod".into()), ..Default::default() };
     client.create(&child).unwrap();
     sql(&server, "pr", "delete from distant; drop table pgbench_history");
     assert_eq!(sql(&server, "prod", "select count(*) from distant"), "5000");
@@ -238,7 +239,11 @@ fn settings_that_decide_what_a_query_means_come_along() {
     let who = "select current_user || ' ' || current_database()";
     server
         .client()
-        .create(&CreateBranch { name: "pr".into(), parent: Some("more".into()), at: None })
+        .create(&CreateBranch {
+            name: "pr".into(),
+            parent: Some("more".into()),
+            ..Default::default()
+        })
         .unwrap();
     for branch in ["more", "pr"] {
         assert_eq!(server.sql(branch, who).unwrap(), "copier shop");

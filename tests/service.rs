@@ -67,7 +67,8 @@ impl Service {
             domain: None,
             ca_file: None,
         };
-        let branches = Branches::new(Arc::clone(&store), Arc::clone(&mount), supervisor, about);
+        let branches =
+            Branches::new(Arc::clone(&store), Arc::clone(&mount), supervisor, about, 3_600);
         let imports = Imports::new(installation, user, &run, Arc::clone(&branches) as _, 1 << 30);
         let imports = imports.unwrap();
         let token = Token::load_or_create(&data.join("api-token")).unwrap();
@@ -109,7 +110,7 @@ impl Service {
 
     fn create(&self, name: &str, parent: &str) {
         let parent = Some(parent.to_owned());
-        let new = NewBranch { name: name.to_owned(), parent, at: None };
+        let new = NewBranch { name: name.to_owned(), parent, ..NewBranch::default() };
         self.runtime.block_on(self.branches.create(Actor::Token, new)).unwrap();
     }
 

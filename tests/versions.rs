@@ -14,7 +14,8 @@ use std::process::Command;
 use std::time::Duration;
 
 fn create(server: &Server, name: &str, parent: &str, at: Option<Moment>) {
-    let request = CreateBranch { name: name.into(), parent: Some(parent.into()), at };
+    let request =
+        CreateBranch { name: name.into(), parent: Some(parent.into()), at, history: None };
     server.client().create(&request).unwrap_or_else(|error| panic!("create {name}: {error}"));
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use api::durations::parse_duration;
 use api::types::Moment;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -13,6 +14,8 @@ A MOMENT is one of:
   10m, 1h30m            so long ago
   0/16B3748             an LSN: just the transactions committed up to there
   1099511631231         a position: the state that was kept last at or before it
+
+A DURATION is a number with its unit, such as 90s, 30m, 12h, 7d or 4w; or 0 for none.
 
 Environment:
   COPPICE_API         URL of the server's HTTP API (default http://127.0.0.1:8432)
@@ -93,6 +96,9 @@ pub(crate) enum Command {
         /// Moment of the parent to start from [default: its present state]
         #[arg(long, value_name = "MOMENT")]
         at: Option<Moment>,
+        /// How long its past is kept [default: what the server's --branch-history says]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        history: Option<u64>,
     },
     /// Create a branch unless it exists; an existing one is left as it is
     Ensure {
@@ -104,6 +110,10 @@ pub(crate) enum Command {
         /// Moment of the parent to start from if it is created [default: its present state]
         #[arg(long, value_name = "MOMENT")]
         at: Option<Moment>,
+        /// How long its past is kept if it is created [default: what the server's --branch-history
+        /// says]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        history: Option<u64>,
     },
     /// List the branches, by name
     #[command(visible_alias = "ls")]
@@ -137,10 +147,14 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME")]
         keep_as: Option<String>,
     },
-    /// Show the moments that a branch can be taken back to, or branched from
+    /// Show the moments that a branch can be taken back to, or branched from; or say how long its
+    /// past is kept
     History {
         /// Name of the branch
         name: String,
+        /// Keep its past for so long from now on; a shorter time gives up what is older
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        keep: Option<u64>,
     },
     /// Delete branches; their children live on
     #[command(visible_alias = "rm")]

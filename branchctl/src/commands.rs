@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use api::client::{Client, read_token};
+use api::durations::format_duration;
 use api::types::{
     BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, NetworkChoice,
     NewPassword, ResetBranch, RestoreBranch, UpdateBranch, UpdateSettings,
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
             let branch = client.get(name)?;
             show(format, &branch, || output::branch(&branch, Timestamp::now()))?;
         }
-        Command::History { name } => {
+        Command::History { name, keep: None } => {
             let history = client.history(name)?;
             show(format, &history, || output::history(&history))?;
         }
@@ -105,8 +106,16 @@ fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), 
     let protect =
         |protected| UpdateBranch { protected: Some(protected), ..UpdateBranch::default() };
     let branch = match command {
-        Command::Create { name, parent, at } => client.create(&creation(name, parent, at))?,
-        Command::Ensure { name, parent, at } => client.ensure(name, &creation(name, parent, at))?.0,
+        Command::Create { name, parent, at, history } => {
+            client.create(&creation(name, parent, at, *history))?
+        }
+        Command::Ensure { name, parent, at, history } => {
+            client.ensure(name, &creation(name, parent, at, *history))?.0
+        }
+        Command::History { name, keep: Some(keep) } => {
+            let history = Some(format_duration(*keep));
+            client.update(name, &UpdateBranch { history, ..UpdateBranch::default() })?
+        }
         Command::Reset { name, at } => client.reset(name, &ResetBranch { at: at.clone() })?,
         Command::Restore { name, at, keep_as } => {
             client.restore(name, &RestoreBranch { at: at.clone(), keep_as: keep_as.clone() })?
@@ -137,8 +146,14 @@ fn change_one(client: &Client, format: Format, command: &Command) -> Result<(), 
     show(format, &branch, || output::branches(std::slice::from_ref(&branch), Timestamp::now()))
 }
 
-fn creation(name: &str, parent: &Option<String>, at: &Option<Moment>) -> CreateBranch {
-    CreateBranch { name: name.to_owned(), parent: parent.clone(), at: at.clone() }
+fn creation(
+    name: &str,
+    parent: &Option<String>,
+    at: &Option<Moment>,
+    history_s: Option<u64>,
+) -> CreateBranch {
+    let (name, parent, at) = (name.to_owned(), parent.clone(), at.clone());
+    CreateBranch { name, parent, at, history: history_s.map(format_duration) }
 }
 
 /// Deletes all that can be deleted; the first failure decides the exit code. The API's answer is

@@ -34,6 +34,7 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
         ("parent", branch.parent.as_deref().map_or("-".to_owned(), clean)),
         ("state", state(branch.state).to_owned()),
         ("network", network(branch.network).to_owned()),
+        ("history", kept(branch.history.as_deref())),
         ("clients", branch.connections.to_string()),
         ("size", branch.logical_bytes.map_or("-".to_owned(), size)),
         ("own", size(branch.own_bytes)),
@@ -61,6 +62,15 @@ fn network(network: Network) -> &'static str {
     match network {
         Network::None => "none",
         Network::Host => "host",
+    }
+}
+
+/// How long the past is kept; older servers do not say.
+fn kept(history: Option<&str>) -> String {
+    match history {
+        None => "-".to_owned(),
+        Some("0") => "none".to_owned(),
+        Some(history) => clean(history),
     }
 }
 
@@ -251,6 +261,7 @@ mod tests {
             protected: parent.is_none(),
             network: Network::None,
             scheduled_jobs: false,
+            history: Some("1h".to_owned()),
             state: ComputeState::Running,
             failure: None,
             socket: None,
@@ -279,6 +290,10 @@ feature/login  main    running  3        31.0 MiB  1000 B  1000 B  5 minutes ago
         failed.failure = Some("FATAL: one\nHINT:\x1b[2J two".to_owned());
         let text = branch(&failed, Timestamp::UNIX_EPOCH);
         assert!(text.contains("created:   1970-01-01T00:00:00Z (just now)\n"), "{text}");
+        assert!(text.contains("history:   1h\n"), "{text}");
+        for (history, shown) in [(Some("0"), "none"), (None, "-"), (Some("\x1b"), "\u{fffd}")] {
+            assert_eq!(kept(history), shown);
+        }
         assert!(text.ends_with("failure:\n  FATAL: one\n  HINT:\u{fffd}[2J two\n"), "{text}");
     }
 

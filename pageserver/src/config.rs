@@ -2,6 +2,7 @@
 
 use crate::fs::mount::IoUring;
 use crate::storage::catalog::BranchNetwork;
+use api::durations::MAX_DURATION_S;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +18,9 @@ pub const VISITS_TICK: Duration = Duration::from_secs(2);
 pub const PROXY_GRACE: Duration = Duration::from_secs(5);
 /// Longest path of the run directory: a socket's path must fit `sun_path`.
 pub const MAX_RUN_DIRECTORY_BYTES: usize = 76;
+
+/// Seconds of their past that branches keep of which nobody says more; their parents keep theirs.
+const BRANCH_HISTORY_S: u64 = 3_600;
 
 /// What `pageserver serve` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -96,10 +100,18 @@ pub struct Config {
     #[arg(long, env = "COPPICE_SEAL_AFTER", default_value_t = 30, value_name = "SECONDS")]
     pub seal_after: u64,
 
-    /// Let branches be taken back to any moment of the last so many seconds; 0 for no history.
+    /// Let branches that do not say how long be taken back to any moment of the last so many
+    /// seconds, such as the first one and imported ones; 0 for no history.
     #[arg(long, env = "COPPICE_HISTORY", default_value_t = 86_400, value_name = "SECONDS",
-          value_parser = clap::value_parser!(u64).range(0..=10 * 366 * 86_400))]
+          value_parser = clap::value_parser!(u64).range(0..=MAX_DURATION_S))]
     pub history: u64,
+
+    /// Have the past of new branches that are made from another one kept for so many seconds,
+    /// unless they are made with a history of their own; 3600 if left out, or what --history says
+    /// if that is less.
+    #[arg(long, env = "COPPICE_BRANCH_HISTORY", value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(0..=MAX_DURATION_S))]
+    pub branch_history: Option<u64>,
 
     /// Shorten a branch's history when what is kept for it alone takes more than so many MiB.
     #[arg(long, env = "COPPICE_HISTORY_LIMIT", default_value_t = 10_240, value_name = "MIB",
@@ -132,6 +144,13 @@ pub struct Config {
     /// Add the client's address to application_name, since Postgres itself sees none.
     #[arg(long, env = "COPPICE_APPLICATION_NAME_ADD_HOST")]
     pub application_name_add_host: bool,
+}
+
+impl Config {
+    /// How many seconds of their past new branches keep that do not say.
+    pub fn branch_history_s(&self) -> u64 {
+        self.branch_history.unwrap_or_else(|| self.history.min(BRANCH_HISTORY_S))
+    }
 }
 
 /// Reads a number of bytes with or without a unit: `10MB`, `2GiB`, `4096`.

@@ -187,7 +187,7 @@ impl Client {
         Ok((answer.decode()?, answer.status == 201))
     }
 
-    /// `PATCH /v1/branches/{name}`: rename, protect.
+    /// `PATCH /v1/branches/{name}`: the name and the settings.
     pub fn update(&self, name: &str, request: &UpdateBranch) -> Result<Branch, Error> {
         self.change(Method::PATCH, &branch_path(name, ""), request)
     }

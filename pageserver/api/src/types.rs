@@ -26,6 +26,11 @@ pub struct CreateBranch {
     /// Moment of the parent to start from; its head if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Moment>,
+    /// How long its past is kept: `90s`, `30m`, `12h`, `7d`, `4w`, or `0` for not at all; what the
+    /// server's setting `--branch-history` says if left out. A branch that exists keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "7d")]
+    pub history: Option<String>,
 }
 
 /// Body of `PATCH /v1/branches/{name}`: fields left out stay as they are.
@@ -45,6 +50,11 @@ pub struct UpdateBranch {
     /// Whether the jobs of `pg_cron` run on the branch. A change ends its sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled_jobs: Option<bool>,
+    /// How long its past is kept from now on, such as `7d`, or `0` for not at all. What was given
+    /// up already does not come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "7d")]
+    pub history: Option<String>,
 }
 
 /// What a branch's Postgres is to reach over the network.
@@ -217,6 +227,10 @@ pub struct Branch {
     /// Whether the jobs of `pg_cron` run on it.
     #[serde(default)]
     pub scheduled_jobs: bool,
+    /// How long its past is kept, such as `1h`; `0` for not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "1h")]
+    pub history: Option<String>,
     /// What its Postgres is doing.
     pub state: ComputeState,
     /// Why the state is `failed`: Postgres's last log lines.

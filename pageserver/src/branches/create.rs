@@ -21,6 +21,8 @@ pub struct NewBranch {
     pub parent: Option<String>,
     /// The moment of the parent that it begins at; its head if none.
     pub at: Option<Moment>,
+    /// How many seconds of its past are kept; as many as of new branches if none.
+    pub history_s: Option<u64>,
 }
 
 impl Branches {
@@ -107,6 +109,7 @@ impl Branches {
         self.make(actor, Action::Create, &new.name, || {
             let parent_name = self.parent_name(new);
             let parent = self.record(&parent_name)?;
+            let history_s = new.history_s.unwrap_or(self.history_s);
             let (id, now, name) = (self.store.catalog().new_branch(), now_ns(), new.name.clone());
             let label = self.directory.new_label(&name);
             let record = move |timeline: TimelineId| BranchRecord {
@@ -114,6 +117,7 @@ impl Branches {
                 password: parent.password,
                 login: parent.login,
                 label,
+                history_s: Some(history_s),
                 ..BranchRecord::root(id, timeline, now)
             };
             Ok(Decision {

@@ -79,6 +79,8 @@ pub struct Branches {
     mount: Arc<Mount>,
     supervisor: Arc<Supervisor>,
     about: About,
+    /// How many seconds of their past are kept of new branches that do not say.
+    history_s: u64,
     events: Events,
     directory: Directory,
     visits: Visits,
@@ -92,12 +94,14 @@ pub struct Branches {
 }
 
 impl Branches {
-    /// The service over a store whose default branch exists.
+    /// The service over a store whose default branch exists. Of new branches that do not say how
+    /// much, `history_s` seconds of their past are kept.
     pub fn new(
         store: Arc<Store>,
         mount: Arc<Mount>,
         supervisor: Arc<Supervisor>,
         about: About,
+        history_s: u64,
     ) -> Arc<Self> {
         let directory = store.catalog().with_branches(Directory::of);
         Arc::new(Self {
@@ -105,6 +109,7 @@ impl Branches {
             mount,
             supervisor,
             about,
+            history_s,
             events: Events::default(),
             directory,
             visits: Visits::default(),

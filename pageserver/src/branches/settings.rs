@@ -20,11 +20,13 @@ pub struct NewSettings {
     pub network: Option<Option<BranchNetwork>>,
     /// Whether the jobs of `pg_cron` run.
     pub scheduled_jobs: Option<bool>,
+    /// How many seconds of its past are kept.
+    pub history_s: Option<u64>,
 }
 
 impl Branches {
-    /// Renames or protects a branch, or changes what its Postgres may do. A Postgres that runs with
-    /// another allowance stops, and its sessions end.
+    /// Renames or protects a branch, or changes what its Postgres may do or how long its past is
+    /// kept. A Postgres that runs with another allowance stops, and its sessions end.
     pub async fn update(
         self: &Arc<Self>,
         actor: Actor,
@@ -44,7 +46,8 @@ impl Branches {
                     scheduled_jobs: new.scheduled_jobs.unwrap_or(before.scheduled_jobs),
                 };
                 let label = labels::of(&name, &record);
-                let record = BranchRecord { protected, allowance, label, ..record };
+                let history_s = new.history_s.or(record.history_s);
+                let record = BranchRecord { protected, allowance, label, history_s, ..record };
                 let put = NameChange::Put(new_name.clone(), record);
                 let renamed = new_name != name;
                 let remove = renamed.then(|| NameChange::Remove(name.clone(), branch));

@@ -37,6 +37,8 @@ pub struct BranchView {
     pub network: BranchNetwork,
     /// Whether the jobs of `pg_cron` run.
     pub scheduled_jobs: bool,
+    /// How many seconds of its past are kept.
+    pub history_s: u64,
     /// What its Postgres is doing.
     pub state: ComputeState,
     /// Why its Postgres failed.
@@ -152,6 +154,7 @@ impl Branches {
             protected: record.protected,
             network: self.supervisor.network(record.allowance),
             scheduled_jobs: record.allowance.scheduled_jobs,
+            history_s: self.store.catalog().history_s(record),
             state: compute.state,
             failure: compute.failure,
             socket: compute.socket,

@@ -108,8 +108,13 @@ impl Running {
             domain: config.domain.clone(),
             ca_file,
         };
-        let branches =
-            Branches::new(Arc::clone(&store), Arc::clone(&mount), Arc::clone(&supervisor), about);
+        let branches = Branches::new(
+            Arc::clone(&store),
+            Arc::clone(&mount),
+            Arc::clone(&supervisor),
+            about,
+            config.branch_history_s(),
+        );
         if store.catalog().with_branches(|branches| branches.is_empty()) {
             let made = (&store, &mount, &branches);
             start::first_start(made, &installation, &user, &layout.run).await?;

@@ -76,8 +76,12 @@ pub(in crate::api) async fn create(
     Body(request): Body<CreateBranch>,
 ) -> Handled<Response> {
     let subject = Subject(request.name.clone());
+    let outcome = match request.try_into() {
+        Ok(new) => app.branches.create(actor, new).await,
+        Err(error) => Err(error),
+    };
     // The fault, too, carries the name to the log line.
-    Ok(match app.branches.create(actor, request.into()).await {
+    Ok(match outcome {
         Ok(branch) => (Extension(subject), created(branch.into())).into_response(),
         Err(error) => (Extension(subject), Fault::from(error)).into_response(),
     })
@@ -109,14 +113,14 @@ pub(in crate::api) async fn ensure(
     Name(name): Name,
     OptionalBody(request): OptionalBody<CreateBranch>,
 ) -> Handled<Response> {
-    let new = CreateBranch { name, ..request }.into();
+    let new = CreateBranch { name, ..request }.try_into()?;
     let (branch, is_new) = app.branches.ensure(actor, new).await?;
     let branch = Branch::from(branch);
     Ok(if is_new { created(branch) } else { Json(branch).into_response() })
 }
 
 /// Rename a branch, protect it from reset and delete, or say what its Postgres may do beyond its
-/// own data.
+/// own data, and how long its past is kept.
 #[utoipa::path(
     patch, path = "/v1/branches/{name}", tag = "branches", params(BranchName),
     request_body = UpdateBranch,
@@ -129,7 +133,7 @@ pub(in crate::api) async fn update(
     Named(name): Named,
     Body(request): Body<UpdateBranch>,
 ) -> Handled<Json<Branch>> {
-    Ok(Json(app.branches.update(actor, &name, request.into()).await?.into()))
+    Ok(Json(app.branches.update(actor, &name, request.try_into()?).await?.into()))
 }
 
 /// Throw the branch's own changes away: back to its parent's head, or to a moment `at` of its past.

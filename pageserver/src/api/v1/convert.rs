@@ -1,5 +1,6 @@
 //! Between the bodies of the API and the types of the services.
 
+use ::api::durations::{format_duration, parse_duration};
 use ::api::types;
 
 use crate::branches::{
@@ -7,6 +8,7 @@ use crate::branches::{
     ServerView,
 };
 use crate::compute::ComputeState;
+use crate::error::{Error, Result};
 use crate::import::{Import, ImportState, NewImport};
 use crate::moment::{History, HistoryRange, Moment};
 use crate::storage::catalog::BranchNetwork;
@@ -21,9 +23,19 @@ impl From<types::Moment> for Moment {
     }
 }
 
-impl From<types::CreateBranch> for NewBranch {
-    fn from(types::CreateBranch { name, parent, at }: types::CreateBranch) -> Self {
-        Self { name, parent, at: at.map(Into::into) }
+/// How long a past is to be kept, in seconds.
+fn history_s(history: Option<&str>) -> Result<Option<u64>> {
+    let bad = |why| Error::invalid("bad_history", format!("`history`: {why}"));
+    history.map(|text| parse_duration(text).map_err(bad)).transpose()
+}
+
+impl TryFrom<types::CreateBranch> for NewBranch {
+    type Error = Error;
+
+    fn try_from(body: types::CreateBranch) -> Result<Self> {
+        let types::CreateBranch { name, parent, at, history } = body;
+        let history_s = history_s(history.as_deref())?;
+        Ok(Self { name, parent, at: at.map(Into::into), history_s })
     }
 }
 
@@ -33,15 +45,18 @@ impl From<types::RestoreBranch> for RestoreTo {
     }
 }
 
-impl From<types::UpdateBranch> for NewSettings {
-    fn from(body: types::UpdateBranch) -> Self {
-        let types::UpdateBranch { name, protected, network, scheduled_jobs } = body;
+impl TryFrom<types::UpdateBranch> for NewSettings {
+    type Error = Error;
+
+    fn try_from(body: types::UpdateBranch) -> Result<Self> {
+        let types::UpdateBranch { name, protected, network, scheduled_jobs, history } = body;
+        let history_s = history_s(history.as_deref())?;
         let network = network.map(|choice| match choice {
             types::NetworkChoice::None => Some(BranchNetwork::None),
             types::NetworkChoice::Host => Some(BranchNetwork::Host),
             types::NetworkChoice::Default => None,
         });
-        Self { name, protected, network, scheduled_jobs }
+        Ok(Self { name, protected, network, scheduled_jobs, history_s })
     }
 }
 
@@ -87,6 +102,7 @@ impl From<BranchView> for types::Branch {
             protected: view.protected,
             network: view.network.into(),
             scheduled_jobs: view.scheduled_jobs,
+            history: Some(format_duration(view.history_s)),
             state: view.state.into(),
             failure: view.failure,
             socket: view.socket.map(|path| path.display().to_string()),
