@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint knows test functions, but not their helpers")]
 
-use coppice::{Directory, Server, Source, program};
+use coppice::{Directory, Server, Source, postgres_program, program};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -257,11 +257,11 @@ fn an_import_is_followed_and_its_failure_told() {
     let mut import = at(&server, &["import", "prod"]);
     let done = run(import.env("COPPICE_IMPORT_URL", source.url()));
     assert_eq!(done.exit, 0, "{}", done.err);
-    assert!(
-        done.out.starts_with("prod imported, ") && done.out.ends_with(" MiB\n"),
-        "{}",
-        done.out
-    );
+    let lines: Vec<&str> = done.out.lines().collect();
+    let [imported, url] = lines[..] else { panic!("{lines:?}") };
+    assert!(imported.starts_with("prod imported, ") && imported.ends_with(" MiB"), "{imported}");
+    let psql = Command::new(postgres_program("psql")).args(["-XAtqc", "select 1", url]).output();
+    assert_eq!(psql.unwrap().stdout, b"1\n", "{url}");
     assert!(done.err.starts_with("prod: starting, 0 B\n"), "{}", done.err);
     fails(&server, &["import", "prod", "--from", &source.url()], 4, "prod");
     source.refuse_copies();
