@@ -193,6 +193,14 @@ fn computes_and_connections() {
         .to_owned();
     assert!(own.starts_with("postgresql://postgres.awake:") && own.ends_with("/app"), "{own}");
     api.refuses("GET", &format!("{path}/connection?x=1"), "", 400, "bad_query");
+    let logs = api.call("GET", &format!("{path}/logs?lines=3&follow=false"), "");
+    assert_eq!(logs.headers["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(logs.text.lines().count(), 3, "{}", logs.text);
+    assert_eq!(api.call("GET", &format!("{path}/logs?lines=0"), "").text, "");
+    for query in ["lines=10001", "lines=-1", "lines=x", "follow=maybe", "tail=3"] {
+        api.refuses("GET", &format!("{path}/logs?{query}"), "", 400, "bad_query");
+    }
+    api.refuses("GET", "/v1/branches/none/logs?follow=true", "", 404, "branch_not_found");
     api.refuses("GET", "/v1/branches/none/connection", "", 404, "branch_not_found");
 }
 
@@ -406,7 +414,7 @@ fn every_described_route_is_there() {
         }
         count += 1;
     }
-    assert_eq!(count, 21, "routes described");
+    assert_eq!(count, 22, "routes described");
     // References must resolve, or generated clients break.
     let text = api.document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1) {

@@ -156,6 +156,17 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         keep: Option<u64>,
     },
+    /// Print what a branch's Postgres logged
+    Logs {
+        /// Name of the branch
+        name: String,
+        /// Go on with the lines to come, until Ctrl-C
+        #[arg(long, short)]
+        follow: bool,
+        /// How many of the last lines, at most 10000
+        #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 200)]
+        lines: usize,
+    },
     /// Delete branches; their children live on
     #[command(visible_alias = "rm")]
     Delete {

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use api::client::{Client, read_token};
 use api::durations::format_duration;
 use api::types::{
-    BranchList, CreateBranch, CreateImport, ImportMode, ImportState, Moment, NetworkChoice,
-    NewPassword, ResetBranch, RestoreBranch, UpdateBranch, UpdateSettings,
+    BranchList, Connection, CreateBranch, CreateImport, ImportMode, ImportState, Moment,
+    NetworkChoice, NewPassword, ResetBranch, RestoreBranch, UpdateBranch, UpdateSettings,
 };
 use clap::CommandFactory;
 use jiff::Timestamp;
 
-use crate::args::{Args, Command, Format, NetworkArg, Switch};
+use crate::args::{Args, Command, Format, NetworkArg, Switch, Target};
 use crate::failure::{Exit, Failure};
-use crate::{import, output, psql};
+use crate::{import, logs, output, psql};
 
 /// Bytes that are read of a password at most; the server refuses most of them.
 const STDIN_BYTES_MAX: u64 = 4096;
@@ -43,21 +43,17 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
             let history = client.history(name)?;
             show(format, &history, || output::history(&history))?;
         }
+        Command::Logs { name, follow, lines } => {
+            let print_lines = if *follow { logs::follow } else { logs::last };
+            print_lines(&client, format, name, *lines)?;
+        }
         Command::Delete { names } => return delete(&client, format, names),
         Command::Url { target } => {
-            let connection = client.connection(
-                &target.name,
-                target.database.as_deref(),
-                target.role.as_deref(),
-            )?;
+            let connection = connection(&client, target)?;
             show(format, &connection, || format!("{}\n", connection.url))?;
         }
         Command::Psql { target, args } => {
-            let connection = client.connection(
-                &target.name,
-                target.database.as_deref(),
-                target.role.as_deref(),
-            )?;
+            let connection = connection(&client, target)?;
             return Err(psql::exec(&connection.url, args));
         }
         Command::Set { name, set, unset } => {
@@ -91,6 +87,11 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         change => change_one(&client, format, change)?,
     }
     Ok(Exit::Done)
+}
+
+fn connection(client: &Client, target: &Target) -> Result<Connection, Failure> {
+    let (database, role) = (target.database.as_deref(), target.role.as_deref());
+    Ok(client.connection(&target.name, database, role)?)
 }
 
 /// Reads a password from standard input: the first line.

@@ -52,8 +52,9 @@ pub(crate) fn branch(branch: &Branch, now: Timestamp) -> String {
     if let Some(failure) = &branch.failure {
         text.push_str("failure:\n");
         for line in failure.lines() {
-            text.push_str(&format!("  {}\n", clean(line)));
+            text.push_str(&format!("  {}\n", log_line(line)));
         }
+        text.push_str(&format!("  `branchctl logs {}` has more\n", clean(&branch.name)));
     }
     text
 }
@@ -222,6 +223,11 @@ fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// A line of Postgres's log, which may be indented by a tab.
+pub(crate) fn log_line(line: &str) -> String {
+    line.split('\t').map(clean).collect::<Vec<_>>().join("\t")
+}
+
 /// Columns as wide as their widest cell, two blanks between, none at a line's end.
 fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
     let mut widths = [0; N];
@@ -287,14 +293,16 @@ feature/login  main    running  3        31.0 MiB  1000 B  1000 B  5 minutes ago
     #[test]
     fn a_failure_is_shown_line_by_line_and_cannot_move_the_cursor() {
         let mut failed = sample("x", Some("main"));
-        failed.failure = Some("FATAL: one\nHINT:\x1b[2J two".to_owned());
+        failed.failure = Some("FATAL: one\nHINT:\x1b[2J two\n\tthree".to_owned());
         let text = branch(&failed, Timestamp::UNIX_EPOCH);
         assert!(text.contains("created:   1970-01-01T00:00:00Z (just now)\n"), "{text}");
         assert!(text.contains("history:   1h\n"), "{text}");
         for (history, shown) in [(Some("0"), "none"), (None, "-"), (Some("\x1b"), "\u{fffd}")] {
             assert_eq!(kept(history), shown);
         }
-        assert!(text.ends_with("failure:\n  FATAL: one\n  HINT:\u{fffd}[2J two\n"), "{text}");
+        let failure = "failure:\n  FATAL: one\n  HINT:\u{fffd}[2J two\n  \tthree\n  \
+                       `branchctl logs x` has more\n";
+        assert!(text.ends_with(failure), "{text}");
     }
 
     #[test]

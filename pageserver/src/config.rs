@@ -185,6 +185,8 @@ pub struct Layout {
     pub scratch: PathBuf,
     /// Sockets and managed settings of the computes.
     pub run: PathBuf,
+    /// What the computes log.
+    pub logs: PathBuf,
     /// Default mountpoint of the data directories.
     pub mount: PathBuf,
     /// Mountpoint of their write-ahead logs.
@@ -206,6 +208,7 @@ impl Layout {
             store: data.join("store"),
             scratch: data.join("scratch"),
             run: data.join("run"),
+            logs: data.join("logs"),
             mount: data.join("mount"),
             wal_mount: data.join("mount-wal"),
             connections: data.join("connections"),

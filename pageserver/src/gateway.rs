@@ -24,12 +24,12 @@ impl Backends for Gateway {
         let lease = match &target.at {
             None => self.0.acquire(&name).await,
             Some(text) => {
-                let bad = |detail| refuse(Error::invalid("invalid_moment", detail));
+                let bad = |detail| refuse(&name, target, Error::invalid("invalid_moment", detail));
                 let moment = text.parse::<api::types::Moment>().map_err(bad)?;
                 self.0.visit(&name, &Moment::from(moment)).await
             }
         };
-        let lease = lease.map_err(refuse)?;
+        let lease = lease.map_err(|error| refuse(&name, target, error))?;
         let (socket, owner) = (lease.socket().to_path_buf(), lease.owner());
         let (parting, revoked) = (lease.parting(), lease.revoked());
         Ok(Upstream::new(name, socket, lease).of(owner).until(parting, revoked))
@@ -40,14 +40,32 @@ impl Backends for Gateway {
     }
 }
 
-fn refuse(error: Error) -> Refusal {
+/// Errors whose detail quotes Postgres's log. It is not for clients that gave no password yet.
+const QUOTING: [&str; 2] = ["compute_failed", "compute_slow"];
+
+fn refuse(name: &str, target: &Target, error: Error) -> Refusal {
+    if QUOTING.contains(&error.code) {
+        let (at, hint) = match &target.at {
+            None => {
+                let hint = format!("`branchctl show {name}` or `branchctl logs {name}` tells why");
+                (String::new(), hint)
+            }
+            Some(at) => (format!(" at {at}"), "the server's log tells why".to_owned()),
+        };
+        let message = format!("branch \"{name}\"{at} cannot start");
+        return Refusal::new(refusal::CANNOT_CONNECT_NOW, message).with_hint(hint);
+    }
+    if error.code == "branch_not_found" {
+        // It was there when the client named it. The detail has names of other branches.
+        return Refusal::new(refusal::NO_SUCH_BRANCH, "the branch does not exist");
+    }
     let sqlstate = match error.kind {
         Kind::NotFound => refusal::NO_SUCH_BRANCH,
         Kind::Invalid => refusal::INVALID_PARAMETER,
         _ => refusal::CANNOT_CONNECT_NOW,
     };
     match error.detail.split_once("; ") {
-        // Of other kinds the detail may quote Postgres, whose lines stay together.
+        // Of other kinds the detail may be several sentences, which stay together.
         Some((message, hint)) if error.kind == Kind::NotFound => {
             Refusal::new(sqlstate, message).with_hint(hint)
         }

@@ -55,8 +55,8 @@ impl Monitor {
         count(data, &mut self.bytes_in, &self.metrics.bytes_from_clients_total);
     }
 
-    /// What the client is to be told if its Postgres ends here, without a word of its own and before
-    /// the first answer.
+    /// What the client is to be told if its Postgres ends here, without a word of its own and
+    /// before the first answer.
     pub(crate) fn last_words(&self) -> Option<BytesMut> {
         (self.watch.is_silent() && !self.is_leaving).then(|| ended_early().encode())
     }

@@ -127,8 +127,13 @@ fn find(client: &Client, selector: &Selector) -> Result<Option<String>, Refusal>
 /// What a client may learn of a failed call. Wrong settings of the proxy itself go to the log only.
 fn refusal(error: &Error) -> Refusal {
     match (error.status, error.code.as_str()) {
-        (_, BRANCH_NOT_FOUND) => Refusal::new(NO_SUCH_BRANCH, &error.detail)
+        // The detail has names of other branches, and of the next two Postgres's log.
+        (_, BRANCH_NOT_FOUND) => Refusal::new(NO_SUCH_BRANCH, "the branch does not exist")
             .with_hint("`branchctl list` shows the branches that exist."),
+        (_, "compute_failed" | "compute_slow") => {
+            Refusal::new(CANNOT_CONNECT_NOW, "the branch cannot start")
+                .with_hint("`branchctl show BRANCH` or `branchctl logs BRANCH` tells why.")
+        }
         (0 | 401, _) => {
             tracing::error!(%error, "cannot use the server's API");
             no_answer()

@@ -53,6 +53,9 @@ fn answer(listener: &TcpListener) -> String {
         "/v1/branches/main/wake" => (200, MAIN.to_owned()),
         "/v1/branches/team%2FA/wake" => (200, ASLEEP.to_owned()),
         "/v1/branches/sick/wake" => (503, problem("start_failed", "branch sick: no space left")),
+        "/v1/branches/broken/wake" => {
+            (503, problem("compute_failed", "FATAL: a line of Postgres's log"))
+        }
         _ => (404, problem(BRANCH_NOT_FOUND, "branch gone does not exist; near: main")),
     };
     let head = format!(
@@ -103,10 +106,11 @@ async fn finds_and_wakes_a_branch() {
 
 #[tokio::test]
 async fn says_why_a_branch_is_not_there() {
-    let (url, requests) = serve(3);
+    let (url, requests) = serve(4);
     let remote = remote(&url);
     let table = [
-        ("gone", NO_SUCH_BRANCH, "branch gone does not exist; near: main"),
+        ("gone", NO_SUCH_BRANCH, "the branch does not exist"),
+        ("broken", CANNOT_CONNECT_NOW, "the branch cannot start"),
         ("sick", CANNOT_CONNECT_NOW, "branch sick: no space left"),
         ("team/A", CANNOT_CONNECT_NOW, "branch \"team/A\" was woken but has no socket"),
     ];

@@ -8,7 +8,8 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Largest answer read, room for about 100,000 branches.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// Longest line of a log read in one piece.
+const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Largest token file read.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
@@ -217,6 +220,36 @@ impl Client {
         self.read(&branch_path(name, "/history"))
     }
 
+    /// `GET /v1/branches/{name}/logs`: calls `each` for each of the last `lines` lines, and if
+    /// `follow`, for those to come until the branch is deleted, the server stops or `each` breaks.
+    pub fn logs(
+        &self,
+        name: &str,
+        lines: usize,
+        follow: bool,
+        mut each: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let path = format!("{}?lines={lines}&follow={follow}", branch_path(name, "/logs"));
+        let limit = if follow { None } else { Some(READ_TIMEOUT) };
+        let mut response = self.open(Method::GET, &path, None, limit)?;
+        if response.status().as_u16() != 200 {
+            return Err(self.read_whole(&mut response)?.into_error(&self.base));
+        }
+        let mut body = BufReader::new(response.into_body().into_reader());
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = body.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+            if read.map_err(|error| self.explain(&error.into()))? == 0 {
+                return Ok(());
+            }
+            let text = line.strip_suffix(b"\n").unwrap_or(&line);
+            if each(&String::from_utf8_lossy(text)).is_break() {
+                return Ok(());
+            }
+        }
+    }
+
     /// `DELETE /v1/branches/{name}`.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
         self.send(Method::DELETE, &branch_path(name, ""), None, CHANGE_TIMEOUT).map(drop)
@@ -292,6 +325,24 @@ impl Client {
         body: Option<Vec<u8>>,
         timeout: Duration,
     ) -> Result<Answer, Error> {
+        let mut response = self.open(method, path, body, Some(timeout))?;
+        let answer = self.read_whole(&mut response)?;
+        if (200..300).contains(&answer.status) {
+            Ok(answer)
+        } else {
+            Err(answer.into_error(&self.base))
+        }
+    }
+
+    /// Sends one request and returns once the head of its answer is there. Without a `limit` the
+    /// body may take as long as it likes, but not the head.
+    fn open(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        limit: Option<Duration>,
+    ) -> Result<Response<ureq::Body>, Error> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -301,11 +352,14 @@ impl Client {
                 if !body.is_empty() {
                     request = request.header("content-type", "application/json");
                 }
-                request.body(body).map_err(ureq::Error::from).and_then(|r| self.run(r, timeout))
+                request.body(body).map_err(ureq::Error::from).and_then(|r| self.run(r, limit))
             }
-            None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.run(r, timeout)),
+            None => request.body(()).map_err(ureq::Error::from).and_then(|r| self.run(r, limit)),
         };
-        let mut response = result.map_err(|error| self.explain(&error))?;
+        result.map_err(|error| self.explain(&error))
+    }
+
+    fn read_whole(&self, response: &mut Response<ureq::Body>) -> Result<Answer, Error> {
         let status = response.status().as_u16();
         // Refused before any of it is read where its length is announced; the limit below is for
         // the other answers.
@@ -318,16 +372,16 @@ impl Client {
             .limit(ANSWER_BYTES_MAX)
             .read_to_vec()
             .map_err(|error| self.explain(&error))?;
-        let answer = Answer { status, bytes };
-        if (200..300).contains(&status) { Ok(answer) } else { Err(answer.into_error(&self.base)) }
+        Ok(Answer { status, bytes })
     }
 
     fn run(
         &self,
         request: Request<impl ureq::AsSendBody>,
-        timeout: Duration,
+        limit: Option<Duration>,
     ) -> Result<Response<ureq::Body>, ureq::Error> {
-        self.agent.run(self.agent.configure_request(request).timeout_global(Some(timeout)).build())
+        let configured = self.agent.configure_request(request).timeout_global(limit);
+        self.agent.run(configured.timeout_recv_response(limit.or(Some(READ_TIMEOUT))).build())
     }
 
     fn too_large(&self) -> Error {

@@ -81,6 +81,31 @@ fn a_lost_answer_is_not_taken_for_a_server_that_is_down() {
 }
 
 #[test]
+fn a_log_comes_line_by_line_until_its_end_or_until_it_is_enough() {
+    const CHUNKS: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+                          6\r\none\ntw\r\n8\r\no\n\nthree\r\n";
+    let read = |answer: &'static str, enough: usize| {
+        let (url, server) = answer_once(answer);
+        let mut lines = Vec::new();
+        let outcome = Client::new(&url, None).unwrap().logs("a/b", 7, true, |line| {
+            lines.push(line.to_owned());
+            if lines.len() == enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let head = server.join().unwrap();
+        assert!(head.starts_with("GET /v1/branches/a%2Fb/logs?lines=7&follow=true "), "{head}");
+        (lines, outcome)
+    };
+    let whole = format!("{CHUNKS}0\r\n\r\n");
+    assert_eq!(
+        read(whole.leak(), 9),
+        (["one", "two", "", "three"].map(str::to_owned).into(), Ok(()))
+    );
+    assert_eq!(read(CHUNKS, 2), (["one", "two"].map(str::to_owned).into(), Ok(())));
+    let (lines, outcome) = read(CHUNKS, 9);
+    assert_eq!((lines.len(), outcome.unwrap_err().code.as_str()), (3, "disconnected"));
+}
+
+#[test]
 fn a_server_that_is_down_gives_the_remedy() {
     // Bound and dropped: nothing listens there now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -10,7 +10,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::operate;
-use super::v1::{branches, imports, server};
+use super::v1::{branches, imports, logs, server};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -23,7 +23,7 @@ use super::v1::{branches, imports, server};
         branches::list, branches::create, branches::show, branches::ensure, branches::update,
         branches::delete,
         branches::reset, branches::restore, branches::suspend, branches::wake, branches::connection,
-        branches::history, branches::settings, branches::password, imports::start,
+        branches::history, logs::logs, branches::settings, branches::password, imports::start,
         imports::show, server::usage, server::status, operate::metrics, operate::healthz,
         show
     ),

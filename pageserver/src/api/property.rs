@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::extract::parse;
 use super::v1::branches::UrlQuery;
+use super::v1::logs::LogQuery;
 use super::v1::paths::{BRANCHES, joined};
 use crate::branches::rules;
 use crate::import::source;
@@ -98,6 +99,9 @@ fn moment(moment: &Moment) {
 fn path(text: &str) {
     let Ok(uri) = text.parse::<Uri>() else { return };
     if let Err(error) = Query::<UrlQuery>::try_from_uri(&uri) {
+        assert!(!error.body_text().is_empty());
+    }
+    if let Err(error) = Query::<LogQuery>::try_from_uri(&uri) {
         assert!(!error.body_text().is_empty());
     }
     let Some(joined_uri) = joined(&uri) else { return };

@@ -28,6 +28,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Longest time in milliseconds that a client may leave what was sent to it unread.
 const UNREAD_TIMEOUT_MS: u32 = 30_000;
+/// How long a connection may be silent before the kernel asks whether its client is still there.
+const KEEPALIVE_SECONDS: u32 = 60;
 /// How long requests under way may still take after the shutdown began.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: out of file handles, say, which a busy loop would not cure.
@@ -86,7 +88,11 @@ async fn accept(
 async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Receiver<()>) {
     // Answers are small and each is awaited: never hold one back to fill a packet.
     let _ = stream.set_nodelay(true);
-    if let Err(error) = setsockopt(&stream, sockopt::TcpUserTimeout, &UNREAD_TIMEOUT_MS) {
+    // A log that is followed may say nothing for long, and its client may be gone meanwhile.
+    let options = setsockopt(&stream, sockopt::TcpUserTimeout, &UNREAD_TIMEOUT_MS)
+        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS))
+        .and_then(|()| setsockopt(&stream, sockopt::KeepAlive, &true));
+    if let Err(error) = options {
         debug!(%error, "cannot set a socket option");
     }
     let connection = http1::Builder::new()

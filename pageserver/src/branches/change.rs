@@ -176,6 +176,7 @@ impl Branches {
         tokio::spawn(async move {
             supervisor.drop_timeline(timeline).await;
             let tidy = move || {
+                supervisor.remove_log(timeline);
                 mount.detach(timeline);
                 freed.iter().for_each(|id| mount.detach(*id));
                 store.free(&freed);

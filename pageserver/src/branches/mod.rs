@@ -19,6 +19,7 @@ mod directory;
 mod held;
 mod imports;
 mod labels;
+mod logs;
 mod repair;
 mod reset;
 mod restore;
@@ -50,6 +51,7 @@ use tokio::sync::Semaphore;
 use visits::Visits;
 
 pub use create::NewBranch;
+pub use logs::LogStream;
 pub use restore::RestoreTo;
 pub use settings::NewSettings;
 pub use usage::{BranchBytes, DiskUsage, NamelessBytes};
@@ -60,6 +62,8 @@ pub use view::{BranchPage, BranchView, ServerView};
 const CHANGES: usize = 64;
 /// Of those that look for a moment, which may take long, as many as leave the others their turns.
 const SEARCHES: usize = 16;
+/// Logs that may be followed at the same time. Each takes a connection of the API, which has 512.
+const FOLLOWERS: usize = 128;
 
 /// What the service says about the server it is part of.
 pub struct About {
@@ -88,6 +92,7 @@ pub struct Branches {
     changing: Mutex<()>,
     changes: Semaphore,
     searches: Semaphore,
+    followers: Arc<Semaphore>,
     tidying: Tidying,
     debts: Arc<Debts>,
     started: Instant,
@@ -116,6 +121,7 @@ impl Branches {
             changing: Mutex::new(()),
             changes: Semaphore::new(CHANGES),
             searches: Semaphore::new(SEARCHES),
+            followers: Arc::new(Semaphore::new(FOLLOWERS)),
             tidying: Tidying::default(),
             debts: Arc::default(),
             started: Instant::now(),

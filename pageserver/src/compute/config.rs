@@ -18,6 +18,8 @@ pub struct ComputeConfig {
     /// Directory of sockets, managed configuration files and records, on a local file system, never
     /// inside the mount.
     pub run_dir: PathBuf,
+    /// Directory of what the computes log; made if it is missing.
+    pub log_dir: PathBuf,
     /// A compute without a client for this long is stopped; zero means never.
     pub suspend_after: Duration,
     /// Longest start, crash recovery included.
@@ -41,6 +43,7 @@ impl ComputeConfig {
         Self {
             installation,
             user,
+            log_dir: run_dir.join("logs"),
             run_dir,
             suspend_after: Duration::from_secs(300),
             start_limit: Duration::from_secs(600),

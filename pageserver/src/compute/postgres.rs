@@ -4,8 +4,9 @@
 use super::child::{self, OwnedChild, Surroundings};
 use super::data_directory;
 use super::installation::Installation;
-use super::lines::{LAST_LINES_LIMIT, read_lines};
+use super::lines::{LAST_LINES_LIMIT, LINE_BYTES, read_long_lines, start_of};
 use super::log::PostgresLog;
+use super::log_files::{LOGGED_LINE_BYTES, LogSink};
 use super::settings::{self, Situation};
 use super::user::OsUser;
 use super::{processes, tool};
@@ -40,12 +41,14 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Starts Postgres as `situation` says. It is not ready yet when this returns.
+    /// Starts Postgres as `situation` says, and gives all that it logs to `sink`. It is not ready
+    /// yet when this returns.
     pub(crate) async fn spawn(
         installation: &Installation,
         user: &OsUser,
         situation: &Situation<'_>,
         surroundings: Surroundings,
+        sink: LogSink,
     ) -> Result<Self> {
         let mut command = tool::command(installation, "postgres");
         command.args(settings::arguments(situation));
@@ -61,7 +64,9 @@ impl Postgres {
         let pid = child.pid();
         let reader = tokio::spawn(async move {
             if let Some(stderr) = stderr {
-                read_lines(stderr, |line| {
+                read_long_lines(stderr, LOGGED_LINE_BYTES, |line, cut| {
+                    sink.push(line, cut);
+                    let line = start_of(line, LINE_BYTES);
                     if kept.push(pid, line) {
                         tracing::debug!(%timeline, "postgres: {line}");
                     }
@@ -99,7 +104,7 @@ impl Postgres {
             () = tokio::time::sleep(limit) => Err(Error::unavailable(
                 "compute_slow",
                 format!(
-                    "Postgres did not get ready within {} s; its last lines: {}",
+                    "Postgres did not get ready within {} s. Its last lines:\n{}",
                     limit.as_secs(),
                     self.log.text()
                 ),
@@ -119,7 +124,11 @@ impl Postgres {
         // Orphans may hold the pipe; the lines so far have to do then.
         let _late = tokio::time::timeout(LAST_LINES_LIMIT, &mut self.reader).await;
         let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
-        Error::unavailable("compute_failed", format!("Postgres ended ({how}): {}", self.log.text()))
+        let detail = match self.log.text().as_str() {
+            "" => format!("Postgres ended ({how}) and said nothing"),
+            lines => format!("Postgres ended ({how}). Its last lines:\n{lines}"),
+        };
+        Error::unavailable("compute_failed", detail)
     }
 
     /// Shuts Postgres down: fast for `limit` or until `hurried`, then immediately, then by force.

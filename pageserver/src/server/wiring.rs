@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long a server that stops waits for the last lines of Postgres's logs to be written.
+const LOGS_LIMIT: Duration = Duration::from_secs(2);
 /// How often it is said what a server waits for that stops.
 const STOP_NEWS: Duration = Duration::from_secs(10);
 
@@ -93,6 +95,7 @@ impl Running {
         mount.record(&layout.connections)?;
         let mut computes =
             ComputeConfig::new(installation.clone(), user.clone(), layout.run.clone());
+        computes.log_dir = layout.logs.clone();
         computes.suspend_after = Duration::from_secs(config.suspend_after);
         computes.max_running = config.max_running.unwrap_or(computes.max_running);
         computes.network = config.branch_network;
@@ -144,7 +147,8 @@ impl Running {
         stage("imports", self.imports.stop_all()).await;
         stage("computes of imports", self.supervisor.stop_all()).await;
         stage("dropped branches", self.branches.tidied()).await;
-        let Self { store, mount, .. } = self;
+        let Self { store, mount, supervisor, .. } = self;
+        stage("logs of branches", blocking(move || supervisor.flush_logs(LOGS_LIMIT))).await;
         let unmounted = stage("the mount", blocking(move || mount.unmount())).await;
         stage("the store", blocking(move || store.close())).await.and(unmounted)
     }

@@ -305,8 +305,8 @@ fn secret_url(url: &Secret) -> Response {
 )]
 pub(in crate::api) struct BranchName {
     /// Branch name, or its label where no data is taken away, with `/` as `%2F`. A plain `/` works
-    /// too, unless the name's last part is one of
-    /// `reset`, `restore`, `suspend`, `wake`, `connection`, `history`, `settings` and `password`.
+    /// too, unless the name's last part is one of `reset`, `restore`, `suspend`, `wake`,
+    /// `connection`, `history`, `logs`, `settings` and `password`.
     #[param(example = "feature%2Flogin")]
     name: String,
 }

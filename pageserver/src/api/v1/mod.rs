@@ -14,6 +14,7 @@ use super::problem::Fault;
 pub(super) mod branches;
 mod convert;
 pub(super) mod imports;
+pub(super) mod logs;
 pub(super) mod paths;
 pub(super) mod server;
 
@@ -37,6 +38,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/v1/branches/{name}/wake", post(branches::wake))
         .route("/v1/branches/{name}/connection", get(branches::connection))
         .route("/v1/branches/{name}/history", get(branches::history))
+        .route("/v1/branches/{name}/logs", get(logs::logs))
         .route("/v1/branches/{name}/settings", patch(branches::settings))
         .route("/v1/branches/{name}/password", post(branches::password))
         .route("/v1/imports", post(imports::start))

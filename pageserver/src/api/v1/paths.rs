@@ -4,8 +4,17 @@ use ::api::percent::encode;
 use axum::http::Uri;
 
 /// The words that may follow a branch's name in a path.
-const ACTIONS: [&str; 8] =
-    ["reset", "restore", "suspend", "wake", "connection", "history", "settings", "password"];
+const ACTIONS: [&str; 9] = [
+    "reset",
+    "restore",
+    "suspend",
+    "wake",
+    "connection",
+    "history",
+    "settings",
+    "password",
+    "logs",
+];
 /// Where branches live.
 pub(in crate::api) const BRANCHES: &str = "/v1/branches/";
 

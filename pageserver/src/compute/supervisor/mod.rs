@@ -4,10 +4,12 @@
 //! gone. Wakers only wait for it, so a waker that goes away takes nothing with it and a hundred of
 //! them share one Postgres. Nothing is kept of a compute that sleeps.
 
+mod logs;
 mod start;
 
 use crate::compute::config::ComputeConfig;
 use crate::compute::leftovers::{Records, remove_sockets};
+use crate::compute::log_files::LogFiles;
 use crate::compute::postgres::Postgres;
 use crate::compute::room::{self, Room, has_clients};
 use crate::compute::settings::{ManagedFiles, SOCKET_FILE};
@@ -86,6 +88,7 @@ pub struct Supervisor {
     directories: Arc<dyn DataDirectories>,
     managed: ManagedFiles,
     records: Records,
+    logs: LogFiles,
     slots: Mutex<HashMap<TimelineId, Arc<ComputeSlot>>>,
     starts: Semaphore,
     room: Room,
@@ -112,7 +115,9 @@ impl Supervisor {
                 ),
             )
         })?;
+        let logs = LogFiles::open(config.log_dir.clone(), |id| directories.is_wanted(id))?;
         Ok(Arc::new(Self {
+            logs,
             surroundings: ComputeSurroundings::prepare(&config),
             starts: Semaphore::new(config.parallel_starts.max(1)),
             room: Room::new(config.max_running),

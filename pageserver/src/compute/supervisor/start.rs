@@ -166,8 +166,9 @@ impl Supervisor {
             tracing::warn!(%timeline, %error, "the branch has no door");
         }
         let surroundings = self.surroundings.of(allowance);
+        let (installation, sink) = (&self.config.installation, self.logs.sink(timeline));
         let mut postgres =
-            Postgres::spawn(&self.config.installation, user, &situation, surroundings).await?;
+            Postgres::spawn(installation, user, &situation, surroundings, sink).await?;
         if let Err(error) = self.records.write(timeline, data, Some(postgres.pid())) {
             postgres.stop(self.config.stop_limit, pending()).await;
             return Err(error);
