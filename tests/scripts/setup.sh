@@ -3,8 +3,8 @@
 # everything is there. With --lints it also adds rustfmt and clippy to a Rust without them, the C++
 # compiler that fuzzing needs, pg_cron, whose jobs must not run on branches, and what those clients
 # need that `make test` runs. With --clients it adds what all clients need; one that cannot have it
-# is skipped. With --bench it adds what Coppice is compared with; a system that does not have it skips
-# the comparison.
+# is skipped. With --bench it adds what Coppice is compared with; a system that does not have it
+# skips the comparison.
 #
 # Rust itself is left to the user: see https://rustup.rs. Debian makes a database cluster and starts
 # it when Postgres is installed; here it is told not to, since Coppice makes its own.
@@ -140,7 +140,8 @@ begin_apt() {
 }
 
 if [ ${#missing[@]} -gt 0 ]; then
-    has apt-get || fail "missing: ${missing[*]} (Debian's names); install them with this system's package manager"
+    has apt-get ||
+        fail "missing: ${missing[*]} (Debian's names); install them with this system's packages"
     if [ "$(id -u)" != 0 ] && ! has sudo; then
         fail "missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
     fi

@@ -481,7 +481,8 @@ mod tests {
         let sink = logs.sink(ONE);
         sink.push(&"ä".repeat(LOGGED_LINE_BYTES), 10);
         let cut = text(&logs, ONE);
-        let expected = format!("… (coppice: {} more bytes were cut off)\n", LOGGED_LINE_BYTES + 10);
+        let missing = LOGGED_LINE_BYTES + 10;
+        let expected = format!("… (coppice: {missing} more bytes were cut off)\n");
         assert!(cut.starts_with("ää") && cut.ends_with(&expected), "{}", &cut[cut.len() - 60..]);
         assert!(cut.len() < LOGGED_LINE_BYTES + 100);
         fs::write(&logs.0.paths(ONE)[1], "half a li").unwrap();
